@@ -1,0 +1,41 @@
+"""Every error that a user can cause, by where it arises.
+
+A message says what is wrong, where, both numbers where there are two, and the mend, on one line.
+Our own bugs are ``assert``; these are not.
+"""
+
+
+class ZOError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class ConfigError(ZOError, ValueError):
+    """A key, value or combination in the JSON or on the command line that cannot be honoured."""
+
+
+class TaskError(ZOError, ValueError):
+    """A data file, prompt or label that cannot be used; names file and line."""
+
+
+class ModelError(ZOError, ValueError):
+    """A model that cannot be trained as it is; names the module or parameter."""
+
+
+class StoreError(ZOError):
+    """Weights that could not be placed, moved or read."""
+
+
+class CodecError(ZOError):
+    """A wire format that cannot hold what it was given."""
+
+
+class JournalError(ZOError):
+    """A journal that is damaged, locked, or belongs to another run."""
+
+
+class ReplicaError(ZOError):
+    """Ranks that do not agree, or cannot be reached."""
+
+
+class DivergedError(ZOError):
+    """A loss that is not a finite number."""

@@ -1,0 +1,97 @@
+"""Spans: the stretches of flat memory that kernels work on.
+
+A span is a run of whole parameters of one kind (one forward dtype, all trainable or all frozen,
+all dithered or none) inside a unit's flat buffers. Every parameter starts on a multiple of 128
+elements, so that the noise blocks of neighbours never share an element and a span's noise is one
+uninterrupted sequence of blocks.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+ALIGNMENT = 128  # elements; a multiple of every direction's block
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One parameter inside a span.
+
+    Attributes:
+        name: Qualified name in the model.
+        parameter_index: Position among all parameters of the model; names its noise.
+        shape: As the model sees it.
+        start: First element inside the span, a multiple of 128.
+        scale: Factor on z for this tensor (1.0 unless ``direction_scale`` is set).
+    """
+
+    name: str
+    parameter_index: int
+    shape: tuple[int, ...]
+    start: int
+    scale: float = 1.0
+
+    @property
+    def numel(self) -> int:
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+    @property
+    def padded(self) -> int:
+        return -(-self.numel // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of parameters of one kind.
+
+    Attributes:
+        dtype: What the forward computes in: float32, bfloat16 or float16.
+        segments: In order of memory.
+        wire_offset: First byte in the unit's wire buffer (what crosses the bus).
+        rest_offset: First byte in the unit's rest buffer (what stays with the master).
+        trainable: Whether directions move it.
+        dither: Whether perturbed copies are rounded stochastically (bfloat16 vectors).
+    """
+
+    dtype: torch.dtype
+    segments: tuple[Segment, ...]
+    wire_offset: int
+    rest_offset: int
+    trainable: bool = True
+    dither: bool = False
+    elements: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        last = self.segments[-1]
+        object.__setattr__(self, "elements", last.start + last.padded)
+
+    @property
+    def wire_bytes(self) -> int:
+        return self.elements * self.dtype.itemsize
+
+    @property
+    def rest_bytes(self) -> int:
+        return self.elements * REST_BYTES[self.dtype] if self.trainable else 0
+
+    @property
+    def uniform_scale(self) -> float | None:
+        """The scale that all segments share, or None."""
+        scales = {segment.scale for segment in self.segments}
+        return scales.pop() if len(scales) == 1 else None
+
+    def wire(self, buffer: torch.Tensor) -> torch.Tensor:
+        """This span's elements, in the forward's dtype, as a view of a unit's wire buffer."""
+        return buffer[self.wire_offset : self.wire_offset + self.wire_bytes].view(self.dtype)
+
+    def rest(self, buffer: torch.Tensor) -> torch.Tensor:
+        """What stays home, as a view of a unit's rest buffer: int16 low planes, or an fp32 master."""
+        dtype = torch.int16 if self.dtype == torch.bfloat16 else torch.float32
+        return buffer[self.rest_offset : self.rest_offset + self.rest_bytes].view(dtype)
+
+
+# Bytes a parameter that stay home: bfloat16 travels as the master's high plane, so its low plane
+# rests; fp32 is its own master; fp16 is rounded from an fp32 master.
+REST_BYTES = {torch.bfloat16: 2, torch.float32: 0, torch.float16: 4}

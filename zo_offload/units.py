@@ -1,0 +1,236 @@
+"""Which parts of a model move together, and how their parameters lie in flat memory.
+
+A *unit* is the granule that moves: one repeated block of the model. Blocks are found as the outermost
+repeated items of ``nn.ModuleList`` s, from the module tree alone, so that no architecture is named
+anywhere. Everything outside every unit, or reached from two, is *ambient*: embeddings, final norm,
+head, shared tables.
+
+"Repeated" means that an item has a sibling of its own class which shares at least half of its
+parameter names and shapes. Transformer layers qualify (T5's first block differs from the others by
+one table only); Swin's stages, whose widths differ, do not, so the search goes on inside them.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from zo_offload.errors import ConfigError, ModelError
+from zo_offload.ops import ALIGNMENT, Segment, Span
+
+FORWARD_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+AMBIENT = -1  # index of the pseudo-unit that holds ambient parameters
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Parameters that travel together.
+
+    Attributes:
+        index: Position in the order of definition; ``AMBIENT`` for the ambient parameters.
+        name: Module path in the model (empty for ambient).
+        spans: Where its parameters lie.
+        wire_bytes: Bytes that cross the bus.
+        rest_bytes: Bytes that stay with the master.
+    """
+
+    index: int
+    name: str
+    spans: tuple[Span, ...]
+    wire_bytes: int
+    rest_bytes: int
+
+    @property
+    def segments(self) -> list[tuple[Span, Segment]]:
+        return [(span, segment) for span in self.spans for segment in span.segments]
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(segment.numel for _, segment in self.segments)
+
+
+@dataclass(frozen=True)
+class ModelMap:
+    """A model divided into units and ambient parameters.
+
+    Attributes:
+        units: In order of definition.
+        ambient: The pseudo-unit of all other floating-point parameters.
+        modules: Unit modules, by index.
+        parameters: Every managed parameter by its first name.
+        aliases: Further names of tied parameters, to the first.
+    """
+
+    units: tuple[Unit, ...]
+    ambient: Unit
+    modules: tuple[nn.Module, ...]
+    parameters: dict[str, nn.Parameter]
+    aliases: dict[str, str]
+
+    @property
+    def everything(self) -> tuple[Unit, ...]:
+        return (self.ambient, *self.units)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(unit.num_parameters for unit in self.everything)
+
+
+def map_model(model: nn.Module, classes: Sequence[str] | None = None, scales: dict[str, float] | None = None) -> ModelMap:
+    """Divide a model into units and ambient parameters, and lay each out flat.
+
+    Args:
+        model: Any module, on any device (``meta`` too).
+        classes: Class names that are units, instead of the search.
+        scales: Factor on z by parameter name (1.0 where absent).
+
+    Raises:
+        ModelError: No unit was found, or a parameter's dtype cannot be trained.
+        ConfigError: A class name matches nothing.
+    """
+    _refuse_compiled(model)
+    blocks = _named_classes(model, classes) if classes else repeated_blocks(model)
+    names, aliases = _parameter_names(model)
+    owner = _owners(model, [module for _, module in blocks])
+    indices = {name: i for i, name in enumerate(names)}
+    members: dict[int, list[str]] = {i: [] for i in range(AMBIENT, len(blocks))}
+    for name, parameter in names.items():
+        _check_dtype(name, parameter)
+        if parameter.is_floating_point() and parameter.numel():
+            members[owner[id(parameter)]].append(name)
+    units = [
+        _lay_out(index, blocks[index][0] if index >= 0 else "", members[index], names, indices, scales or {})
+        for index in range(AMBIENT, len(blocks))
+    ]
+    managed = {name: names[name] for part in members.values() for name in part}
+    return ModelMap(tuple(units[1:]), units[0], tuple(module for _, module in blocks), managed, aliases)
+
+
+def repeated_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The outermost repeated items of the model's module lists, with their paths, in order."""
+    found: dict[int, tuple[str, nn.Module]] = {}
+    _search(model, "", found)
+    if not found:
+        raise ModelError(
+            f"{type(model).__name__} has no repeated blocks in a ModuleList; "
+            'name the classes that should move together: "unit": ["MyBlock"]'
+        )
+    return list(found.values())
+
+
+def _search(module: nn.Module, path: str, found: dict[int, tuple[str, nn.Module]]) -> None:
+    for name, child in module.named_children():
+        here = f"{path}.{name}" if path else name
+        if isinstance(child, nn.ModuleList):
+            _search_list(child, here, found)
+        else:
+            _search(child, here, found)
+
+
+def _search_list(items: nn.ModuleList, path: str, found: dict[int, tuple[str, nn.Module]]) -> None:
+    signatures = [_signature(item) for item in items]
+    for position, item in enumerate(items):
+        here = f"{path}.{position}"
+        if any(_alike(signatures[position], other) for i, other in enumerate(signatures) if i != position):
+            found.setdefault(id(item), (here, item))
+            continue
+        inside: dict[int, tuple[str, nn.Module]] = {}
+        _search(item, here, inside)
+        if len(inside) > 1:
+            found.update({key: value for key, value in inside.items() if key not in found})
+        elif len(items) == 1 and signatures[0][1]:
+            found.setdefault(id(item), (here, item))
+
+
+def _signature(module: nn.Module) -> tuple[type, set[tuple[str, tuple[int, ...]]]]:
+    return type(module), {(name, tuple(p.shape)) for name, p in module.named_parameters()}
+
+
+def _alike(a: tuple[type, set], b: tuple[type, set]) -> bool:
+    return a[0] is b[0] and bool(a[1]) and 2 * len(a[1] & b[1]) >= min(len(a[1]), len(b[1]))
+
+
+def _named_classes(model: nn.Module, classes: Sequence[str]) -> list[tuple[str, nn.Module]]:
+    blocks: list[tuple[str, nn.Module]] = []
+    for name, module in model.named_modules():
+        inside_another = any(name.startswith(f"{path}.") for path, _ in blocks)
+        if type(module).__name__ in classes and not inside_another:
+            blocks.append((name, module))
+    missing = sorted(set(classes) - {type(module).__name__ for _, module in blocks})
+    if missing:
+        present = sorted({type(module).__name__ for module in model.modules()})
+        raise ConfigError(f"zeroth_order.unit: no module of class {missing[0]!r}; the model has {', '.join(present)}")
+    return blocks
+
+
+def _parameter_names(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, str]]:
+    """Parameters by first name, in order, and the further names of tied ones."""
+    first: dict[int, str] = {}
+    names: dict[str, nn.Parameter] = {}
+    aliases: dict[str, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in first:
+            aliases[name] = first[id(parameter)]
+        else:
+            first[id(parameter)] = name
+            names[name] = parameter
+    return names, aliases
+
+
+def _owners(model: nn.Module, blocks: Sequence[nn.Module]) -> dict[int, int]:
+    """For each parameter the one unit that reaches it, or ``AMBIENT``."""
+    unit_of_module: dict[int, set[int]] = {}
+    for index, block in enumerate(blocks):
+        for module in block.modules():
+            unit_of_module.setdefault(id(module), set()).add(index)
+    reached: dict[int, set[int]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            reached.setdefault(id(parameter), set()).update(unit_of_module.get(id(module), {AMBIENT}))
+    return {key: next(iter(owners)) if len(owners) == 1 else AMBIENT for key, owners in reached.items()}
+
+
+def _lay_out(
+    index: int,
+    name: str,
+    members: Iterable[str],
+    parameters: dict[str, nn.Parameter],
+    indices: dict[str, int],
+    scales: dict[str, float],
+) -> Unit:
+    kinds: dict[tuple[torch.dtype, bool, bool], list[str]] = {}
+    for member in members:
+        parameter = parameters[member]
+        dither = parameter.requires_grad and parameter.dtype == torch.bfloat16 and parameter.ndim <= 1
+        kinds.setdefault((parameter.dtype, parameter.requires_grad, dither), []).append(member)
+    spans: list[Span] = []
+    wire_offset = rest_offset = 0
+    for (dtype, trainable, dither), group in kinds.items():
+        segments: list[Segment] = []
+        start = 0
+        for member in group:
+            shape = tuple(parameters[member].shape)
+            segment = Segment(member, indices[member], shape, start, scales.get(member, 1.0))
+            segments.append(segment)
+            start += segment.padded
+        span = Span(dtype, tuple(segments), wire_offset, rest_offset, trainable, dither)
+        spans.append(span)
+        wire_offset += span.wire_bytes
+        rest_offset += span.rest_bytes
+    assert wire_offset % ALIGNMENT == 0
+    return Unit(index, name, tuple(spans), wire_offset, rest_offset)
+
+
+def _check_dtype(name: str, parameter: nn.Parameter) -> None:
+    if parameter.is_floating_point() and parameter.dtype not in FORWARD_DTYPES:
+        raise ModelError(f"parameter {name} is {parameter.dtype}; the forward may compute in float32, bfloat16 or float16")
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    compiled = getattr(model, "_compiled_call_impl", None) is not None
+    if compiled or type(model).__name__ == "OptimizedModule":
+        raise ModelError(
+            "the whole model is wrapped in torch.compile, which hides its blocks; "
+            "pass the plain model and compile the blocks instead: `for block in blocks: block.compile()`"
+        )
