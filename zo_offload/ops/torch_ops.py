@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 
 from zo_offload.ops import reference
-from zo_offload.ops.span import Span
+from zo_offload.ops.span import Segment, Span
 
 CHUNK_ELEMENTS = 1 << 18
 _LOW = 0xFFFFFFFF
@@ -242,3 +242,32 @@ def _dither_bf16(value: torch.Tensor, span: Span, draw: Draw, start: int, stop: 
     bits = _canonical(value).view(torch.int32)
     random16 = torch.where(value.isfinite(), random16, 0)
     return ((bits + random16) >> 16).to(torch.int16).view(torch.bfloat16)
+
+
+def perturb_rows(
+    span: Span, segment: Segment, wire: torch.Tensor, rows: torch.Tensor, direction: str, draw: Draw
+) -> torch.Tensor:
+    """Some rows of a perturbed two-dimensional parameter, without perturbing the others.
+
+    Args:
+        span: Holds the parameter.
+        segment: The parameter, ``[height, width]``.
+        wire: The span's wire elements.
+        rows: ``[n]`` row numbers, repetition allowed.
+        direction: ``rademacher`` or ``gaussian``.
+        draw: Direction and signed coefficient.
+
+    Returns:
+        ``[n, width]``, the bits that :func:`perturb` gives those rows.
+    """
+    width, per_block = segment.shape[1], _ELEMENTS_PER_BLOCK[direction]
+    table = wire[segment.start : segment.start + segment.numel].view(segment.shape)
+    first = rows * width  # element number of each row's start
+    slack = 0 if width % per_block == 0 else per_block - 1
+    across = -(-(width + slack) // per_block)  # blocks that a row may touch
+    block = (first // per_block).unsqueeze(1) + torch.arange(across, device=rows.device)
+    words = _philox(block.reshape(-1), segment.parameter_index, draw, reference.STREAM_NOISE)
+    term = _TERMS[direction](words, draw.coefficient * segment.scale).view(len(rows), across * per_block)
+    column = (first % per_block).unsqueeze(1) + torch.arange(width, device=rows.device)
+    value = table.index_select(0, rows).float() + term.gather(1, column)
+    return _round_bf16(value) if span.dtype == torch.bfloat16 else value.to(span.dtype)

@@ -1,0 +1,173 @@
+"""Ambient parameters, substituted wherever code reads them.
+
+A lane's forward runs under a ``TorchFunctionMode``: whatever torch function is called with an ambient
+parameter, by whichever module, sees the lane's own perturbed copy. (Swapping at the owning module
+would miss tables that other modules read, such as DeBERTa's relative embeddings or CLIP's scale.)
+
+Three ways, by size and use:
+
+* a large table that only embedding layers read is never copied: its rows are perturbed as gathered;
+* another large tensor has one copy, rebuilt when a lane of another probe or sign reads it;
+* a small tensor keeps one copy a probe and sign for the length of a visit.
+
+The mode also keeps losses exact: the output embedding of a half-precision model yields fp32 logits,
+and the inputs of loss functions are upcast. (bfloat16 logits alone cost four times the noise.)
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from zo_offload import ops
+from zo_offload.errors import ModelError
+from zo_offload.ops import Draw, Segment, Span
+from zo_offload.weights import Weights
+
+SMALL_BYTES = 1 << 20
+
+_HALF = (torch.bfloat16, torch.float16)
+_LOSSES = {
+    F.cross_entropy, F.nll_loss, F.binary_cross_entropy, F.binary_cross_entropy_with_logits, F.mse_loss,
+    F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.kl_div, F.ctc_loss, F.multi_margin_loss,
+    F.cosine_embedding_loss, F.margin_ranking_loss, F.triplet_margin_loss, F.hinge_embedding_loss,
+}  # fmt: skip
+# What may be asked of a parameter without reading its values.
+_METADATA = {
+    "__get__", "size", "dim", "numel", "nelement", "ndimension", "element_size", "is_floating_point", "is_complex",
+    "stride", "storage_offset", "is_contiguous", "get_device", "is_inference", "is_signed", "data_ptr", "__len__",
+    "has_names", "is_shared", "is_pinned", "__hash__", "_is_view", "type", "untyped_storage", "storage",
+}  # fmt: skip
+
+
+class AmbientCopies:
+    """The perturbed copies of ambient parameters on the device.
+
+    Args:
+        model: Where the parameters are used.
+        weights: Holds their values.
+    """
+
+    def __init__(self, model: nn.Module, weights: Weights) -> None:
+        self._weights = weights
+        self.places = {
+            id(weights.map.parameters[segment.name]): (span, segment) for span, segment in weights.map.ambient.segments
+        }
+        self.unit_of = {
+            id(weights.map.parameters[segment.name]): (unit.index, segment.name)
+            for unit in weights.map.units
+            for _, segment in unit.segments
+        }
+        self.gathered = {
+            id(weights.map.parameters[name]) for name in gathered_parameters(model, weights.map.ambient.segments)
+        }
+        self._buffers: dict[tuple[str, int], torch.Tensor] = {}
+        self._held: dict[tuple[str, int], tuple[int, Draw]] = {}
+        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        self.head = id(head.weight) if head is not None and hasattr(head, "weight") else None
+
+    def value(self, parameter: object, draw: Draw | None, rank: int) -> torch.Tensor:
+        """The parameter along ``draw``; ``rank`` counts the visit's distinct draws from 0."""
+        span, segment = self.places[id(parameter)]
+        if draw is None or not span.trainable:
+            values = self._weights.ambient_values(span)
+            return values[segment.start : segment.start + segment.numel].view(segment.shape)
+        key = (segment.name, rank if is_small(span, segment) else 0)
+        wanted = (len(self._weights.history), draw)
+        buffer = self._buffers.get(key)
+        if buffer is None:
+            buffer = self._weights.arena.take("ambient copies", segment.padded * span.dtype.itemsize)
+            buffer = self._buffers[key] = buffer.view(span.dtype)
+        if self._held.get(key) != wanted:
+            wire = self._weights.ambient_values(span)
+            ops.perturb(span, wire, buffer, self._weights.direction, draw, segment.start, segment.padded)
+            self._held[key] = wanted
+        return buffer[: segment.numel].view(segment.shape)
+
+    def rows(self, parameter: object, indices: torch.Tensor, draw: Draw) -> torch.Tensor:
+        """Rows ``[len(indices), width]`` of a table, perturbed along ``draw``."""
+        span, segment = self.places[id(parameter)]
+        return ops.perturb_rows(span, segment, self._weights.ambient_values(span), indices, self._weights.direction, draw)
+
+    def invalidate(self) -> None:
+        """Forget what the copies hold."""
+        self._held.clear()
+
+
+def is_small(span: Span, segment: Segment) -> bool:
+    return segment.padded * span.dtype.itemsize <= SMALL_BYTES
+
+
+def gathered_parameters(model: nn.Module, segments: list[tuple[Span, Segment]]) -> set[str]:
+    """Names of the large trainable tables that only ``nn.Embedding`` modules own."""
+    readers: dict[int, set[bool]] = {}
+    names = dict(model.named_parameters())
+    for module in model.modules():
+        plain = isinstance(module, nn.Embedding) and module.max_norm is None
+        for parameter in module.parameters(recurse=False):
+            readers.setdefault(id(parameter), set()).add(plain)
+    return {
+        segment.name
+        for span, segment in segments
+        if span.trainable and not is_small(span, segment) and readers[id(names[segment.name])] == {True}
+    }
+
+
+class AmbientMode(TorchFunctionMode):
+    """Active while one lane runs: substitutes ambient parameters and keeps losses exact."""
+
+    def __init__(self, copies: AmbientCopies, draw: Draw | None, rank: int, inside: Callable[[], int]) -> None:
+        super().__init__()
+        self._copies = copies
+        self._draw = draw
+        self._rank = rank
+        self._inside = inside  # index of the unit that the lane is in
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.embedding and self._draw is not None:
+            table = args[1] if len(args) > 1 else kwargs["weight"]
+            if id(table) in self._copies.gathered and kwargs.get("max_norm") is None:
+                return self._gather(args[0] if args else kwargs["input"], table)
+        upcast = func in _LOSSES or (func is F.linear and self._is_head(args, kwargs))
+        values = [self._substitute(func, value) for value in args]
+        named = {key: self._substitute(func, value) for key, value in kwargs.items()}
+        if upcast:
+            values = [_exact(value) for value in values]
+            named = {key: _exact(value) for key, value in named.items()}
+        return func(*values, **named)
+
+    def _gather(self, indices: torch.Tensor, table: nn.Parameter) -> torch.Tensor:
+        assert self._draw is not None
+        rows = self._copies.rows(table, indices.reshape(-1), self._draw)
+        return rows.view(*indices.shape, table.shape[1])
+
+    def _is_head(self, args: tuple, kwargs: dict[str, Any]) -> bool:
+        weight = args[1] if len(args) > 1 else kwargs.get("weight")
+        return id(weight) == self._copies.head
+
+    def _substitute(self, func: Callable, value: Any) -> Any:
+        if id(value) in self._copies.places:
+            return self._copies.value(value, self._draw, self._rank)
+        if id(value) in self._copies.unit_of:
+            self._check_visited(func, value)
+        elif type(value) in (list, tuple) and any(type(item) is nn.Parameter for item in value):
+            return type(value)(self._substitute(func, item) for item in value)
+        return value
+
+    def _check_visited(self, func: Callable, parameter: nn.Parameter) -> None:
+        index, name = self._copies.unit_of[id(parameter)]
+        if index != self._inside() and getattr(func, "__name__", "") not in _METADATA:
+            raise ModelError(
+                f"{name} was read by {getattr(func, '__name__', func)} outside the forward of its unit, "
+                'where it holds no values; make a larger class the unit: "unit": ["TheClassThatReadsIt"]'
+            )
+
+
+def _exact(value: Any) -> Any:
+    return value.float() if isinstance(value, torch.Tensor) and value.dtype in _HALF else value

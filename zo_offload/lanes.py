@@ -1,0 +1,278 @@
+"""Lanes: many ordinary model calls that pass each unit together, so that it is moved once.
+
+Every lane runs the *unmodified* model in a thread of its own, and exactly one lane runs at a time. A
+forward pre-hook on each unit makes the lane hand the baton back and wait; when all lanes stand
+somewhere, the scheduler takes the unit where most of them wait, writes it once for each direction and
+sign, and lets the lanes of that sign through, one after another. Lanes may stand at different units
+(generation, early exits); models that visit one block many times wait at it many times.
+
+What a thread owns is set in each lane: inference mode, autocast, thread count, device and stream,
+context variables. Random generators are swapped with the baton: every lane starts from the caller's
+state, so both signs of a direction draw the same numbers, and the caller ends with the first lane's.
+
+Why threads and not a rewritten forward: the model's own code stays the only statement of what the
+model computes, for every architecture, at some ten microseconds a handoff.
+"""
+
+import contextvars
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import nn
+
+from zo_offload.ambient import AmbientCopies, AmbientMode
+from zo_offload.errors import StoreError
+from zo_offload.ops import Draw
+from zo_offload.units import AMBIENT
+from zo_offload.weights import Weights
+
+_current = threading.local()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One forward: what to run, and where the weights stand meanwhile (None: unperturbed)."""
+
+    run: Callable[[], Any]
+    draw: Draw | None = None
+
+
+class _Stopped(BaseException):
+    """Unwinds a lane after another one failed."""
+
+
+class Lane:
+    """One model call that stops before each unit."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.inside = AMBIENT
+        self.waits_for: int | None = None
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.ended: Future | None = None
+        self.generators: list[torch.Tensor] = []
+        self.stopped = False
+        self._go = threading.Semaphore(0)
+        self._back = threading.Semaphore(0)
+
+    def resume(self) -> None:
+        """Give the baton to the lane; returns when it stands before a unit or has ended."""
+        self.waits_for = None
+        self._go.release()
+        self._back.acquire()
+
+    def arrive(self, unit: int) -> None:
+        """Called in the lane: stand before a unit until it has been written."""
+        self.waits_for = unit
+        self._back.release()
+        self._go.acquire()
+        if self.stopped:
+            raise _Stopped
+        self.inside = unit
+
+    def run(self, scope: "Callable[[Lane], ExitStack]") -> None:
+        """The thread's body."""
+        self._go.acquire()
+        _current.lane = self
+        try:
+            if not self.stopped:
+                with scope(self):
+                    self.result = self.call.run()
+        except _Stopped:
+            pass
+        except BaseException as error:
+            self.error = error
+        finally:
+            _current.lane = None
+            self._back.release()
+
+
+class _InlineLane(Lane):
+    """A single lane in the caller's own thread: each unit is served as it is reached."""
+
+    def __init__(self, call: Call, weights: Weights) -> None:
+        super().__init__(call)
+        self._weights = weights
+
+    def arrive(self, unit: int) -> None:
+        self._weights.load_scratch(self._weights.map.units[unit], self.call.draw)
+        self.inside = unit
+
+
+class Lanes:
+    """Runs model calls on weights that live in a store.
+
+    Args:
+        model: Its units get hooks.
+        weights: The model's weights.
+        max_live: Most lanes alive at once (each holds activations and a thread); more calls than
+            that take further visits, with the same results.
+    """
+
+    def __init__(self, model: nn.Module, weights: Weights, max_live: int = 64) -> None:
+        self._weights = weights
+        self._copies = AmbientCopies(model, weights)
+        self._device = weights.arena.device
+        self._max_live = max_live
+        self._threads: ThreadPoolExecutor | None = None
+        self._hooks: list[Any] = []
+        for unit, module in zip(weights.map.units, weights.map.modules, strict=True):
+            self._hooks.append(module.register_forward_pre_hook(_arrival(unit.index), prepend=True))
+            self._hooks.append(module.register_forward_hook(self._departure, always_call=True))
+
+    def run(self, calls: Sequence[Call]) -> list[Any]:
+        """Results of all calls, in order.
+
+        Calls of one draw should be neighbours: each perturbed copy is then built once a unit. An
+        exception in one lane ends all and is raised as itself.
+        """
+        if getattr(_current, "lane", None) is not None:
+            raise StoreError("a model call inside a lane asked for a visit of its own; call the model, not the engine")
+        results: list[Any] = []
+        for first in range(0, len(calls), self._max_live):
+            wave = calls[first : first + self._max_live]
+            with self._visit():
+                results += [self._run_inline(wave[0])] if len(wave) == 1 else self._run_together(wave)
+        return results
+
+    @contextmanager
+    def _visit(self) -> Iterator[None]:
+        self._copies.invalidate()
+        try:
+            self._weights.begin_visit()
+            yield
+        finally:
+            self._weights.finish_visit()
+
+    def _run_inline(self, call: Call) -> Any:
+        lane = _InlineLane(call, self._weights)
+        _current.lane = lane
+        try:
+            with torch.inference_mode(), AmbientMode(self._copies, call.draw, 0, lambda: lane.inside):
+                return call.run()
+        finally:
+            _current.lane = None
+
+    def _run_together(self, calls: Sequence[Call]) -> list[Any]:
+        lanes = [Lane(call) for call in calls]
+        draws = list(dict.fromkeys(call.draw for call in calls))
+        before = _generator_states(self._device)
+        caller = _CallerState(self._device)
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._max_live, thread_name_prefix="zo-lane")
+
+        def scope(lane: Lane) -> ExitStack:
+            stack = caller.enter()
+            mode = AmbientMode(self._copies, lane.call.draw, draws.index(lane.call.draw), lambda: lane.inside)
+            stack.enter_context(mode)
+            return stack
+
+        for lane in lanes:
+            lane.generators = before
+            lane.ended = self._threads.submit(contextvars.copy_context().run, lane.run, scope)
+        try:
+            for lane in lanes:
+                self._turn(lane)
+            self._serve(lanes)
+        finally:
+            for lane in lanes:
+                lane.stopped = True
+                if lane.ended is not None and not lane.ended.done():
+                    lane._go.release()
+            for lane in lanes:
+                if lane.ended is not None:
+                    lane.ended.result()
+            _set_generator_states(lanes[0].generators, self._device)
+        return [lane.result for lane in lanes]
+
+    def _serve(self, lanes: list[Lane]) -> None:
+        """Until all lanes have ended: the unit with most waiters, one written copy a draw."""
+        while waiting := [lane for lane in lanes if lane.waits_for is not None]:
+            counts: dict[int, int] = {}
+            for lane in waiting:
+                assert lane.waits_for is not None
+                counts[lane.waits_for] = counts.get(lane.waits_for, 0) + 1
+            index = max(counts, key=counts.__getitem__)  # the first lane's unit where equal
+            there = [lane for lane in waiting if lane.waits_for == index]
+            for draw, group in groupby(there, key=lambda lane: lane.call.draw):
+                for lane in group:
+                    self._weights.load_scratch(self._weights.map.units[index], draw)
+                    self._turn(lane)
+
+    def _turn(self, lane: Lane) -> None:
+        _set_generator_states(lane.generators, self._device)
+        lane.resume()
+        lane.generators = _generator_states(self._device)
+        if lane.error is not None:
+            raise lane.error
+
+    def _departure(self, module: nn.Module, args: Any, output: Any) -> None:
+        lane = getattr(_current, "lane", None)
+        if lane is not None:
+            lane.inside = AMBIENT
+        if self._weights.poison:
+            self._weights.empty_scratch()
+
+    def close(self) -> None:
+        """Remove the hooks and end the threads."""
+        for hook in self._hooks:
+            hook.remove()
+        if self._threads is not None:
+            self._threads.shutdown()
+
+
+def _arrival(index: int) -> Callable[[nn.Module, Any], None]:
+    def arrive(module: nn.Module, args: Any) -> None:
+        lane = getattr(_current, "lane", None)
+        if lane is None:
+            raise StoreError(
+                f"{type(module).__name__} was called outside a visit, where its weights are not on the device; "
+                "call the engine instead of the model (engine(...), engine.generate(...))"
+            )
+        lane.arrive(index)
+
+    return arrive
+
+
+class _CallerState:
+    """What belongs to the caller's thread and every lane must see alike."""
+
+    def __init__(self, device: torch.device) -> None:
+        kind = device.type
+        self._device = device
+        self._num_threads = torch.get_num_threads()
+        self._autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+        self._stream = torch.cuda.current_stream(device) if kind == "cuda" else None
+
+    def enter(self) -> ExitStack:
+        stack = ExitStack()
+        if torch.get_num_threads() != self._num_threads:
+            torch.set_num_threads(self._num_threads)
+        stack.enter_context(torch.inference_mode())
+        kind, dtype, enabled = self._autocast
+        if enabled:  # never cached: a cast copy would outlive the weights it was made from
+            stack.enter_context(torch.autocast(kind, dtype=dtype, cache_enabled=False))
+        if self._stream is not None:
+            stack.enter_context(torch.cuda.device(self._device))
+            stack.enter_context(torch.cuda.stream(self._stream))
+        return stack
+
+
+def _generator_states(device: torch.device) -> list[torch.Tensor]:
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
+
+
+def _set_generator_states(states: list[torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)

@@ -1,0 +1,247 @@
+"""A model whose weights live in a store: attach it, bring units to the current step, read them back.
+
+After :class:`Weights` takes a model over, its parameters hold no values outside a visit. Those of a
+unit point, permanently, into one scratch buffer at a fixed address, into which the perturbed copy of
+the unit at hand is written; ambient parameters are substituted when code reads them (``ambient.py``).
+What remains in them reads as NaN. ``state_dict()`` is served from the masters.
+
+A unit carries the step it is current to. Updates are applied when it is next visited, so the order
+of visits, the tier and a resumed run never change a bit.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from zo_offload import ops
+from zo_offload.errors import ModelError, StoreError
+from zo_offload.offload.arena import Arena
+from zo_offload.offload.store import DeviceStore, HostStore, Store
+from zo_offload.offload.streamer import Resident, Streamer
+from zo_offload.ops import Draw, Segment, Span, StepUpdate
+from zo_offload.units import AMBIENT, ModelMap, Unit
+
+NAN_BYTE = 0xFF  # repeated, it is NaN in every floating-point format
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where weights rest and how they travel.
+
+    Attributes:
+        device: Where forwards run.
+        tier: ``device`` or ``host``.
+        num_slots: Units in flight on the device when they rest on the host.
+        pin_memory: Page-lock host memory (only where an accelerator copies from it).
+        device_budget: Most bytes of weights on the device, or None.
+    """
+
+    device: torch.device
+    tier: str = "device"
+    num_slots: int = 2
+    pin_memory: bool = False
+    device_budget: int | None = None
+
+
+class Weights:
+    """Takes a model's parameters over.
+
+    Args:
+        model: Holds the initial values; its parameters are emptied unit by unit.
+        model_map: Its units.
+        placement: Where weights rest.
+        direction: Distribution of z.
+
+    Attributes:
+        history: Every step's update since the initial values, by step number.
+        poison: Overwrite the scratch with NaN after every pass through a unit (for tests; costs a
+            pass over the scratch).
+    """
+
+    def __init__(self, model: nn.Module, model_map: ModelMap, placement: Placement, direction: str) -> None:
+        self.map = model_map
+        self.direction = direction
+        self.history: list[StepUpdate] = []
+        self.poison = False
+        self.arena = Arena(placement.device, placement.device_budget)
+        self._current_to = {unit.index: 0 for unit in model_map.everything}
+        self._scratch = self.arena.take("scratch", max(unit.wire_bytes for unit in model_map.units))
+        self._scratch_holds: tuple[int, int, Draw | None] | None = None
+        self._store: Store
+        if placement.tier == "host":
+            pin_memory = placement.pin_memory and placement.device.type == "cuda"
+            self._store = HostStore(pin_memory)
+            num_slots = min(placement.num_slots, len(model_map.units))
+            self.pipeline = Streamer(model_map.units, self.bring_current, self.arena, num_slots)
+        else:
+            self._store = DeviceStore(self.arena)
+            self.pipeline = Resident(self.bring_current)
+        self._take_over()
+        self._ambient_wire = self._place_ambient(placement.device)
+        self._hooks = list(self._serve_state_dict(model))
+
+    # -- visits --
+
+    def begin_visit(self) -> None:
+        """Make the ambient values current and let the pipeline run ahead."""
+        self.pipeline.begin()
+        wire = self.bring_current(self.map.ambient)
+        if wire is not self._ambient_wire:
+            self._ambient_wire.copy_(wire)
+
+    def load_scratch(self, unit: Unit, draw: Draw | None) -> None:
+        """Write the unit's weights, perturbed along ``draw``, where its parameters point."""
+        wanted = (unit.index, len(self.history), draw)
+        if self._scratch_holds == wanted:
+            return
+        wire = self.pipeline.acquire(unit)
+        for span in unit.spans:
+            target = span.wire(self._scratch)
+            if draw is None or not span.trainable:
+                target.copy_(span.wire(wire))
+            else:
+                ops.perturb(span, span.wire(wire), target, self.direction, draw)
+        self._scratch_holds = wanted
+
+    def empty_scratch(self) -> None:
+        """Leave NaN where units' parameters point."""
+        self._scratch.fill_(NAN_BYTE)
+        self._scratch_holds = None
+
+    def finish_visit(self) -> None:
+        self.pipeline.finish()
+        self.empty_scratch()
+
+    def ambient_values(self, span: Span) -> torch.Tensor:
+        """The ambient span's unperturbed elements on the device."""
+        return span.wire(self._ambient_wire)
+
+    # -- masters --
+
+    def bring_current(self, unit: Unit) -> torch.Tensor:
+        """Apply what is due to the unit's masters; returns its wire bytes where they rest."""
+        wire = self._store.wire(unit)
+        due = self.history[self._current_to[unit.index] :]
+        if due:
+            rest = self._store.rest(unit)
+            for span in unit.spans:
+                if span.trainable:
+                    ops.update(span, span.wire(wire), span.rest(rest), self.direction, due)
+            self._current_to[unit.index] = len(self.history)
+        return wire
+
+    def master(self, name: str) -> torch.Tensor:
+        """A parameter's exact fp32 value at the current step, on the CPU."""
+        span, segment, wire, rest = self._locate(name)
+        part = slice(segment.start, segment.start + segment.numel)
+        if not span.trainable:
+            return span.wire(wire)[part].float().cpu().view(segment.shape)
+        resting = span.rest(rest)[part] if span.rest_bytes else span.wire(wire)[part]
+        return ops.load_master(span.dtype, span.wire(wire)[part], resting).cpu().view(segment.shape)
+
+    def value(self, name: str) -> torch.Tensor:
+        """A parameter as the forward sees it at the current step (a copy, on the CPU)."""
+        span, segment, wire, _ = self._locate(name)
+        part = span.wire(wire)[segment.start : segment.start + segment.numel]
+        return part.to("cpu", copy=True).view(segment.shape)
+
+    def masters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every managed parameter's name and exact value, in the model's order."""
+        for name in self.map.parameters:
+            yield name, self.master(name)
+
+    @property
+    def host_bytes(self) -> int:
+        return self._store.held_bytes if isinstance(self._store, HostStore) else 0
+
+    def close(self) -> None:
+        """Stop the pipeline. The masters stay readable."""
+        self.pipeline.close()
+
+    # -- taking over --
+
+    def _take_over(self) -> None:
+        for unit in self.map.everything:
+            self._add(unit)
+            wire, rest = self._store.wire(unit), self._store.rest(unit)
+            for span in unit.spans:
+                for segment in span.segments:
+                    parameter = self.map.parameters[segment.name]
+                    if parameter.is_meta:
+                        raise ModelError(f"parameter {segment.name} has no values (meta device); load the model first")
+                    _fill(span, segment, parameter.detach(), span.wire(wire), span.rest(rest))
+                    parameter.data = self._empty_view(unit, span, segment)
+        self.empty_scratch()
+
+    def _add(self, unit: Unit) -> None:
+        if isinstance(self._store, DeviceStore):
+            self._store.add(unit, "ambient" if unit.index == AMBIENT else "resident")
+        else:
+            self._store.add(unit)
+
+    def _empty_view(self, unit: Unit, span: Span, segment: Segment) -> torch.Tensor:
+        if unit.index == AMBIENT:
+            return torch.full((), float("nan"), dtype=span.dtype, device=self.arena.device).expand(segment.shape)
+        flat = span.wire(self._scratch)[segment.start : segment.start + segment.numel]
+        return flat.view(segment.shape)
+
+    def _place_ambient(self, device: torch.device) -> torch.Tensor:
+        ambient = self.map.ambient
+        if isinstance(self._store, DeviceStore):
+            return self._store.wire(ambient)
+        return self.arena.take("ambient", ambient.wire_bytes)
+
+    def _locate(self, name: str) -> tuple[Span, Segment, torch.Tensor, torch.Tensor]:
+        name = self.map.aliases.get(name, name)
+        unit, span, segment = self._places[name]
+        return span, segment, self.bring_current(unit), self._store.rest(unit)
+
+    @property
+    def _places(self) -> dict[str, tuple[Unit, Span, Segment]]:
+        if not hasattr(self, "_places_cache"):
+            self._places_cache = {
+                segment.name: (unit, span, segment)
+                for unit in self.map.everything
+                for span, segment in unit.segments
+            }
+        return self._places_cache
+
+    def _serve_state_dict(self, model: nn.Module) -> Iterator:
+        served: dict[str, torch.Tensor] = {}
+
+        def serve(module: nn.Module, state_dict: dict, prefix: str, local_metadata: dict) -> None:
+            for name, parameter in module._parameters.items():
+                first = self._first_name.get(id(parameter))
+                if first is not None and prefix + name in state_dict:
+                    state_dict[prefix + name] = served.setdefault(first, self.value(first))
+
+        def forget(module: nn.Module, state_dict: dict, prefix: str, local_metadata: dict) -> None:
+            served.clear()
+
+        def refuse(module: nn.Module, *_: object) -> None:
+            raise StoreError(
+                f"load_state_dict on {type(module).__name__}: its weights live in a store; "
+                "load them before the engine is made, or use engine.load_checkpoint"
+            )
+
+        self._first_name = {id(parameter): name for name, parameter in self.map.parameters.items()}
+        for module in model.modules():
+            if any(id(p) in self._first_name for p in module._parameters.values()):
+                yield module.register_state_dict_post_hook(serve)
+        yield model.register_state_dict_post_hook(forget)
+        yield model.register_load_state_dict_pre_hook(refuse)
+
+
+def _fill(span: Span, segment: Segment, values: torch.Tensor, wire: torch.Tensor, rest: torch.Tensor) -> None:
+    """Write a parameter's initial values: the master where it is trainable, else the wire alone."""
+    part = slice(segment.start, segment.start + segment.numel)
+    flat = values.reshape(-1).to(wire.device)
+    if span.trainable:
+        resting = rest[part] if span.rest_bytes else rest
+        ops.store_master(span.dtype, flat.float(), wire[part], resting)
+    else:
+        wire[part].copy_(flat)
+
+
