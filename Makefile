@@ -1,0 +1,84 @@
+# `make` alone lists what can be done.
+#
+# PYTHON=python3.12 chooses the interpreter that .venv is made with.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+# pyright comes whole with its package; it need not ask whether there is a newer one.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+# Without a home, tools look the user up; with an empty one they would write to the root folder.
+ifeq ($(HOME),)
+unexport HOME
+endif
+
+# -qq: errors are shown, warnings about mirrors are not.
+PIP_INSTALL := $(BIN)/python -m pip install -qq
+
+# The variables given on the command line, as options: MODEL=facebook/opt-125m -> --model facebook/opt-125m.
+GIVEN := $(foreach name,$(filter-out PYTHON VENV BIN READY,$(.VARIABLES)),$(if $(filter command,$(origin $(name))),$(name)))
+OPTIONS = $(foreach name,$(GIVEN),--$(shell echo '$(name)' | tr A-Z_ a-z-) '$($(name))')
+
+.PHONY: help venv new-venv quickstart test doctest lint format clean distclean
+.DEFAULT_GOAL := help
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+
+venv: $(READY)  ## create .venv with every package at its locked version, and this project
+
+quickstart: $(READY)  ## tune a model; MODEL=, TASK= and others become --model, --task, ...
+	$(BIN)/python launcher/quickstart.py $(OPTIONS)
+
+test: $(READY)  ## run the whole test suite; ARGS="-k codec" goes to pytest
+	$(BIN)/pytest $(ARGS)
+
+doctest: $(READY)  ## run the examples in the docstrings only
+	$(BIN)/pytest tests/test_doctests.py $(ARGS)
+
+lint: $(READY)  ## check style, format, types and spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/codespell
+
+format: $(READY)  ## format the code and mend what can be mended
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+clean:  ## remove what builds and tests leave behind; .venv stays
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean  ## remove .venv as well
+	rm -rf $(VENV)
+
+# torch comes first and by itself: which of its wheels fits, and what that wheel needs, is the
+# platform's business. All else is in the lock, so nothing is resolved and `pip check` proves it.
+# DeepSpeed exists as source only; it is built here without its native ops, so without a compiler.
+$(READY): requirements.lock setup.py pyproject.toml
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(MAKE) --no-print-directory new-venv
+	@echo "$(VENV): installing torch (the largest download)"
+	@$(PIP_INSTALL) -c requirements.lock torch setuptools
+	@echo "$(VENV): installing the packages in requirements.lock"
+	@DS_BUILD_OPS=0 $(PIP_INSTALL) --no-deps --no-build-isolation --use-pep517 -r requirements.lock
+	@echo "$(VENV): installing zo_offload from this checkout"
+	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m pip check
+	@touch $@
+
+new-venv:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
+	  { echo "zo_offload needs Python 3.11 or 3.12, '$(PYTHON)' is not: make venv PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
+	  if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	    echo "'$(PYTHON)' cannot make virtual environments: sudo apt-get install python3-venv" >&2; exit 1; fi; \
+	  echo "$(VENV): installing Debian's python3-venv"; \
+	  apt-get -qq update && \
+	  DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install python3-venv >/dev/null; }
+	@echo "$(VENV): creating it with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv --clear $(VENV)
