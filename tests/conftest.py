@@ -1,0 +1,57 @@
+"""What every test stands on: a fixed environment, two threads, and the acceptance folder."""
+
+import os
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Set before torch, transformers or a child process can read them. Nothing of the user's accounts,
+# caches or cluster may reach a test, and no test may reach the network.
+os.environ.update(
+    HF_HOME=str(REPOSITORY / ".pytest_cache" / "huggingface"),
+    HF_HUB_OFFLINE="1",
+    TRANSFORMERS_OFFLINE="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    TQDM_DISABLE="1",
+    WANDB_MODE="disabled",
+    MPLBACKEND="Agg",
+    OMP_NUM_THREADS="2",
+)
+for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    os.environ.pop(name, None)
+
+import pytest
+import pytest_randomly
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(2)
+
+# Seeds torch before each test, as `random` and NumPy are. DeepSpeed offers a seeder that does it too,
+# at the price of importing DeepSpeed in every run.
+pytest_randomly.entrypoint_reseeds = [torch.manual_seed]
+
+# A busy machine is not a failure: examples have no deadline of their own, tests have a timeout.
+settings.register_profile("repository", deadline=None, print_blob=True)
+settings.load_profile("repository")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def acceptance() -> Path:
+    """The folder with a small pretrained model and a real task."""
+    folder = Path(os.environ.get("ZO_ACCEPTANCE", REPOSITORY.parent / "shared" / "acceptance"))
+    missing = [part for part in ("opt-mini", "subj") if not (folder / part).is_dir()]
+    if missing:
+        pytest.skip(f"acceptance folder {folder} lacks {' and '.join(missing)}")
+    return folder
