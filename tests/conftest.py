@@ -29,8 +29,8 @@ from hypothesis import settings
 
 torch.set_num_threads(2)
 
-# Seeds torch before each test, as `random` and NumPy are. DeepSpeed offers a seeder that does it too,
-# at the price of importing DeepSpeed in every run.
+# Seeds torch before each test, as `random` and NumPy are. DeepSpeed offers a seeder that does it
+# too, at the price of importing DeepSpeed in every run.
 pytest_randomly.entrypoint_reseeds = [torch.manual_seed]
 
 # A busy machine is not a failure: examples have no deadline of their own, tests have a timeout.
