@@ -1,0 +1,110 @@
+"""The header: everything that changes bits, once, at the start of the file (``docs/format.md``)."""
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from zo_offload.errors import JournalError
+
+MAGIC = b"\x89ZOJ\r\n\x1a\n"  # as PNG's: a transfer that mends line ends or strips a bit is seen
+FORMAT_VERSION = 1
+HEADER = struct.Struct("<8sIIQI")  # magic, format, contract, JSON bytes, branch; then the CRC
+CRC = struct.Struct("<I")
+HEADER_BYTES = HEADER.size + CRC.size
+MAX_JSON_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Everything that changes bits, as the journal stores it; ``fields`` is opaque JSON here."""
+
+    fields: Mapping[str, Any]
+    contract: int = 1
+    branch: int = 0
+
+    def pack(self) -> bytes:
+        """The bytes at the start of the file."""
+        text = canonical(as_stored(self.fields))
+        if len(text) > MAX_JSON_BYTES:
+            raise JournalError(f"a header of {len(text)} bytes; at most {MAX_JSON_BYTES} fit")
+        start = HEADER.pack(MAGIC, FORMAT_VERSION, self.contract, len(text), self.branch)
+        return start + CRC.pack(zlib.crc32(text, zlib.crc32(start))) + text
+
+
+def canonical(value: Any) -> bytes:
+    """The one JSON text of a value: sorted keys, no spaces, ASCII, floats that read back exactly.
+
+    >>> canonical({"seed": 1, "eps": 0.001})
+    b'{"eps":0.001,"seed":1}'
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def as_stored(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping as a journal gives it back: tuples are lists, keys are strings."""
+    return json.loads(canonical(fields))
+
+
+def read_header(reader: BinaryIO, path: Path, file_bytes: int) -> tuple[Header, int, int]:
+    """Returns the header, its CRC (from which record CRCs start) and its length in bytes.
+
+    Raises:
+        JournalError: not a journal, another format, damaged, or not canonical JSON.
+    """
+    start = reader.read(HEADER_BYTES)
+    if len(start) < HEADER_BYTES or not start.startswith(MAGIC):
+        raise JournalError(f"{path}: not a journal: it does not start with a whole header")
+    _, version, contract, json_bytes, branch = HEADER.unpack_from(start)
+    (crc,) = CRC.unpack_from(start, HEADER.size)
+    if version != FORMAT_VERSION:
+        raise JournalError(
+            f"{path}: journal format {version}, but this zo_offload reads format {FORMAT_VERSION}"
+        )
+    if json_bytes > min(MAX_JSON_BYTES, file_bytes - HEADER_BYTES):
+        raise JournalError(
+            f"{path}: header of {json_bytes} bytes does not fit: the file has {file_bytes}, "
+            f"the format allows {MAX_JSON_BYTES}"
+        )
+    text = reader.read(json_bytes)
+    if zlib.crc32(text, zlib.crc32(start[: HEADER.size])) != crc:
+        raise JournalError(f"{path}: the header is damaged (CRC); restore the file from a copy")
+    return Header(_parse(text, path), contract, branch), crc, HEADER_BYTES + json_bytes
+
+
+def _parse(text: bytes, path: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(text)
+        if isinstance(fields, dict) and canonical(fields) == text:  # no NaN, no key twice
+            return fields
+    except (ValueError, RecursionError) as error:
+        raise JournalError(f"{path}: the header is not JSON: {error}") from error
+    raise JournalError(f"{path}: the header is not a canonical JSON object")
+
+
+def differences(journal: Any, run: Any, where: str = "header") -> Iterator[str]:
+    """Names each key whose canonical JSON differs, with both values.
+
+    >>> list(differences({"a": {"b": 1}}, {"a": {"b": 2}}, "header"))
+    ['header.a.b: journal has 1, this run has 2']
+    """
+    if isinstance(journal, dict) and isinstance(run, dict):
+        for key in sorted(journal.keys() | run.keys()):
+            below = f"{where}.{_short(_shown(key)[1:-1])}"
+            yield from differences(journal.get(key, _ABSENT), run.get(key, _ABSENT), below)
+    elif (ours := _shown(journal)) != (theirs := _shown(run)):
+        yield f"{where}: journal has {_short(ours)}, this run has {_short(theirs)}"
+
+
+_ABSENT = object()
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is _ABSENT else canonical(value).decode()
+
+
+def _short(text: str, limit: int = 80) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
