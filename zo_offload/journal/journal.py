@@ -1,0 +1,246 @@
+"""The journal of a run: create, continue, append, sync, read."""
+
+import io
+import logging
+import os
+import time
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+from weakref import WeakSet
+
+from zo_offload.errors import JournalError
+from zo_offload.journal import files
+from zo_offload.journal.header import Header, as_stored, differences, read_header
+from zo_offload.journal.record import Record, pack_record
+from zo_offload.journal.records import Records, Scan
+
+SYNC_SECONDS = 1.0  # what a power cut may lose; it is computed again
+MAX_DIFFERENCES = 3
+
+logger = logging.getLogger(__name__)
+
+
+class Journal:
+    """A run's records, on disk and in memory; made by :meth:`open`, :meth:`create`, :meth:`read`.
+
+    One thread appends. After a :class:`JournalError` from :meth:`append` the step must not be
+    applied. It may be tried again, unless the error says to reopen: then the file decides.
+
+    >>> import tempfile
+    >>> from zo_offload.journal import Journal, Probe, Record
+    >>> path = Path(tempfile.mkdtemp()) / "run.journal"
+    >>> with Journal.open(path, {"seed": 0}) as journal:
+    ...     journal.append(Record(0, (Probe(0, 2.5, 2.5e-6),), (0.7, 0.6), eps=1e-3, lr=1e-6))
+    >>> Journal.read(path).records.coefficients(0, 1)
+    [Term(step=0, probe=0, coefficient=2.5e-06)]
+    """
+
+    def __init__(
+        self, path: Path, header: Header, scan: Scan, records: Records, file: io.FileIO | None
+    ) -> None:
+        self.path = path
+        self.header = header
+        self.records = records
+        self._scan = scan
+        self._file = file  # None when opened for reading
+        self._broken = False
+        self._synced_at = time.monotonic()
+        if file is not None:
+            _writers.add(self)
+
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike[str], header: Mapping[str, Any], *, contract: int = 1
+    ) -> Self:
+        """Starts a journal, with its directory where needed, whole or not at all.
+
+        Args:
+            path: a file that must not exist.
+            header: everything that changes bits; a JSON object, floats finite.
+            contract: version of the kernels' bit contract.
+
+        Raises:
+            JournalError: the file exists, or cannot be written.
+        """
+        path, packed = Path(path).absolute(), Header(header, contract).pack()
+        with files.errors_of(path, "create the journal"):
+            file = files.create_locked(path, packed)
+        return cls._load(path, file)
+
+    @classmethod
+    def open(
+        cls, path: str | os.PathLike[str], header: Mapping[str, Any], *, contract: int = 1
+    ) -> Self:
+        """Continues the journal at ``path``, or starts it where there is none.
+
+        A torn tail, which a crash leaves, is cut off with a warning.
+
+        Raises:
+            JournalError: another run has it, the header differs, there is damage inside.
+        """
+        path, wanted = Path(path).absolute(), Header(header, contract)
+        if not os.path.lexists(path):
+            return cls.create(path, header, contract=contract)
+        with files.errors_of(path, "open the journal"):
+            file = files.open_locked(path)
+        return cls._load(path, file, wanted)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Self:
+        """Reads what is there, for replay and reports: no lock, nothing is changed.
+
+        A run may be writing meanwhile: an unfinished last record is left out.
+
+        Raises:
+            JournalError: no journal, or damage inside.
+        """
+        path = Path(path).absolute()
+        with files.errors_of(path, "read the journal"):
+            file = files.open_regular(path, os.O_RDONLY)
+        journal = cls._load(path, file)
+        file.close()
+        return journal
+
+    @classmethod
+    def _load(cls, path: Path, file: io.FileIO, wanted: Header | None = None) -> Self:
+        try:
+            with files.errors_of(path, "read the journal"):
+                reader = io.BufferedReader(file)
+                size = os.fstat(file.fileno()).st_size
+                header, crc, offset = read_header(reader, path, size)
+                if wanted is not None:
+                    _check_same(path, header, wanted)
+                scan = Scan(path, offset, crc, header.branch)
+                records, tail = scan.read(reader)
+                reader.detach()
+            journal = cls(path, header, scan, records, file if file.writable() else None)
+            if tail and file.writable():
+                journal._cut_tail(tail)
+        except BaseException:
+            file.close()
+            raise
+        return journal
+
+    def append(self, record: Record) -> None:
+        """Writes the record of step :attr:`next_step`, before its update is applied anywhere.
+
+        Survives the death of this process at once, and a power cut after the next sync: that is
+        now, when the last one is more than a second ago.
+
+        Raises:
+            JournalError: not the next step, not open for writing, or the system refuses.
+        """
+        if (place := (record.branch, record.step)) != (self.header.branch, self.next_step):
+            raise JournalError(
+                f"{self.path}: (branch, step) {place} cannot follow: "
+                f"{(self.header.branch, self.next_step)} is next"
+            )
+        packed = pack_record(record, self._scan.header_crc)
+        self._write(packed, record.step)
+        if time.monotonic() - self._synced_at > SYNC_SECONDS:
+            self.sync()
+        self.records.add(packed)
+
+    def _write(self, packed: bytes, step: int) -> None:
+        file, end = self._writable(), self._end
+        try:
+            # At an offset of ours: an interrupted append, tried again, overwrites itself.
+            with files.errors_of(self.path, f"append step {step}, {len(packed)} bytes at {end}"):
+                files.write_whole(file, packed, end)
+        except JournalError:
+            self._broken = True  # until the file is known to end where memory does
+            with files.errors_of(self.path, f"cut a partly written step {step} off at {end}"):
+                os.ftruncate(file.fileno(), end)
+            self._broken = False
+            raise
+
+    def sync(self) -> None:
+        """Makes every record appended so far survive a power cut. Takes milliseconds.
+
+        Raises:
+            JournalError: it cannot be known what reached the disk, so nothing more is appended;
+                opened again, the journal continues from what did.
+        """
+        file = self._writable()
+        try:
+            with files.errors_of(self.path, "sync (what reached the disk is unknown: reopen)"):
+                os.fsync(file.fileno())
+        except JournalError:
+            self._broken = True  # a second fsync would succeed and mean nothing
+            raise
+        self._synced_at = time.monotonic()
+
+    def close(self) -> None:
+        """Syncs and gives the lock back. Closing again does nothing."""
+        if self._file is None or self._file.closed:
+            return
+        try:
+            if not self._broken:
+                self.sync()
+        finally:
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    @property
+    def last(self) -> Record | None:
+        """The record of the newest step."""
+        return self.records[-1] if self.records else None
+
+    @property
+    def next_step(self) -> int:
+        """The only step that can be appended; also the number of steps recorded."""
+        return len(self.records)
+
+    @property
+    def _end(self) -> int:
+        return self._scan.offset + self.records.num_bytes
+
+    def _writable(self) -> io.FileIO:
+        if self._file is None or self._file.closed:
+            raise JournalError(f"{self.path}: this journal is not open for writing")
+        if self._broken:
+            raise JournalError(f"{self.path}: an earlier write or sync failed; reopen the journal")
+        return self._file
+
+    def _cut_tail(self, tail: int) -> None:
+        with files.errors_of(self.path, f"cut off a torn tail of {tail} bytes"):
+            os.ftruncate(self._writable().fileno(), self._end)
+        self.sync()
+        logger.warning(
+            "%s: cut off a torn tail of %d bytes at byte %d, left by a crash; step %d is next",
+            self.path, tail, self._end, self.next_step,
+        )  # fmt: skip
+
+
+def _check_same(path: Path, journal: Header, run: Header) -> None:
+    if journal.contract != run.contract:
+        raise JournalError(
+            f"{path}: written under kernel contract {journal.contract}, this zo_offload computes "
+            f"contract {run.contract}: bits would differ; use the version that wrote it"
+        )
+    fields = as_stored(run.fields)
+    if found := list(islice(differences(journal.fields, fields), MAX_DIFFERENCES)):
+        raise JournalError(
+            f"{path}: belongs to another run: {'; '.join(found)}; go back to the journal's values, "
+            "or give this run its own path"
+        )
+
+
+_writers: "WeakSet[Journal]" = WeakSet()
+
+
+def _close_in_child() -> None:
+    """A forked data worker must not hold the lock when the run that it serves is gone."""
+    for journal in list(_writers):
+        if journal._file is not None:
+            journal._file.close()
+
+
+os.register_at_fork(after_in_child=_close_in_child)

@@ -1,0 +1,131 @@
+"""A journal's records in memory: kept as the file's own bytes, unpacked when looked at.
+
+A million one-probe steps are 120 MB and load in seconds; looking up a few steps, which each weight
+unit does at each visit, costs microseconds. NOTE: one thread appends; others may read meanwhile,
+so nothing here holds a view of the bytes across calls (a viewed bytearray cannot grow).
+"""
+
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, overload
+
+from zo_offload.errors import JournalError
+from zo_offload.journal import record
+from zo_offload.journal.record import Flags, Record
+
+CHUNK_BYTES = 16 << 20
+MAX_TAIL_BYTES = 64 << 20  # a torn tail is what one crash leaves: some records, or zeros
+MAX_FALSE_MARKERS = 1000  # by chance there is one in 4 GiB: more are meant to waste our time
+
+
+class Term(NamedTuple):
+    """One direction to add to a weight: ``weight -= coefficient * z(step, probe)``."""
+
+    step: int
+    probe: int
+    coefficient: float
+
+
+class Records(Sequence[Record]):
+    """Steps 0, 1, 2, ... of a run: an index is a step, a slice is a list."""
+
+    def __init__(self, data: bytearray, starts: "array[int]") -> None:
+        self._data = data
+        self._starts = starts  # byte offset of each step's record in data
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return [record.unpack_record(self._data, start) for start in self._starts[index]]
+        return record.unpack_record(self._data, self._starts[index])
+
+    def coefficients(self, start: int, stop: int) -> list[Term]:
+        """What brings a unit at step ``start`` to step ``stop``, in the order of adding.
+
+        Skipped steps move nothing and have no terms. Decay is not among them: see ``decay`` of
+        ``records[start:stop]``.
+
+        Raises:
+            IndexError: steps that the journal does not hold; a slice would drop them silently.
+        """
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"steps {start} to {stop} of a journal that holds 0 to {len(self)}")
+        terms = []
+        for step, at in zip(range(start, stop), self._starts[start:stop], strict=True):
+            flags, _ = record.MOVES.unpack_from(self._data, at)
+            if not flags & Flags.SKIPPED:
+                probes = record.unpack_probes(self._data, at)
+                terms += [Term(step, number, coefficient) for number, _, coefficient in probes]
+        return terms
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of all records in the file."""
+        return len(self._data)
+
+    def add(self, packed: bytes) -> None:
+        """Takes the packed record of step ``len(self)``; the journal has written it."""
+        start = len(self._data)
+        self._data += packed  # before the index, so that a reading thread never looks past the end
+        self._starts.append(start)
+
+
+class Scan(NamedTuple):
+    """Where a file's records start, and what makes one its own."""
+
+    path: Path
+    offset: int
+    header_crc: int
+    branch: int
+
+    def read(self, reader: BinaryIO) -> tuple[Records, int]:
+        """Returns the records and the number of bytes of a torn tail after them.
+
+        Raises:
+            JournalError: a bad record that valid ones follow, or one out of sequence.
+        """
+        data, starts, end = bytearray(), array("Q"), 0
+        while chunk := reader.read(CHUNK_BYTES):
+            data += chunk
+            while length := record.valid_record_bytes(data, end, self.header_crc):
+                self._check_place(data, end, len(starts))
+                starts.append(end)
+                end += length
+            if len(data) - end > MAX_TAIL_BYTES:
+                raise self._damage(len(starts), end, f"over {MAX_TAIL_BYTES} bytes lie behind it")
+        tail = len(data) - end
+        self._check_tail(data, end, len(starts))
+        del data[end:]
+        return Records(data, starts), tail
+
+    def _check_place(self, data: bytearray, at: int, step: int) -> None:
+        found = record.PLACE.unpack_from(data, at)
+        if found != (expected := (record.STEP, self.branch, step)):
+            names = "(kind, branch, step)"
+            raise self._damage(step, at, f"{names} is {found} where {expected} belongs")
+
+    def _check_tail(self, data: bytearray, end: int, step: int) -> None:
+        """A torn tail has nothing valid after its start; what does is damage inside."""
+        candidate, num_false = data.find(record.MARKER, end + 1), 0
+        while candidate >= 0 and num_false < MAX_FALSE_MARKERS:
+            if record.valid_record_bytes(data, candidate, self.header_crc):
+                later = record.PLACE.unpack_from(data, candidate)[2]
+                where = self.offset + candidate
+                raise self._damage(step, end, f"step {later} at byte {where} is intact behind it")
+            candidate, num_false = data.find(record.MARKER, candidate + 1), num_false + 1
+        if candidate >= 0:
+            raise self._damage(step, end, f"over {MAX_FALSE_MARKERS} false records lie behind it")
+
+    def _damage(self, step: int, at: int, what: str) -> JournalError:
+        offset = self.offset + at
+        return JournalError(
+            f"{self.path}: the record of step {step} at byte {offset} is damaged: {what}; restore "
+            f"the file from a copy, or cut a copy to {offset} bytes to go on from step {step}"
+        )
