@@ -7,8 +7,8 @@ sign, and lets the lanes of that sign through, one after another. Lanes may stan
 (generation, early exits); models that visit one block many times wait at it many times.
 
 What a thread owns is set in each lane: inference mode, autocast, thread count, device and stream,
-context variables. Random generators are swapped with the baton: every lane starts from the caller's
-state, so both signs of a direction draw the same numbers, and the caller ends with the first lane's.
+context variables. Random generators are swapped with the baton: every lane starts from the same state,
+so both signs of a direction draw the same numbers; the caller's generators are left as they were.
 
 Why threads and not a rewritten forward: the model's own code stays the only statement of what the
 model computes, for every architecture, at some ten microseconds a handoff.
@@ -127,20 +127,32 @@ class Lanes:
             self._hooks.append(module.register_forward_pre_hook(_arrival(unit.index), prepend=True))
             self._hooks.append(module.register_forward_hook(self._departure, always_call=True))
 
-    def run(self, calls: Sequence[Call]) -> list[Any]:
+    def run(self, calls: Sequence[Call], generator_seed: int) -> list[Any]:
         """Results of all calls, in order.
 
         Calls of one draw should be neighbours: each perturbed copy is then built once a unit. An
         exception in one lane ends all and is raised as itself.
+
+        Args:
+            calls: What to run, each in a lane.
+            generator_seed: State of the random generators that every lane starts from.
         """
-        if getattr(_current, "lane", None) is not None:
-            raise StoreError("a model call inside a lane asked for a visit of its own; call the model, not the engine")
+        self._refuse_nested()
         results: list[Any] = []
         for first in range(0, len(calls), self._max_live):
-            wave = calls[first : first + self._max_live]
-            with self._visit():
-                results += [self._run_inline(wave[0])] if len(wave) == 1 else self._run_together(wave)
+            with self._visit(), _own_generators(self._device, generator_seed):
+                results += self._run_together(calls[first : first + self._max_live])
         return results
+
+    def run_one(self, run: Callable[[], Any]) -> Any:
+        """The result of one call on the current weights, in the caller's thread, with its generators."""
+        self._refuse_nested()
+        with self._visit():
+            return self._run_inline(Call(run))
+
+    def _refuse_nested(self) -> None:
+        if getattr(_current, "lane", None) is not None:
+            raise StoreError("code inside a visit asked for a visit of its own; call the model, not the engine")
 
     @contextmanager
     def _visit(self) -> Iterator[None]:
@@ -189,7 +201,6 @@ class Lanes:
             for lane in lanes:
                 if lane.ended is not None:
                     lane.ended.result()
-            _set_generator_states(lanes[0].generators, self._device)
         return [lane.result for lane in lanes]
 
     def _serve(self, lanes: list[Lane]) -> None:
@@ -263,6 +274,20 @@ class _CallerState:
             stack.enter_context(torch.cuda.device(self._device))
             stack.enter_context(torch.cuda.stream(self._stream))
         return stack
+
+
+@contextmanager
+def _own_generators(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed the generators for a while, then put the caller's states back."""
+    before = _generator_states(device)
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    try:
+        yield
+    finally:
+        _set_generator_states(before, device)
 
 
 def _generator_states(device: torch.device) -> list[torch.Tensor]:

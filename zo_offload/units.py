@@ -10,14 +10,14 @@ parameter names and shapes. Transformer layers qualify (T5's first block differs
 one table only); Swin's stages, whose widths differ, do not, so the search goes on inside them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from zo_offload.errors import ConfigError, ModelError
-from zo_offload.ops import ALIGNMENT, Segment, Span
+from zo_offload.ops import Segment, Span
 
 FORWARD_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 AMBIENT = -1  # index of the pseudo-unit that holds ambient parameters
@@ -77,13 +77,20 @@ class ModelMap:
         return sum(unit.num_parameters for unit in self.everything)
 
 
-def map_model(model: nn.Module, classes: Sequence[str] | None = None, scales: dict[str, float] | None = None) -> ModelMap:
+def map_model(
+    model: nn.Module,
+    classes: Sequence[str] | None = None,
+    scales: Mapping[str, float] | None = None,
+    dtype: torch.dtype | None = None,
+) -> ModelMap:
     """Divide a model into units and ambient parameters, and lay each out flat.
 
     Args:
         model: Any module, on any device (``meta`` too).
         classes: Class names that are units, instead of the search.
         scales: Factor on z by parameter name (1.0 where absent).
+        dtype: What the forward computes in, instead of each parameter's own dtype; the parameters
+            that the model asks to keep in fp32 stay so.
 
     Raises:
         ModelError: No unit was found, or a parameter's dtype cannot be trained.
@@ -96,14 +103,25 @@ def map_model(model: nn.Module, classes: Sequence[str] | None = None, scales: di
     indices = {name: i for i, name in enumerate(names)}
     members: dict[int, list[str]] = {i: [] for i in range(AMBIENT, len(blocks))}
     for name, parameter in names.items():
-        _check_dtype(name, parameter)
         if parameter.is_floating_point() and parameter.numel():
             members[owner[id(parameter)]].append(name)
-    units = [
-        _lay_out(index, blocks[index][0] if index >= 0 else "", members[index], names, indices, scales or {})
-        for index in range(AMBIENT, len(blocks))
-    ]
-    managed = {name: names[name] for part in members.values() for name in part}
+    dtypes = {name: _forward_dtype(model, name, parameter, dtype) for name, parameter in names.items()}
+
+    def lay_out(index: int, name: str) -> Unit:
+        kinds: dict[tuple[torch.dtype, bool, bool], list[str]] = {}
+        for member in members[index]:
+            parameter, computes_in = names[member], dtypes[member]
+            dither = parameter.requires_grad and computes_in == torch.bfloat16 and parameter.ndim <= 1
+            kinds.setdefault((computes_in, parameter.requires_grad, dither), []).append(member)
+        spans: list[Span] = []
+        for kind, group in kinds.items():
+            shapes = [(member, indices[member], tuple(names[member].shape)) for member in group]
+            spans.append(_lay_out_span(kind, shapes, scales or {}, spans[-1] if spans else None))
+        wire_bytes, rest_bytes = sum(s.wire_bytes for s in spans), sum(s.rest_bytes for s in spans)
+        return Unit(index, name, tuple(spans), wire_bytes, rest_bytes)
+
+    units = [lay_out(index, blocks[index][0] if index >= 0 else "") for index in range(AMBIENT, len(blocks))]
+    managed = {name: parameter for name, parameter in names.items() if parameter.is_floating_point() and parameter.numel()}
     return ModelMap(tuple(units[1:]), units[0], tuple(module for _, module in blocks), managed, aliases)
 
 
@@ -191,40 +209,36 @@ def _owners(model: nn.Module, blocks: Sequence[nn.Module]) -> dict[int, int]:
     return {key: next(iter(owners)) if len(owners) == 1 else AMBIENT for key, owners in reached.items()}
 
 
-def _lay_out(
-    index: int,
-    name: str,
-    members: Iterable[str],
-    parameters: dict[str, nn.Parameter],
-    indices: dict[str, int],
-    scales: dict[str, float],
-) -> Unit:
-    kinds: dict[tuple[torch.dtype, bool, bool], list[str]] = {}
-    for member in members:
-        parameter = parameters[member]
-        dither = parameter.requires_grad and parameter.dtype == torch.bfloat16 and parameter.ndim <= 1
-        kinds.setdefault((parameter.dtype, parameter.requires_grad, dither), []).append(member)
-    spans: list[Span] = []
-    wire_offset = rest_offset = 0
-    for (dtype, trainable, dither), group in kinds.items():
-        segments: list[Segment] = []
-        start = 0
-        for member in group:
-            shape = tuple(parameters[member].shape)
-            segment = Segment(member, indices[member], shape, start, scales.get(member, 1.0))
-            segments.append(segment)
-            start += segment.padded
-        span = Span(dtype, tuple(segments), wire_offset, rest_offset, trainable, dither)
-        spans.append(span)
-        wire_offset += span.wire_bytes
-        rest_offset += span.rest_bytes
-    assert wire_offset % ALIGNMENT == 0
-    return Unit(index, name, tuple(spans), wire_offset, rest_offset)
+def _lay_out_span(
+    kind: tuple[torch.dtype, bool, bool],
+    members: Sequence[tuple[str, int, tuple[int, ...]]],
+    scales: Mapping[str, float],
+    before: Span | None,
+) -> Span:
+    """A span of ``(name, parameter index, shape)`` of one kind, behind another one."""
+    dtype, trainable, dither = kind
+    segments: list[Segment] = []
+    start = 0
+    for name, index, shape in members:
+        segment = Segment(name, index, shape, start, scales.get(name, 1.0))
+        segments.append(segment)
+        start += segment.padded
+    wire_offset = before.wire_offset + before.wire_bytes if before else 0
+    rest_offset = before.rest_offset + before.rest_bytes if before else 0
+    return Span(dtype, tuple(segments), wire_offset, rest_offset, trainable, dither)
 
 
-def _check_dtype(name: str, parameter: nn.Parameter) -> None:
-    if parameter.is_floating_point() and parameter.dtype not in FORWARD_DTYPES:
+def _forward_dtype(model: nn.Module, name: str, parameter: nn.Parameter, dtype: torch.dtype | None) -> torch.dtype:
+    if not parameter.is_floating_point():
+        return parameter.dtype
+    if parameter.dtype not in FORWARD_DTYPES:
         raise ModelError(f"parameter {name} is {parameter.dtype}; the forward may compute in float32, bfloat16 or float16")
+    if dtype is None:
+        return parameter.dtype
+    exact = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    if dtype == torch.float16:
+        exact |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    return torch.float32 if exact & set(name.split(".")) else dtype
 
 
 def _refuse_compiled(model: nn.Module) -> None:

@@ -1,0 +1,46 @@
+"""Directions: the distributions of z, and the scale of z for each tensor.
+
+``z = direction(seed, step, probe, parameter index)[element]`` is a pure function (``ops.reference``), so
+any slice can be made anywhere at any time, and two bytes of scalars stand for a whole update.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+NAMES = ("rademacher", "gaussian")
+RMS_FLOOR = 1 / 16
+"""Least scale of a tensor, as a share of the model's RMS: a bias that starts at zero must still move."""
+
+
+def rms_scales(parameters: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """A scale for each tensor proportional to the RMS of its values.
+
+    A large tensor is then perturbed in proportion to its size, whatever its own. Scales are relative
+    to the RMS over all given tensors, so that the length of z, and with it the meaning of ``eps`` and
+    ``lr``, stays what it is without scales. They are rounded to eight significant bits, so that the
+    order of summation cannot change them.
+
+    Args:
+        parameters: Trainable values by name, any floating dtype.
+
+    Returns:
+        Factor on z by name.
+
+    Example:
+        >>> rms_scales({"a": torch.full((4,), 3.0), "b": torch.full((4,), 4.0)})
+        {'a': 0.84765625, 'b': 1.1328125}
+    """
+    squares = {name: float(values.detach().double().square().sum()) for name, values in parameters.items()}
+    total = sum(values.numel() for values in parameters.values())
+    overall = math.sqrt(sum(squares.values()) / total) or 1.0
+    return {
+        name: _eight_bits(max(math.sqrt(squares[name] / values.numel()) / overall, RMS_FLOOR))
+        for name, values in parameters.items()
+    }
+
+
+def _eight_bits(value: float) -> float:
+    mantissa, exponent = math.frexp(value)
+    return math.ldexp(round(mantissa * 256) / 256, exponent)

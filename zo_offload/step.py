@@ -1,0 +1,302 @@
+"""One zeroth-order step, as a sequence that reads top to bottom: plan, run, reduce, record, update.
+
+:class:`Stepper` trains a model without DeepSpeed; the engine is a coat around it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from zo_offload import direction, estimator, update
+from zo_offload.config import ZOConfig
+from zo_offload.errors import ModelError, TaskError
+from zo_offload.journal import Journal, Probe, Record
+from zo_offload.lanes import Call, Lanes
+from zo_offload.ops import Draw, StepUpdate
+from zo_offload.replica import LaneLoss, Replica
+from zo_offload.units import map_model
+from zo_offload.weights import Placement, Weights
+
+SIGNS = (+1, -1)
+DEFAULT_SLOTS = 2
+
+
+def call_with(model: nn.Module, batch: Any) -> Any:
+    """The model's output for a batch: a mapping is keyword arguments, a tuple positional ones."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, tuple) else model(batch)
+
+
+def model_loss(model: nn.Module, batch: Any, outputs: Any) -> torch.Tensor:
+    """The loss that the model itself returns: ``.loss``, or the output when that is a scalar."""
+    loss = getattr(outputs, "loss", outputs)
+    if isinstance(loss, tuple) and loss:
+        loss = loss[0]
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        raise TaskError(
+            f"{type(model).__name__} returned no scalar loss (found {type(loss).__name__}): "
+            "put labels into the batch, or pass objective=fn(model, batch, outputs)"
+        )
+    return loss
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised.
+
+    Attributes:
+        loss: ``fn(model, batch, outputs)`` to a per-example tensor (its mean counts, with weight 1) or
+            to ``(sum, weight)``. Need not be differentiable.
+        forward: ``fn(model, batch)`` to outputs.
+    """
+
+    loss: Callable[[nn.Module, Any, Any], Any] = model_loss
+    forward: Callable[[nn.Module, Any], Any] = call_with
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step found and did.
+
+    Attributes:
+        step: Its number, from 0.
+        loss: Mean over micro-batches, probes and signs.
+        projected_grads: One a probe.
+        lane_losses: In (probe, sign) order, each a mean over micro-batches.
+        lr: Learning rate that was applied.
+    """
+
+    step: int
+    loss: float
+    projected_grads: tuple[float, ...]
+    lane_losses: tuple[float, ...]
+    lr: float
+
+
+@dataclass
+class Stepper:
+    """Trains a model with forward passes only.
+
+    Args:
+        model: Any ``nn.Module`` with repeated blocks; its weights move into a store, it stays in
+            evaluation mode.
+        config: The ``zeroth_order`` block.
+        device: Where forwards run.
+        dtype: What forwards compute in (default: as the model is). Masters keep the values given.
+        objective: What is minimised (default: the model's own loss).
+        scales: Factor on z by parameter name, instead of ``direction_scale``'s.
+
+    Example:
+        >>> from torch import nn
+        >>> class Net(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        ...     def forward(self, x):
+        ...         for block in self.blocks:
+        ...             x = block(x)
+        ...         return x.square().mean()
+        >>> stepper = Stepper(Net(), ZOConfig(eps=1e-3))
+        >>> batch = torch.ones(2, 4)
+        >>> results = [stepper.train_step([batch], lr=1e-2) for _ in range(200)]
+        >>> results[-1].loss < 0.5 * results[0].loss
+        True
+        >>> stepper.close()
+
+    Reference:
+        Malladi et al. (2023), arXiv 2305.17333, algorithm 1. Deviation: weights are perturbed out of
+        place, so rounding never drifts them.
+    """
+
+    model: nn.Module
+    config: ZOConfig = field(default_factory=ZOConfig)
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype | None = None
+    objective: Objective = field(default_factory=Objective)
+    scales: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        self.device = torch.device(self.device)
+        self.model.eval()
+        if self.scales is None:
+            self.scales = self._scales()
+        cast_buffers(self.model, self.dtype, self.device)
+        model_map = map_model(self.model, self.config.unit_classes, self.scales, self.dtype)
+        self.weights = Weights(self.model, model_map, self._placement(), self.config.direction)
+        self.lanes = Lanes(self.model, self.weights)
+        self.replica = Replica()
+        self.journal: Journal | None = None
+        self._owed_decay = 1.0
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return len(self.weights.history)
+
+    def train_step(self, batches: Sequence[Any], lr: float, weight_decay: float = 0.0) -> StepResult:
+        """Estimate along this step's directions on all micro-batches in one visit, and descend.
+
+        Args:
+            batches: Micro-batches; see :func:`call_with`.
+            lr: Learning rate.
+            weight_decay: Decoupled decay rate.
+
+        Raises:
+            DivergedError: A loss is not finite; the step is not taken.
+        """
+        losses = self.measure(batches, self.draws())
+        means = self.replica.mean_losses(losses, self.step)
+        return self.descend(means, lr, weight_decay)
+
+    def draws(self) -> list[tuple[int, int, Draw]]:
+        """This step's ``(probe, sign, draw)`` in lane order."""
+        return [
+            (probe, sign, Draw(self.config.seed, self.step, probe, sign * self.config.eps))
+            for probe in range(self.config.probes)
+            for sign in SIGNS
+        ]
+
+    def measure(self, batches: Sequence[Any], draws: Sequence[tuple[int, int, Draw]]) -> list[LaneLoss]:
+        """The loss of every draw on every micro-batch, in one visit."""
+        batches = [move_to(batch, self.device) for batch in batches]
+        calls = [Call(self._lane(batch), draw) for _, _, draw in draws for batch in batches]
+        with without_cache(self.model):
+            results = self.lanes.run(calls, generator_seed=self.step)
+        places = [(probe, sign, i) for probe, sign, _ in draws for i in range(len(batches))]
+        return [LaneLoss(*place, *loss_sum(loss)) for place, (loss, _) in zip(places, results, strict=True)]
+
+    def descend(self, means: Mapping[tuple[int, int], float], lr: float, weight_decay: float = 0.0) -> StepResult:
+        """Turn mean losses by (probe, sign) into this step's update: recorded first, then applied."""
+        plus = [means[probe, +1] for probe in range(self.config.probes)]
+        minus = [means[probe, -1] for probe in range(self.config.probes)]
+        grads = estimator.spsa(plus, minus, self.config.eps)
+        return self.apply(grads, tuple(means[key] for key in sorted(means, key=lambda k: (k[0], -k[1]))), lr, weight_decay)
+
+    def apply(
+        self, grads: Sequence[float], lane_losses: tuple[float, ...], lr: float, weight_decay: float
+    ) -> StepResult:
+        """Record a step with these projected gradients, then let it take effect."""
+        step = self.step
+        coefficients = update.sgd(grads, lr)
+        decay, owed = update.gather_decay(self._owed_decay, lr, weight_decay)
+        probes = tuple(Probe(k, g, c) for k, (g, c) in enumerate(zip(grads, coefficients, strict=True)))
+        record = Record(step, probes, lane_losses, eps=self.config.eps, lr=lr, decay=decay)
+        if self.journal is not None:
+            self.journal.append(record)
+        self._owed_decay = owed
+        self.weights.history.append(self._update_of(record))
+        return StepResult(step, sum(lane_losses) / len(lane_losses), tuple(grads), lane_losses, lr)
+
+    def follow(self, journal: Journal, weight_decay: float = 0.0) -> None:
+        """Continue a journal: take over the steps it holds, and append to it from now on.
+
+        The model must hold the journal's base weights, and no step may have been taken.
+        """
+        assert self.step == 0
+        for record in journal.records:
+            self.weights.history.append(self._update_of(record))
+            _, self._owed_decay = update.gather_decay(self._owed_decay, record.lr, weight_decay)
+        self.journal = journal
+
+    def forward(self, batch: Any) -> Any:
+        """The model's output on the current weights."""
+        moved = move_to(batch, self.device)
+        return self.run_model(lambda: self.objective.forward(self.model, moved))
+
+    def run_model(self, run: Callable[[], Any]) -> Any:
+        """The result of any code that calls the model (``generate``, a metric), on the current weights."""
+        return self.lanes.run_one(run)
+
+    def close(self) -> None:
+        """End threads and remove hooks; the weights stay readable through ``state_dict()``."""
+        self.lanes.close()
+        self.weights.close()
+        if self.journal is not None:
+            self.journal.close()
+
+    def _lane(self, batch: Any) -> Callable[[], tuple[Any, Any]]:
+        def run() -> tuple[Any, Any]:
+            outputs = self.objective.forward(self.model, batch)
+            return self.objective.loss(self.model, batch, outputs), outputs
+
+        return run
+
+    def _update_of(self, record: Record) -> StepUpdate:
+        draws = (Draw(self.config.seed, record.step, probe.number, probe.coefficient) for probe in record.probes)
+        return StepUpdate(record.decay, tuple(draws))
+
+    def _scales(self) -> Mapping[str, float]:
+        if self.config.direction_scale == "none":
+            return {}
+        return direction.rms_scales({n: p for n, p in self.model.named_parameters() if p.requires_grad})
+
+    def _placement(self) -> Placement:
+        offload = self.config.offload_param
+        assert isinstance(self.device, torch.device)
+        return Placement(
+            device=self.device,
+            tier="host" if offload.device == "cpu" else "device",
+            num_slots=offload.buffer_count or DEFAULT_SLOTS,
+            pin_memory=offload.pin_memory,
+            device_budget=self.config.device_budget,
+        )
+
+
+def loss_sum(loss: Any) -> tuple[float, float]:
+    """``(sum, weight)`` of what an objective returned, as float64.
+
+    Raises:
+        ModelError: The loss was computed in half precision, whose steps would drown the signal.
+    """
+    total, weight = loss if isinstance(loss, tuple) else (loss, 1.0)
+    if isinstance(total, torch.Tensor):
+        if total.dtype in (torch.bfloat16, torch.float16):
+            step = torch.finfo(total.dtype).eps * max(abs(float(total.float().mean())), 1e-3)
+            raise ModelError(
+                f"the loss is {str(total.dtype).removeprefix('torch.')}, whose steps here are {step:.1g}, far above the "
+                "loss difference of a step; compute it in float32 (logits.float()) in the model or the objective"
+            )
+        total = total.double()
+        total = float(total.mean() if not isinstance(loss, tuple) else total.sum())
+    return float(total), float(weight)
+
+
+def move_to(batch: Any, device: torch.device) -> Any:
+    """A batch with its tensors on a device; containers keep their types."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {key: move_to(value, device) for key, value in batch.items()}
+    if type(batch) in (list, tuple):
+        return type(batch)(move_to(value, device) for value in batch)
+    return batch
+
+
+def cast_buffers(model: nn.Module, dtype: torch.dtype | None, device: torch.device) -> None:
+    """Move buffers to the device; those that a checkpoint holds take the forward's dtype, as on loading."""
+    saved = set(model.state_dict(keep_vars=True))
+    for path, module in model.named_modules():
+        for name, buffer in module._buffers.items():
+            if buffer is None:
+                continue
+            casts = dtype is not None and buffer.is_floating_point() and f"{path}.{name}".lstrip(".") in saved
+            module._buffers[name] = buffer.to(device=device, dtype=dtype if casts else None)
+
+
+@contextmanager
+def without_cache(model: nn.Module) -> Iterator[None]:
+    """Switch key-value caches off, which a training lane would fill and never read."""
+    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    switched = [c for c in configs.values() if getattr(c, "use_cache", False)]
+    for config in switched:
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in switched:
+            config.use_cache = True

@@ -1,0 +1,54 @@
+"""From projected gradients to coefficients on directions: pure functions on scalars."""
+
+from collections.abc import Sequence
+
+DECAY_GRAIN = 2.0**-16
+"""Weight decay is applied to the masters when this much has gathered.
+
+One step's ``lr * weight_decay`` is often 1e-8, and ``1 - 1e-8`` is 1 in fp32. Gathered in float64 until
+it is 256 fp32 steps wide, it is rounded without bias and never more than 2^-16 of a weight is owed.
+"""
+
+
+def sgd(projected_grads: Sequence[float], lr: float) -> list[float]:
+    """Coefficients of plain descent: ``W -= sum_k lr g_k / K * z_k``.
+
+    Args:
+        projected_grads: One a probe.
+        lr: Learning rate of this step.
+
+    Returns:
+        One coefficient a probe, to be subtracted.
+
+    Example:
+        >>> sgd([4.0, -2.0], lr=0.5)
+        [1.0, -0.5]
+
+    Reference:
+        Malladi et al. (2023), arXiv 2305.17333, algorithm 1 (K = 1) and algorithm 2 (K > 1).
+    """
+    return [lr * g / len(projected_grads) for g in projected_grads]
+
+
+def gather_decay(owed: float, lr: float, weight_decay: float) -> tuple[float, float]:
+    """Decoupled weight decay, gathered until it is large enough to be exact.
+
+    Args:
+        owed: Factor gathered so far and not yet applied (1.0 at first).
+        lr: Learning rate of this step.
+        weight_decay: Decay rate.
+
+    Returns:
+        ``(applied, owed)``: the factor that this step multiplies the weights by, and what remains.
+
+    Example:
+        >>> gather_decay(1.0, lr=1e-6, weight_decay=0.1)
+        (1.0, 0.9999999)
+        >>> gather_decay(1.0, lr=0.1, weight_decay=0.1)
+        (0.99, 1.0)
+
+    Reference:
+        Loshchilov and Hutter (2019), arXiv 1711.05101, section 2.
+    """
+    owed *= 1.0 - lr * weight_decay
+    return (owed, 1.0) if 1.0 - owed >= DECAY_GRAIN else (1.0, owed)
