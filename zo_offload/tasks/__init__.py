@@ -1,0 +1,20 @@
+"""Classification by label words: data files, prompts, tokens, loss, order of examples, accuracy.
+
+examples = read_examples("train.tsv")
+prompt = Prompt("{sentence} It was", " terrible, great")
+encoded = encode(examples, prompt, tokenizer, max_length=model.config.max_position_embeddings)
+batch = collate([encoded[index] for index in batch_at(seed, step, batch_size, len(encoded))])
+losses = option_loss(model, batch, model(**model_inputs(model, batch)))
+"""
+
+from zo_offload.tasks.prompt import Prompt
+from zo_offload.tasks.reader import Example, read_examples
+from zo_offload.tasks.sampler import batch_at, epoch_order
+
+__all__ = [
+    "Example",
+    "Prompt",
+    "batch_at",
+    "epoch_order",
+    "read_examples",
+]
