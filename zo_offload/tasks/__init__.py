@@ -7,14 +7,24 @@ batch = collate([encoded[index] for index in batch_at(seed, step, batch_size, le
 losses = option_loss(model, batch, model(**model_inputs(model, batch)))
 """
 
+from zo_offload.tasks.encode import Batch, Encoded, collate, encode
+from zo_offload.tasks.objective import model_inputs, option_loss, option_scores, predict
 from zo_offload.tasks.prompt import Prompt
 from zo_offload.tasks.reader import Example, read_examples
 from zo_offload.tasks.sampler import batch_at, epoch_order
 
 __all__ = [
+    "Batch",
+    "Encoded",
     "Example",
     "Prompt",
     "batch_at",
+    "collate",
+    "encode",
     "epoch_order",
+    "model_inputs",
+    "option_loss",
+    "option_scores",
+    "predict",
     "read_examples",
 ]
