@@ -8,6 +8,7 @@ losses = option_loss(model, batch, model(**model_inputs(model, batch)))
 """
 
 from zo_offload.tasks.encode import Batch, Encoded, collate, encode
+from zo_offload.tasks.evaluate import Evaluation, evaluate, evaluation_batches
 from zo_offload.tasks.objective import model_inputs, option_loss, option_scores, predict
 from zo_offload.tasks.prompt import Prompt
 from zo_offload.tasks.reader import Example, read_examples
@@ -16,12 +17,15 @@ from zo_offload.tasks.sampler import batch_at, epoch_order
 __all__ = [
     "Batch",
     "Encoded",
+    "Evaluation",
     "Example",
     "Prompt",
     "batch_at",
     "collate",
     "encode",
     "epoch_order",
+    "evaluate",
+    "evaluation_batches",
     "model_inputs",
     "option_loss",
     "option_scores",
