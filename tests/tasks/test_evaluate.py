@@ -1,5 +1,7 @@
 """Accuracy and mean loss over every example, once each, whatever the batches."""
 
+from functools import partial
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -10,7 +12,7 @@ from zo_offload.tasks import (
     encode,
     evaluate,
     evaluation_batches,
-    model_inputs,
+    option_forward,
     option_loss,
     read_examples,
 )
@@ -35,7 +37,7 @@ def test_the_batch_size_does_not_matter(model, encoded, batch_size):
 
     def forward(batch):
         assert not torch.is_grad_enabled()
-        outputs = model(**model_inputs(model, batch))
+        outputs = option_forward(model, batch)
         losses.extend(option_loss(model, batch, outputs).tolist())
         return outputs
 
@@ -54,5 +56,5 @@ def test_acceptance_zero_shot(acceptance):
     prompt = Prompt("{sentence} This is a", " review, story")
     encoded = encode(examples, prompt, tokenizer, model.config.max_position_embeddings)
     batches = evaluation_batches(encoded, batch_size=50)
-    result = evaluate(lambda batch: model(**model_inputs(model, batch)), batches)
+    result = evaluate(partial(option_forward, model), batches)
     assert result.accuracy == pytest.approx(0.496, abs=0.01)

@@ -9,7 +9,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from zo_offload.tasks import Example, Prompt, collate, encode, model_inputs, option_loss, predict
+from zo_offload.tasks import (
+    Example,
+    Prompt,
+    collate,
+    encode,
+    model_inputs,
+    option_forward,
+    option_loss,
+    predict,
+)
 from zo_offload.tasks.encode import _collate_option_rows, _collate_shared_rows
 from zo_offload.tasks.objective import option_scores
 
@@ -26,7 +35,7 @@ def encoded(request, tokenizer, sentences):
 
 def _loss(model, batch):
     with torch.no_grad():
-        return option_loss(model, batch, model(**model_inputs(model, batch)))
+        return option_loss(model, batch, option_forward(model, batch))
 
 
 @pytest.mark.parametrize("encoded", [ONE_TOKEN, SEVERAL_TOKENS], indirect=True)
@@ -61,7 +70,7 @@ def test_the_loss_is_its_definition(model, encoded):
         targets = torch.tensor([one.target for one in encoded])
         expected = functional.cross_entropy(torch.stack(scores), targets, reduction="none")
         batch = collate(encoded)
-        outputs = model(**model_inputs(model, batch))
+        outputs = option_forward(model, batch)
     assert_close(option_loss(model, batch, outputs), expected.float())
     assert predict(batch, outputs).tolist() == torch.stack(scores).argmax(-1).tolist()
 
@@ -104,7 +113,7 @@ def test_scores_are_fp32_and_normalized_over_options(encoded):
 
 def test_the_loss_can_be_differentiated(model, encoded):
     batch = collate(encoded)
-    loss = option_loss(model, batch, model(**model_inputs(model, batch))).mean()
+    loss = option_loss(model, batch, option_forward(model, batch)).mean()
     (gradient,) = torch.autograd.grad(loss, model.get_input_embeddings().weight)
     assert gradient.isfinite().all()
     assert gradient.abs().sum() > 0

@@ -32,8 +32,7 @@ def evaluate(forward: Callable[[Batch], Any], batches: Iterable[Batch]) -> Evalu
     """Runs every batch without gradients and scores it.
 
     Args:
-        forward: From a batch to the model's output, such as
-            `lambda batch: model(**model_inputs(model, batch))`.
+        forward: From a batch to the model's output, such as `partial(option_forward, model)`.
         batches: At least one, e.g. of `evaluation_batches`.
     """
     losses, hits = [], []

@@ -34,6 +34,11 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
     return inputs
 
 
+def option_forward(model: nn.Module, batch: Batch) -> Any:
+    """The model's output for a collated batch: the call that `option_loss` and `predict` expect."""
+    return model(**model_inputs(model, batch))
+
+
 def option_scores(batch: Batch, outputs: Any) -> torch.Tensor:
     """Log-probabilities of each example's options, normalized over the options.
 
