@@ -3,17 +3,18 @@
 :class:`Stepper` trains a model without DeepSpeed; the engine is a coat around it.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from zo_offload import direction, estimator, update
 from zo_offload.config import ZOConfig
-from zo_offload.errors import ModelError, TaskError
+from zo_offload.errors import DivergedError, ModelError, TaskError
 from zo_offload.journal import Journal, Probe, Record
 from zo_offload.lanes import Call, Lanes
 from zo_offload.ops import Draw, StepUpdate
@@ -25,24 +26,30 @@ SIGNS = (+1, -1)
 DEFAULT_SLOTS = 2
 
 
+class Inputs(NamedTuple):
+    """A batch of positional and keyword arguments together."""
+
+    args: tuple
+    kwargs: dict[str, Any]
+
+
 def call_with(model: nn.Module, batch: Any) -> Any:
     """The model's output for a batch: a mapping is keyword arguments, a tuple positional ones."""
+    if isinstance(batch, Inputs):
+        return model(*batch.args, **batch.kwargs)
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(*batch) if isinstance(batch, tuple) else model(batch)
 
 
-def model_loss(model: nn.Module, batch: Any, outputs: Any) -> torch.Tensor:
-    """The loss that the model itself returns: ``.loss``, or the output when that is a scalar."""
+def model_loss(model: nn.Module, batch: Any, outputs: Any) -> torch.Tensor | None:
+    """The loss that the model itself returns: ``.loss``, or the output when that is a scalar; else None."""
     loss = getattr(outputs, "loss", outputs)
+    if isinstance(loss, Mapping):
+        loss = loss.get("loss")
     if isinstance(loss, tuple) and loss:
         loss = loss[0]
-    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-        raise TaskError(
-            f"{type(model).__name__} returned no scalar loss (found {type(loss).__name__}): "
-            "put labels into the batch, or pass objective=fn(model, batch, outputs)"
-        )
-    return loss
+    return loss if isinstance(loss, torch.Tensor) and loss.numel() == 1 else None
 
 
 @dataclass(frozen=True)
@@ -121,11 +128,11 @@ class Stepper:
     scales: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        self.device = torch.device(self.device)
+        self._device = torch.device(self.device)
         self.model.eval()
         if self.scales is None:
             self.scales = self._scales()
-        cast_buffers(self.model, self.dtype, self.device)
+        cast_buffers(self.model, self.dtype, self._device)
         model_map = map_model(self.model, self.config.unit_classes, self.scales, self.dtype)
         self.weights = Weights(self.model, model_map, self._placement(), self.config.direction)
         self.lanes = Lanes(self.model, self.weights)
@@ -163,12 +170,16 @@ class Stepper:
 
     def measure(self, batches: Sequence[Any], draws: Sequence[tuple[int, int, Draw]]) -> list[LaneLoss]:
         """The loss of every draw on every micro-batch, in one visit."""
-        batches = [move_to(batch, self.device) for batch in batches]
-        calls = [Call(self._lane(batch), draw) for _, _, draw in draws for batch in batches]
-        with without_cache(self.model):
-            results = self.lanes.run(calls, generator_seed=self.step)
+        results = self.run_lanes(batches, draws)
         places = [(probe, sign, i) for probe, sign, _ in draws for i in range(len(batches))]
         return [LaneLoss(*place, *loss_sum(loss)) for place, (loss, _) in zip(places, results, strict=True)]
+
+    def run_lanes(self, batches: Sequence[Any], draws: Sequence[tuple[int, int, Draw]]) -> list[tuple[Any, Any]]:
+        """``(loss, outputs)`` of every draw on every micro-batch, draws outermost, in one visit."""
+        moved = [move_to(batch, self._device) for batch in batches]
+        calls = [Call(self._lane(batch), draw) for _, _, draw in draws for batch in moved]
+        with without_cache(self.model):
+            return self.lanes.run(calls, generator_seed=self.step)
 
     def descend(self, means: Mapping[tuple[int, int], float], lr: float, weight_decay: float = 0.0) -> StepResult:
         """Turn mean losses by (probe, sign) into this step's update: recorded first, then applied."""
@@ -182,6 +193,8 @@ class Stepper:
     ) -> StepResult:
         """Record a step with these projected gradients, then let it take effect."""
         step = self.step
+        if not all(math.isfinite(g) for g in grads):
+            raise DivergedError(f"step {step}: projected gradients {list(grads)}; the step was not taken")
         coefficients = update.sgd(grads, lr)
         decay, owed = update.gather_decay(self._owed_decay, lr, weight_decay)
         probes = tuple(Probe(k, g, c) for k, (g, c) in enumerate(zip(grads, coefficients, strict=True)))
@@ -205,7 +218,7 @@ class Stepper:
 
     def forward(self, batch: Any) -> Any:
         """The model's output on the current weights."""
-        moved = move_to(batch, self.device)
+        moved = move_to(batch, self._device)
         return self.run_model(lambda: self.objective.forward(self.model, moved))
 
     def run_model(self, run: Callable[[], Any]) -> Any:
@@ -237,9 +250,8 @@ class Stepper:
 
     def _placement(self) -> Placement:
         offload = self.config.offload_param
-        assert isinstance(self.device, torch.device)
         return Placement(
-            device=self.device,
+            device=self._device,
             tier="host" if offload.device == "cpu" else "device",
             num_slots=offload.buffer_count or DEFAULT_SLOTS,
             pin_memory=offload.pin_memory,
@@ -251,8 +263,13 @@ def loss_sum(loss: Any) -> tuple[float, float]:
     """``(sum, weight)`` of what an objective returned, as float64.
 
     Raises:
+        TaskError: There is none.
         ModelError: The loss was computed in half precision, whose steps would drown the signal.
     """
+    if loss is None:
+        raise TaskError(
+            "the model returned no scalar loss: put labels into the batch, or pass objective=fn(model, batch, outputs)"
+        )
     total, weight = loss if isinstance(loss, tuple) else (loss, 1.0)
     if isinstance(total, torch.Tensor):
         if total.dtype in (torch.bfloat16, torch.float16):
@@ -272,6 +289,8 @@ def move_to(batch: Any, device: torch.device) -> Any:
         return batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):
         return {key: move_to(value, device) for key, value in batch.items()}
+    if isinstance(batch, Inputs):
+        return Inputs(move_to(batch.args, device), move_to(batch.kwargs, device))
     if type(batch) in (list, tuple):
         return type(batch)(move_to(value, device) for value in batch)
     return batch

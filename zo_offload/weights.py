@@ -10,6 +10,7 @@ of visits, the tier and a resumed run never change a bit.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -155,6 +156,17 @@ class Weights:
     @property
     def host_bytes(self) -> int:
         return self._store.held_bytes if isinstance(self._store, HostStore) else 0
+
+    @contextmanager
+    def kept(self, model: nn.Module) -> Iterator[None]:
+        """Undo what a framework does meanwhile to parameters and buffers (casts, moves)."""
+        values = [(parameter, parameter.data) for parameter in self.map.parameters.values()]
+        buffers = [(module, dict(module._buffers)) for module in model.modules()]
+        yield
+        for parameter, value in values:
+            parameter.data = value
+        for module, kept in buffers:
+            module._buffers.update(kept)
 
     def close(self) -> None:
         """Stop the pipeline. The masters stay readable."""

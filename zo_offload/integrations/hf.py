@@ -1,0 +1,53 @@
+"""Loading and recognising Hugging Face models and tokenizers, every fault in one line."""
+
+from pathlib import Path
+from typing import Any
+
+from zo_offload.errors import ModelError
+
+
+def load_causal_lm(name: str | Path) -> Any:
+    """A causal LM from a local directory or a model id, in its checkpoint's dtype.
+
+    Code that a checkpoint brings along is never run.
+
+    Raises:
+        ModelError: It cannot be found, fetched, read, or is of an unknown type.
+    """
+    from transformers import AutoModelForCausalLM
+
+    return _load(AutoModelForCausalLM, name, "model", dtype="auto")
+
+
+def load_tokenizer(name: str | Path) -> Any:
+    """The tokenizer beside a model.
+
+    Raises:
+        ModelError: As for the model, or it has no padding token to borrow.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = _load(AutoTokenizer, name, "tokenizer")
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ModelError(f"{name}: the tokenizer has neither a padding nor an end token; set pad_token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _load(auto_class: Any, name: str | Path, what: str, **options: Any) -> Any:
+    path = Path(name)
+    if path.exists() and not path.is_dir():
+        raise ModelError(f"{name}: the model must be a directory in Hugging Face's layout, found a file")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ModelError(f"{name}: no config.json in this directory; is it a Hugging Face model?")
+    try:
+        return auto_class.from_pretrained(str(name), trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300]
+        if not path.is_dir():
+            raise ModelError(
+                f"{name}: no such local directory, and the {what} could not be fetched "
+                f"(no network, or no such id): {reason}"
+            ) from error
+        raise ModelError(f"{name}: the {what} could not be loaded: {reason}") from error
