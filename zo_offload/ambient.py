@@ -54,7 +54,8 @@ class AmbientCopies:
     def __init__(self, model: nn.Module, weights: Weights) -> None:
         self._weights = weights
         self.places = {
-            id(weights.map.parameters[segment.name]): (span, segment) for span, segment in weights.map.ambient.segments
+            id(weights.map.parameters[segment.name]): (span, segment)
+            for span, segment in weights.map.ambient.segments
         }
         self.unit_of = {
             id(weights.map.parameters[segment.name]): (unit.index, segment.name)
@@ -62,7 +63,8 @@ class AmbientCopies:
             for _, segment in unit.segments
         }
         self.gathered = {
-            id(weights.map.parameters[name]) for name in gathered_parameters(model, weights.map.ambient.segments)
+            id(weights.map.parameters[name])
+            for name in gathered_parameters(model, weights.map.ambient.segments)
         }
         self._buffers: dict[tuple[str, int], torch.Tensor] = {}
         self._held: dict[tuple[str, int], tuple[int, Draw]] = {}
@@ -79,18 +81,29 @@ class AmbientCopies:
         wanted = (len(self._weights.history), draw)
         buffer = self._buffers.get(key)
         if buffer is None:
-            buffer = self._weights.arena.take("ambient copies", segment.padded * span.dtype.itemsize)
+            buffer = self._weights.arena.take(
+                "ambient copies", segment.padded * span.dtype.itemsize
+            )
             buffer = self._buffers[key] = buffer.view(span.dtype)
         if self._held.get(key) != wanted:
             wire = self._weights.ambient_values(span)
-            ops.perturb(span, wire, buffer, self._weights.direction, draw, segment.start, segment.padded)
+            ops.perturb(
+                span, wire, buffer, self._weights.direction, draw, segment.start, segment.padded
+            )
             self._held[key] = wanted
         return buffer[: segment.numel].view(segment.shape)
 
     def rows(self, parameter: object, indices: torch.Tensor, draw: Draw) -> torch.Tensor:
         """Rows ``[len(indices), width]`` of a table, perturbed along ``draw``."""
         span, segment = self.places[id(parameter)]
-        return ops.perturb_rows(span, segment, self._weights.ambient_values(span), indices, self._weights.direction, draw)
+        return ops.perturb_rows(
+            span,
+            segment,
+            self._weights.ambient_values(span),
+            indices,
+            self._weights.direction,
+            draw,
+        )
 
     def invalidate(self) -> None:
         """Forget what the copies hold."""
@@ -112,14 +125,18 @@ def gathered_parameters(model: nn.Module, segments: list[tuple[Span, Segment]]) 
     return {
         segment.name
         for span, segment in segments
-        if span.trainable and not is_small(span, segment) and readers[id(names[segment.name])] == {True}
+        if span.trainable
+        and not is_small(span, segment)
+        and readers[id(names[segment.name])] == {True}
     }
 
 
 class AmbientMode(TorchFunctionMode):
     """Active while one lane runs: substitutes ambient parameters and keeps losses exact."""
 
-    def __init__(self, copies: AmbientCopies, draw: Draw | None, rank: int, inside: Callable[[], int]) -> None:
+    def __init__(
+        self, copies: AmbientCopies, draw: Draw | None, rank: int, inside: Callable[[], int]
+    ) -> None:
         super().__init__()
         self._copies = copies
         self._draw = draw

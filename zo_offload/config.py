@@ -154,7 +154,9 @@ def load_json(path: str | Path) -> dict[str, Any]:
     try:
         config = json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}:{error.lineno}:{error.colno}: malformed JSON: {error.msg}") from None
+        raise ConfigError(
+            f"{path}:{error.lineno}:{error.colno}: malformed JSON: {error.msg}"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from None
     if not isinstance(config, dict):
@@ -176,7 +178,9 @@ def _refuse_auto(value: Any, path: str) -> None:
         for key, inner in value.items():
             _refuse_auto(inner, f"{path}.{key}")
     elif value == "auto":
-        raise ConfigError(f'{path}: "auto" belongs to the Trainer\'s integration; write null for "decide for me"')
+        raise ConfigError(
+            f'{path}: "auto" belongs to the Trainer\'s integration; write null for "decide for me"'
+        )
 
 
 def _with_offload_param(block: Mapping[str, Any], config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -186,7 +190,9 @@ def _with_offload_param(block: Mapping[str, Any], config: Mapping[str, Any]) -> 
     if theirs is None:
         return block
     if "offload_param" in block:
-        raise ConfigError(f"offload_param stands both in {BLOCK} and in zero_optimization; keep one")
+        raise ConfigError(
+            f"offload_param stands both in {BLOCK} and in zero_optimization; keep one"
+        )
     if not isinstance(theirs, Mapping):
         raise ConfigError(f"zero_optimization.offload_param: expected an object, found {theirs!r}")
     ours = {key: value for key, value in theirs.items() if key in OffloadConfig.model_fields}
@@ -217,11 +223,19 @@ def _check_beside(config: Mapping[str, Any]) -> None:
 def _explain(error: ValidationError) -> str:
     """The first mistake in one line: path, what is wrong, what is allowed, the nearest key."""
     first = error.errors()[0]
-    where = [str(part) for part in first["loc"] if not str(part).startswith(("literal[", "tuple[", "function-"))]
+    where = [
+        str(part)
+        for part in first["loc"]
+        if not str(part).startswith(("literal[", "tuple[", "function-"))
+    ]
     path = ".".join([BLOCK, *where])
     if first["type"] == "extra_forbidden":
         near = get_close_matches(where[-1], _keys_at(where[:-1]), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(_keys_at(where[:-1]))}"
+        hint = (
+            f"did you mean {near[0]!r}?"
+            if near
+            else f"valid keys: {', '.join(_keys_at(where[:-1]))}"
+        )
         return f"{path}: unknown key; {hint}"
     message = first["msg"].removeprefix("Value error, ")
     return f"{path}: {message[0].lower() + message[1:]}, found {json.dumps(first['input'], default=str)}"

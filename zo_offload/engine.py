@@ -68,7 +68,9 @@ def initialize(
         ConfigError: Before any model is touched.
     """
     if mpu is not None or mesh_param is not None:
-        raise ConfigError("mpu and mesh_param: a model-parallel layout is not supported; ranks hold the whole model")
+        raise ConfigError(
+            "mpu and mesh_param: a model-parallel layout is not supported; ranks hold the whole model"
+        )
     config = config if config is not None else config_params
     config = config if config is not None else getattr(args, "deepspeed_config", None)
     if config is None:
@@ -76,7 +78,9 @@ def initialize(
     config = dict(config) if isinstance(config, Mapping) else load_json(config)
     parsed = parse_config(config)
     if not parsed.enabled:
-        raise ConfigError("zeroth_order.enabled is false; call deepspeed.initialize, or set it to true")
+        raise ConfigError(
+            "zeroth_order.enabled is false; call deepspeed.initialize, or set it to true"
+        )
     if model is None:
         raise ConfigError("no model: pass a module, a directory, or a model id")
     init_distributed(distributed_port, dist_init_required)
@@ -160,7 +164,9 @@ class ZOEngine(DeepSpeedEngine):
             results = self.stepper.run_lanes([batch], draws)
         return self._midpoint_output(results, draws)
 
-    def backward(self, loss: torch.Tensor, retain_graph: bool = False, scale_wrt_gas: bool = True) -> torch.Tensor:
+    def backward(
+        self, loss: torch.Tensor, retain_graph: bool = False, scale_wrt_gas: bool = True
+    ) -> torch.Tensor:
         """Book the projected gradients of a loss that ``forward`` returned, as scaled by the caller.
 
         Args:
@@ -169,11 +175,15 @@ class ZOEngine(DeepSpeedEngine):
             scale_wrt_gas: False when the caller has divided by ``gradient_accumulation_steps``.
         """
         if loss.grad_fn is None:
-            raise ModelError("backward: this loss has no graph; it must come from the engine's forward in training mode")
+            raise ModelError(
+                "backward: this loss has no graph; it must come from the engine's forward in training mode"
+            )
         self._caller_averages = not scale_wrt_gas
         with self._timed("backward"):
             loss.backward(retain_graph=retain_graph)
-        return loss.detach() / self.gradient_accumulation_steps() if scale_wrt_gas else loss.detach()
+        return (
+            loss.detach() / self.gradient_accumulation_steps() if scale_wrt_gas else loss.detach()
+        )
 
     def train_batch(self, data_iter: Iterator | None = None) -> torch.Tensor:
         """One whole step: ``gradient_accumulation_steps`` micro-batches in one visit.
@@ -216,7 +226,9 @@ class ZOEngine(DeepSpeedEngine):
     def save_pretrained(self, directory: str | Path) -> None:
         """Write a plain Hugging Face directory of the current weights, in the forward's dtype."""
         if not hasattr(self.module, "save_pretrained"):
-            raise ModelError(f"{type(self.module).__name__} has no save_pretrained; use torch.save(engine.module.state_dict())")
+            raise ModelError(
+                f"{type(self.module).__name__} has no save_pretrained; use torch.save(engine.module.state_dict())"
+            )
         self.module.save_pretrained(str(directory), state_dict=self.module.state_dict())
 
     def get_global_grad_norm(self) -> float | None:
@@ -238,7 +250,11 @@ class ZOEngine(DeepSpeedEngine):
         """Nothing is broadcast: ranks start from the same checkpoint."""
 
     def _configure_optimizer(self, client_optimizer: Any, model_parameters: Any) -> None:
-        self.optimizer = client_optimizer if isinstance(client_optimizer, torch.optim.Optimizer) else client_optimizer(None)
+        self.optimizer = (
+            client_optimizer
+            if isinstance(client_optimizer, torch.optim.Optimizer)
+            else client_optimizer(None)
+        )
         self.basic_optimizer = self.optimizer
 
     def _take_model_step(self, lr_kwargs: dict | None = None) -> None:
@@ -246,7 +262,9 @@ class ZOEngine(DeepSpeedEngine):
         group = self.optimizer.param_groups[0]
         means = self.stepper.replica.mean_losses(self._window, self.stepper.step)
         self._window = []
-        plus, minus = ([means.get((k, sign), 0.0) for k in range(self.stepper.config.probes)] for sign in SIGNS)
+        plus, minus = (
+            [means.get((k, sign), 0.0) for k in range(self.stepper.config.probes)] for sign in SIGNS
+        )
         grads = estimator.spsa(plus, minus, self.stepper.config.eps)
         grads = [g + extra for g, extra in zip(grads, self._logit_grads, strict=True)]
         self._logit_grads = [0.0] * len(grads)
@@ -257,7 +275,11 @@ class ZOEngine(DeepSpeedEngine):
         self._global_grad_norm = self.get_global_grad_norm()
         if self.lr_scheduler is not None:
             self.lr_scheduler.step(**(lr_kwargs or {}))
-        if self.steps_per_print() and self.global_rank == 0 and (self.global_steps + 1) % self.steps_per_print() == 0:
+        if (
+            self.steps_per_print()
+            and self.global_rank == 0
+            and (self.global_steps + 1) % self.steps_per_print() == 0
+        ):
             self._report_progress(self.global_steps + 1)
         self.losses = None
         self.global_steps += 1
@@ -271,18 +293,26 @@ class ZOEngine(DeepSpeedEngine):
         if results[0][0] is None:
             values = [value for value in logits if value is not None]
             if len(values) < len(results):
-                raise ModelError(f"the model returned neither loss nor logits (found {type(outputs).__name__})")
+                raise ModelError(
+                    f"the model returned neither loss nor logits (found {type(outputs).__name__})"
+                )
             tied = midpoint.tie(midpoint.mean(values), partial(self._book_logits, values))
             return midpoint.with_field(outputs, "logits", tied)
         sums = [loss_sum(loss) for loss, _ in results]
-        mean = torch.tensor(sum(total / weight for total, weight in sums) / len(sums), device=self.stepper.device)
+        mean = torch.tensor(
+            sum(total / weight for total, weight in sums) / len(sums), device=self.stepper.device
+        )
         micro_batch = self.micro_steps % self.gradient_accumulation_steps()
         tied = midpoint.tie(mean, partial(self._book_losses, sums, draws, micro_batch))
         if not isinstance(outputs, torch.Tensor) and logits[0] is not None:
-            outputs = midpoint.with_field(outputs, "logits", midpoint.mean([x for x in logits if x is not None]))
+            outputs = midpoint.with_field(
+                outputs, "logits", midpoint.mean([x for x in logits if x is not None])
+            )
         return midpoint.with_field(outputs, "loss", tied)
 
-    def _book_losses(self, sums: list[tuple[float, float]], draws: list, micro_batch: int, grad: torch.Tensor) -> None:
+    def _book_losses(
+        self, sums: list[tuple[float, float]], draws: list, micro_batch: int, grad: torch.Tensor
+    ) -> None:
         factor = float(grad.double())
         for (probe, sign, _), (total, weight) in zip(draws, sums, strict=True):
             if self._caller_averages:  # the factors of a window already add up to a mean
@@ -299,7 +329,9 @@ class ZOEngine(DeepSpeedEngine):
     def _pull(self, data_iter: Iterator | None) -> list[Any]:
         if data_iter is None:
             if self.training_dataloader is None:
-                raise ConfigError("train_batch: no data; pass data_iter, or training_data to initialize")
+                raise ConfigError(
+                    "train_batch: no data; pass data_iter, or training_data to initialize"
+                )
             if self._repeating_loader is None:
                 self._repeating_loader = iter(RepeatingLoader(self.training_dataloader))
             data_iter = self._repeating_loader
@@ -322,7 +354,9 @@ class ScheduledScalars(torch.optim.Optimizer):
     def __init__(self, lr: float, weight_decay: float) -> None:
         placeholder = nn.Parameter(torch.zeros(()))
         # DeepSpeed's schedulers may cycle momentum; betas are there for them and have no effect.
-        super().__init__([placeholder], {"lr": lr, "weight_decay": weight_decay, "betas": (0.0, 0.0)})
+        super().__init__(
+            [placeholder], {"lr": lr, "weight_decay": weight_decay, "betas": (0.0, 0.0)}
+        )
 
     def step(self, closure: Any = None) -> None:
         raise AssertionError("the engine takes the step")
@@ -340,7 +374,9 @@ def deepspeed_config(config: Mapping[str, Any]) -> DeepSpeedConfig:
     try:
         return DeepSpeedConfig(deepspeed_part(config))
     except (AssertionError, ValueError, TypeError, DeepSpeedConfigError) as error:
-        raise ConfigError(f"DeepSpeed refuses the config: {' '.join(str(error).split())}") from error
+        raise ConfigError(
+            f"DeepSpeed refuses the config: {' '.join(str(error).split())}"
+        ) from error
 
 
 def deepspeed_part(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -370,7 +406,9 @@ def init_distributed(port: int, required: bool | None = None) -> None:
                 "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
             )
         backend = deepspeed.get_accelerator().communication_backend_name()
-        deepspeed.init_distributed(dist_backend=backend, distributed_port=port, dist_init_required=required)
+        deepspeed.init_distributed(
+            dist_backend=backend, distributed_port=port, dist_init_required=required
+        )
     if deepspeed.comm.get_world_size() > 1:
         raise ConfigError(
             f"{deepspeed.comm.get_world_size()} ranks were started, but this version trains on one; "
@@ -392,11 +430,17 @@ def load_model(name: str | Path) -> nn.Module:
 def _optimizer_params(config: Mapping[str, Any]) -> Mapping[str, Any]:
     optimizer = config.get("optimizer", {})
     if not isinstance(optimizer, Mapping) or not isinstance(optimizer.get("params", {}), Mapping):
-        raise ConfigError(f'optimizer: expected {{"type": "ZO", "params": {{"lr": ...}}}}, found {optimizer!r}')
+        raise ConfigError(
+            f'optimizer: expected {{"type": "ZO", "params": {{"lr": ...}}}}, found {optimizer!r}'
+        )
     params = {key: value for key, value in optimizer.get("params", {}).items() if value != "auto"}
     for key in ("lr", "weight_decay"):
         value = params.get(key, 0.0)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 <= value < float("inf")
+        ):
             raise ConfigError(f"optimizer.params.{key}: expected a number >= 0, found {value!r}")
     return params
 

@@ -152,7 +152,9 @@ class Lanes:
 
     def _refuse_nested(self) -> None:
         if getattr(_current, "lane", None) is not None:
-            raise StoreError("code inside a visit asked for a visit of its own; call the model, not the engine")
+            raise StoreError(
+                "code inside a visit asked for a visit of its own; call the model, not the engine"
+            )
 
     @contextmanager
     def _visit(self) -> Iterator[None]:
@@ -167,7 +169,10 @@ class Lanes:
         lane = _InlineLane(call, self._weights)
         _current.lane = lane
         try:
-            with torch.inference_mode(), AmbientMode(self._copies, call.draw, 0, lambda: lane.inside):
+            with (
+                torch.inference_mode(),
+                AmbientMode(self._copies, call.draw, 0, lambda: lane.inside),
+            ):
                 return call.run()
         finally:
             _current.lane = None
@@ -182,7 +187,9 @@ class Lanes:
 
         def scope(lane: Lane) -> ExitStack:
             stack = caller.enter()
-            mode = AmbientMode(self._copies, lane.call.draw, draws.index(lane.call.draw), lambda: lane.inside)
+            mode = AmbientMode(
+                self._copies, lane.call.draw, draws.index(lane.call.draw), lambda: lane.inside
+            )
             stack.enter_context(mode)
             return stack
 

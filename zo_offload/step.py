@@ -104,6 +104,7 @@ class Stepper:
         ...     def __init__(self):
         ...         super().__init__()
         ...         self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        ...
         ...     def forward(self, x):
         ...         for block in self.blocks:
         ...             x = block(x)
@@ -145,7 +146,9 @@ class Stepper:
         """Steps taken."""
         return len(self.weights.history)
 
-    def train_step(self, batches: Sequence[Any], lr: float, weight_decay: float = 0.0) -> StepResult:
+    def train_step(
+        self, batches: Sequence[Any], lr: float, weight_decay: float = 0.0
+    ) -> StepResult:
         """Estimate along this step's directions on all micro-batches in one visit, and descend.
 
         Args:
@@ -168,25 +171,39 @@ class Stepper:
             for sign in SIGNS
         ]
 
-    def measure(self, batches: Sequence[Any], draws: Sequence[tuple[int, int, Draw]]) -> list[LaneLoss]:
+    def measure(
+        self, batches: Sequence[Any], draws: Sequence[tuple[int, int, Draw]]
+    ) -> list[LaneLoss]:
         """The loss of every draw on every micro-batch, in one visit."""
         results = self.run_lanes(batches, draws)
         places = [(probe, sign, i) for probe, sign, _ in draws for i in range(len(batches))]
-        return [LaneLoss(*place, *loss_sum(loss)) for place, (loss, _) in zip(places, results, strict=True)]
+        return [
+            LaneLoss(*place, *loss_sum(loss))
+            for place, (loss, _) in zip(places, results, strict=True)
+        ]
 
-    def run_lanes(self, batches: Sequence[Any], draws: Sequence[tuple[int, int, Draw]]) -> list[tuple[Any, Any]]:
+    def run_lanes(
+        self, batches: Sequence[Any], draws: Sequence[tuple[int, int, Draw]]
+    ) -> list[tuple[Any, Any]]:
         """``(loss, outputs)`` of every draw on every micro-batch, draws outermost, in one visit."""
         moved = [move_to(batch, self._device) for batch in batches]
         calls = [Call(self._lane(batch), draw) for _, _, draw in draws for batch in moved]
         with without_cache(self.model):
             return self.lanes.run(calls, generator_seed=self.step)
 
-    def descend(self, means: Mapping[tuple[int, int], float], lr: float, weight_decay: float = 0.0) -> StepResult:
+    def descend(
+        self, means: Mapping[tuple[int, int], float], lr: float, weight_decay: float = 0.0
+    ) -> StepResult:
         """Turn mean losses by (probe, sign) into this step's update: recorded first, then applied."""
         plus = [means[probe, +1] for probe in range(self.config.probes)]
         minus = [means[probe, -1] for probe in range(self.config.probes)]
         grads = estimator.spsa(plus, minus, self.config.eps)
-        return self.apply(grads, tuple(means[key] for key in sorted(means, key=lambda k: (k[0], -k[1]))), lr, weight_decay)
+        return self.apply(
+            grads,
+            tuple(means[key] for key in sorted(means, key=lambda k: (k[0], -k[1]))),
+            lr,
+            weight_decay,
+        )
 
     def apply(
         self, grads: Sequence[float], lane_losses: tuple[float, ...], lr: float, weight_decay: float
@@ -194,10 +211,14 @@ class Stepper:
         """Record a step with these projected gradients, then let it take effect."""
         step = self.step
         if not all(math.isfinite(g) for g in grads):
-            raise DivergedError(f"step {step}: projected gradients {list(grads)}; the step was not taken")
+            raise DivergedError(
+                f"step {step}: projected gradients {list(grads)}; the step was not taken"
+            )
         coefficients = update.sgd(grads, lr)
         decay, owed = update.gather_decay(self._owed_decay, lr, weight_decay)
-        probes = tuple(Probe(k, g, c) for k, (g, c) in enumerate(zip(grads, coefficients, strict=True)))
+        probes = tuple(
+            Probe(k, g, c) for k, (g, c) in enumerate(zip(grads, coefficients, strict=True))
+        )
         record = Record(step, probes, lane_losses, eps=self.config.eps, lr=lr, decay=decay)
         if self.journal is not None:
             self.journal.append(record)
@@ -240,13 +261,18 @@ class Stepper:
         return run
 
     def _update_of(self, record: Record) -> StepUpdate:
-        draws = (Draw(self.config.seed, record.step, probe.number, probe.coefficient) for probe in record.probes)
+        draws = (
+            Draw(self.config.seed, record.step, probe.number, probe.coefficient)
+            for probe in record.probes
+        )
         return StepUpdate(record.decay, tuple(draws))
 
     def _scales(self) -> Mapping[str, float]:
         if self.config.direction_scale == "none":
             return {}
-        return direction.rms_scales({n: p for n, p in self.model.named_parameters() if p.requires_grad})
+        return direction.rms_scales(
+            {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        )
 
     def _placement(self) -> Placement:
         offload = self.config.offload_param
@@ -303,7 +329,11 @@ def cast_buffers(model: nn.Module, dtype: torch.dtype | None, device: torch.devi
         for name, buffer in module._buffers.items():
             if buffer is None:
                 continue
-            casts = dtype is not None and buffer.is_floating_point() and f"{path}.{name}".lstrip(".") in saved
+            casts = (
+                dtype is not None
+                and buffer.is_floating_point()
+                and f"{path}.{name}".lstrip(".") in saved
+            )
             module._buffers[name] = buffer.to(device=device, dtype=dtype if casts else None)
 
 

@@ -105,13 +105,17 @@ def map_model(
     for name, parameter in names.items():
         if parameter.is_floating_point() and parameter.numel():
             members[owner[id(parameter)]].append(name)
-    dtypes = {name: _forward_dtype(model, name, parameter, dtype) for name, parameter in names.items()}
+    dtypes = {
+        name: _forward_dtype(model, name, parameter, dtype) for name, parameter in names.items()
+    }
 
     def lay_out(index: int, name: str) -> Unit:
         kinds: dict[tuple[torch.dtype, bool, bool], list[str]] = {}
         for member in members[index]:
             parameter, computes_in = names[member], dtypes[member]
-            dither = parameter.requires_grad and computes_in == torch.bfloat16 and parameter.ndim <= 1
+            dither = (
+                parameter.requires_grad and computes_in == torch.bfloat16 and parameter.ndim <= 1
+            )
             kinds.setdefault((computes_in, parameter.requires_grad, dither), []).append(member)
         spans: list[Span] = []
         for kind, group in kinds.items():
@@ -120,9 +124,18 @@ def map_model(
         wire_bytes, rest_bytes = sum(s.wire_bytes for s in spans), sum(s.rest_bytes for s in spans)
         return Unit(index, name, tuple(spans), wire_bytes, rest_bytes)
 
-    units = [lay_out(index, blocks[index][0] if index >= 0 else "") for index in range(AMBIENT, len(blocks))]
-    managed = {name: parameter for name, parameter in names.items() if parameter.is_floating_point() and parameter.numel()}
-    return ModelMap(tuple(units[1:]), units[0], tuple(module for _, module in blocks), managed, aliases)
+    units = [
+        lay_out(index, blocks[index][0] if index >= 0 else "")
+        for index in range(AMBIENT, len(blocks))
+    ]
+    managed = {
+        name: parameter
+        for name, parameter in names.items()
+        if parameter.is_floating_point() and parameter.numel()
+    }
+    return ModelMap(
+        tuple(units[1:]), units[0], tuple(module for _, module in blocks), managed, aliases
+    )
 
 
 def repeated_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -150,7 +163,11 @@ def _search_list(items: nn.ModuleList, path: str, found: dict[int, tuple[str, nn
     signatures = [_signature(item) for item in items]
     for position, item in enumerate(items):
         here = f"{path}.{position}"
-        if any(_alike(signatures[position], other) for i, other in enumerate(signatures) if i != position):
+        if any(
+            _alike(signatures[position], other)
+            for i, other in enumerate(signatures)
+            if i != position
+        ):
             found.setdefault(id(item), (here, item))
             continue
         inside: dict[int, tuple[str, nn.Module]] = {}
@@ -178,7 +195,9 @@ def _named_classes(model: nn.Module, classes: Sequence[str]) -> list[tuple[str, 
     missing = sorted(set(classes) - {type(module).__name__ for _, module in blocks})
     if missing:
         present = sorted({type(module).__name__ for module in model.modules()})
-        raise ConfigError(f"zeroth_order.unit: no module of class {missing[0]!r}; the model has {', '.join(present)}")
+        raise ConfigError(
+            f"zeroth_order.unit: no module of class {missing[0]!r}; the model has {', '.join(present)}"
+        )
     return blocks
 
 
@@ -205,8 +224,12 @@ def _owners(model: nn.Module, blocks: Sequence[nn.Module]) -> dict[int, int]:
     reached: dict[int, set[int]] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
-            reached.setdefault(id(parameter), set()).update(unit_of_module.get(id(module), {AMBIENT}))
-    return {key: next(iter(owners)) if len(owners) == 1 else AMBIENT for key, owners in reached.items()}
+            reached.setdefault(id(parameter), set()).update(
+                unit_of_module.get(id(module), {AMBIENT})
+            )
+    return {
+        key: next(iter(owners)) if len(owners) == 1 else AMBIENT for key, owners in reached.items()
+    }
 
 
 def _lay_out_span(
@@ -228,11 +251,15 @@ def _lay_out_span(
     return Span(dtype, tuple(segments), wire_offset, rest_offset, trainable, dither)
 
 
-def _forward_dtype(model: nn.Module, name: str, parameter: nn.Parameter, dtype: torch.dtype | None) -> torch.dtype:
+def _forward_dtype(
+    model: nn.Module, name: str, parameter: nn.Parameter, dtype: torch.dtype | None
+) -> torch.dtype:
     if not parameter.is_floating_point():
         return parameter.dtype
     if parameter.dtype not in FORWARD_DTYPES:
-        raise ModelError(f"parameter {name} is {parameter.dtype}; the forward may compute in float32, bfloat16 or float16")
+        raise ModelError(
+            f"parameter {name} is {parameter.dtype}; the forward may compute in float32, bfloat16 or float16"
+        )
     if dtype is None:
         return parameter.dtype
     exact = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())

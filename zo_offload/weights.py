@@ -61,7 +61,9 @@ class Weights:
             pass over the scratch).
     """
 
-    def __init__(self, model: nn.Module, model_map: ModelMap, placement: Placement, direction: str) -> None:
+    def __init__(
+        self, model: nn.Module, model_map: ModelMap, placement: Placement, direction: str
+    ) -> None:
         self.map = model_map
         self.direction = direction
         self.history: list[StepUpdate] = []
@@ -182,7 +184,9 @@ class Weights:
                 for segment in span.segments:
                     parameter = self.map.parameters[segment.name]
                     if parameter.is_meta:
-                        raise ModelError(f"parameter {segment.name} has no values (meta device); load the model first")
+                        raise ModelError(
+                            f"parameter {segment.name} has no values (meta device); load the model first"
+                        )
                     _fill(span, segment, parameter.detach(), span.wire(wire), span.rest(rest))
                     parameter.data = self._empty_view(unit, span, segment)
         self.empty_scratch()
@@ -195,7 +199,9 @@ class Weights:
 
     def _empty_view(self, unit: Unit, span: Span, segment: Segment) -> torch.Tensor:
         if unit.index == AMBIENT:
-            return torch.full((), float("nan"), dtype=span.dtype, device=self.arena.device).expand(segment.shape)
+            return torch.full((), float("nan"), dtype=span.dtype, device=self.arena.device).expand(
+                segment.shape
+            )
         flat = span.wire(self._scratch)[segment.start : segment.start + segment.numel]
         return flat.view(segment.shape)
 
@@ -246,7 +252,9 @@ class Weights:
         yield model.register_load_state_dict_pre_hook(refuse)
 
 
-def _fill(span: Span, segment: Segment, values: torch.Tensor, wire: torch.Tensor, rest: torch.Tensor) -> None:
+def _fill(
+    span: Span, segment: Segment, values: torch.Tensor, wire: torch.Tensor, rest: torch.Tensor
+) -> None:
     """Write a parameter's initial values: the master where it is trainable, else the wire alone."""
     part = slice(segment.start, segment.start + segment.numel)
     flat = values.reshape(-1).to(wire.device)
@@ -255,5 +263,3 @@ def _fill(span: Span, segment: Segment, values: torch.Tensor, wire: torch.Tensor
         ops.store_master(span.dtype, flat.float(), wire[part], resting)
     else:
         wire[part].copy_(flat)
-
-

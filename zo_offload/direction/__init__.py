@@ -32,7 +32,9 @@ def rms_scales(parameters: Mapping[str, torch.Tensor]) -> dict[str, float]:
         >>> rms_scales({"a": torch.full((4,), 3.0), "b": torch.full((4,), 4.0)})
         {'a': 0.84765625, 'b': 1.1328125}
     """
-    squares = {name: float(values.detach().double().square().sum()) for name, values in parameters.items()}
+    squares = {
+        name: float(values.detach().double().square().sum()) for name, values in parameters.items()
+    }
     total = sum(values.numel() for values in parameters.values())
     overall = math.sqrt(sum(squares.values()) / total) or 1.0
     return {

@@ -30,7 +30,9 @@ def load_tokenizer(name: str | Path) -> Any:
     tokenizer = _load(AutoTokenizer, name, "tokenizer")
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise ModelError(f"{name}: the tokenizer has neither a padding nor an end token; set pad_token")
+            raise ModelError(
+                f"{name}: the tokenizer has neither a padding nor an end token; set pad_token"
+            )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -38,7 +40,9 @@ def load_tokenizer(name: str | Path) -> Any:
 def _load(auto_class: Any, name: str | Path, what: str, **options: Any) -> Any:
     path = Path(name)
     if path.exists() and not path.is_dir():
-        raise ModelError(f"{name}: the model must be a directory in Hugging Face's layout, found a file")
+        raise ModelError(
+            f"{name}: the model must be a directory in Hugging Face's layout, found a file"
+        )
     if path.is_dir() and not (path / "config.json").is_file():
         raise ModelError(f"{name}: no config.json in this directory; is it a Hugging Face model?")
     try:

@@ -17,7 +17,9 @@ import torch
 from zo_offload.offload.arena import Arena
 from zo_offload.units import Unit
 
-Prepare = Callable[[Unit], torch.Tensor]  # brings a unit to the current step, returns its wire bytes
+Prepare = Callable[
+    [Unit], torch.Tensor
+]  # brings a unit to the current step, returns its wire bytes
 
 
 @dataclass
@@ -59,13 +61,17 @@ class Streamer:
         num_slots: Two overlap copy and compute; more absorb jitter.
     """
 
-    def __init__(self, units: Sequence[Unit], prepare: Prepare, arena: Arena, num_slots: int) -> None:
+    def __init__(
+        self, units: Sequence[Unit], prepare: Prepare, arena: Arena, num_slots: int
+    ) -> None:
         self._units = {unit.index: unit for unit in units}
         self._prepare = prepare
         self._device = arena.device
         slot_bytes = max(unit.wire_bytes for unit in units)
         self._slots = [_Slot(arena.take("slots", slot_bytes)) for _ in range(num_slots)]
-        self._successor: dict[int | None, int] = dict(zip([None, *self._units], self._units, strict=False))
+        self._successor: dict[int | None, int] = dict(
+            zip([None, *self._units], self._units, strict=False)
+        )
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="zo-streamer")
         self._copy_stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         self._current: int | None = None

@@ -1,9 +1,27 @@
 """Kernels: noise, perturbation and update, one contract (``reference``), several implementations."""
 
 from zo_offload.ops.span import ALIGNMENT, Segment, Span
-from zo_offload.ops.torch_ops import Draw, StepUpdate, load_master, noise, perturb, perturb_rows, store_master, update
+from zo_offload.ops.torch_ops import (
+    Draw,
+    StepUpdate,
+    load_master,
+    noise,
+    perturb,
+    perturb_rows,
+    store_master,
+    update,
+)
 
 __all__ = [
-    "ALIGNMENT", "Draw", "Segment", "Span", "StepUpdate",
-    "load_master", "noise", "perturb", "perturb_rows", "store_master", "update",
+    "ALIGNMENT",
+    "Draw",
+    "Segment",
+    "Span",
+    "StepUpdate",
+    "load_master",
+    "noise",
+    "perturb",
+    "perturb_rows",
+    "store_master",
+    "update",
 ]

@@ -105,7 +105,13 @@ def gaussian_cells() -> npt.NDArray[np.float64]:
 
 
 def rademacher(
-    seed: int, step: int, probe: int, parameter: int, start: int, count: int, coefficient: float = 1.0
+    seed: int,
+    step: int,
+    probe: int,
+    parameter: int,
+    start: int,
+    count: int,
+    coefficient: float = 1.0,
 ) -> F32:
     """``coefficient * z`` with z = +1 or -1: bit ``e % 32`` of word ``e // 32 % 4`` of block ``e // 128``.
 
@@ -120,7 +126,13 @@ def rademacher(
 
 
 def gaussian(
-    seed: int, step: int, probe: int, parameter: int, start: int, count: int, coefficient: float = 1.0
+    seed: int,
+    step: int,
+    probe: int,
+    parameter: int,
+    start: int,
+    count: int,
+    coefficient: float = 1.0,
 ) -> F32:
     """``coefficient * z`` with z standard normal: the low 12 bits of a sixteen-bit lane choose a cell."""
     first = start // HALVES_PER_BLOCK
@@ -146,7 +158,9 @@ def dither_bf16(value: F32, random16: U32) -> npt.NDArray[np.uint16]:
     """
     bits = canonical(value).view(np.uint32)
     finite = (bits & np.uint32(0x7F800000)) != np.uint32(0x7F800000)
-    return ((bits + np.where(finite, random16, 0).astype(np.uint32)) >> np.uint32(16)).astype(np.uint16)
+    return ((bits + np.where(finite, random16, 0).astype(np.uint32)) >> np.uint32(16)).astype(
+        np.uint16
+    )
 
 
 def canonical(value: F32) -> F32:

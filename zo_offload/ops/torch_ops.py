@@ -44,7 +44,13 @@ class StepUpdate:
 
 
 def perturb(
-    span: Span, wire: torch.Tensor, out: torch.Tensor, direction: str, draw: Draw, first: int = 0, count: int | None = None
+    span: Span,
+    wire: torch.Tensor,
+    out: torch.Tensor,
+    direction: str,
+    draw: Draw,
+    first: int = 0,
+    count: int | None = None,
 ) -> None:
     """Write ``round(decode(wire) + coefficient * z)`` for a stretch of a span.
 
@@ -70,7 +76,9 @@ def perturb(
             target.copy_(value)
 
 
-def update(span: Span, wire: torch.Tensor, rest: torch.Tensor, direction: str, steps: Sequence[StepUpdate]) -> None:
+def update(
+    span: Span, wire: torch.Tensor, rest: torch.Tensor, direction: str, steps: Sequence[StepUpdate]
+) -> None:
     """Bring a trainable span's master through ``steps``, in place, each rounded once.
 
     Args:
@@ -106,7 +114,9 @@ def load_master(dtype: torch.dtype, wire: torch.Tensor, rest: torch.Tensor) -> t
     return (wire if dtype == torch.float32 else rest).clone()
 
 
-def store_master(dtype: torch.dtype, master: torch.Tensor, wire: torch.Tensor, rest: torch.Tensor) -> None:
+def store_master(
+    dtype: torch.dtype, master: torch.Tensor, wire: torch.Tensor, rest: torch.Tensor
+) -> None:
     """Inverse of :func:`load_master`: encode the wire from the master, keep the rest home."""
     if dtype == torch.bfloat16:
         bits = _canonical(master).view(torch.int32)
@@ -118,7 +128,9 @@ def store_master(dtype: torch.dtype, master: torch.Tensor, wire: torch.Tensor, r
         rest.copy_(master)
 
 
-def noise(span: Span, direction: str, draw: Draw, device: torch.device | str = "cpu") -> torch.Tensor:
+def noise(
+    span: Span, direction: str, draw: Draw, device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """``coefficient * scale * z`` of a whole span, fp32 ``[elements]``."""
     device = torch.device(device)
     parts = [_term(span, direction, draw, a, b, device) for a, b in _chunks(0, span.elements)]
@@ -129,7 +141,9 @@ def _chunks(first: int, last: int) -> list[tuple[int, int]]:
     return [(a, min(a + CHUNK_ELEMENTS, last)) for a in range(first, last, CHUNK_ELEMENTS)]
 
 
-def _term(span: Span, direction: str, draw: Draw, start: int, stop: int, device: torch.device) -> torch.Tensor:
+def _term(
+    span: Span, direction: str, draw: Draw, start: int, stop: int, device: torch.device
+) -> torch.Tensor:
     """``coefficient * scale * z`` for elements start..stop of a span, fp32."""
     per_block = _ELEMENTS_PER_BLOCK[direction]
     block, parameter, scale = _blocks(span, start, stop, per_block, device)
@@ -160,7 +174,9 @@ def _segment_table(
     return starts, indices, scales
 
 
-def _philox(block: torch.Tensor, parameter: torch.Tensor | int, draw: Draw, stream: int) -> torch.Tensor:
+def _philox(
+    block: torch.Tensor, parameter: torch.Tensor | int, draw: Draw, stream: int
+) -> torch.Tensor:
     """Philox4x32-10 in int64 arithmetic (products wrap, shifts are masked): int32 words ``[n, 4]``."""
     m0, m1 = reference.PHILOX_MULTIPLIERS
     k0, k1 = draw.seed & _LOW, (draw.seed >> 32) & _LOW
@@ -219,7 +235,10 @@ def _gaussian_scaled(words: torch.Tensor, coefficients: torch.Tensor) -> torch.T
     return (cells * coefficients.view(-1, 1)).float().view(-1)
 
 
-_ELEMENTS_PER_BLOCK = {"rademacher": reference.SIGNS_PER_BLOCK, "gaussian": reference.HALVES_PER_BLOCK}
+_ELEMENTS_PER_BLOCK = {
+    "rademacher": reference.SIGNS_PER_BLOCK,
+    "gaussian": reference.HALVES_PER_BLOCK,
+}
 _TERMS = {"rademacher": _rademacher, "gaussian": _gaussian}
 _SCALED_TERMS = {"rademacher": _rademacher_scaled, "gaussian": _gaussian_scaled}
 
@@ -234,7 +253,9 @@ def _round_bf16(value: torch.Tensor) -> torch.Tensor:
     return ((bits + 0x8000) >> 16).to(torch.int16).view(torch.bfloat16)
 
 
-def _dither_bf16(value: torch.Tensor, span: Span, draw: Draw, start: int, stop: int) -> torch.Tensor:
+def _dither_bf16(
+    value: torch.Tensor, span: Span, draw: Draw, start: int, stop: int
+) -> torch.Tensor:
     """Stochastic rounding; the dither does not depend on the coefficient, so both signs share it."""
     block, parameter, _ = _blocks(span, start, stop, reference.HALVES_PER_BLOCK, value.device)
     words = _philox(block, parameter, draw, reference.STREAM_DITHER)
@@ -267,7 +288,9 @@ def perturb_rows(
     across = -(-(width + slack) // per_block)  # blocks that a row may touch
     block = (first // per_block).unsqueeze(1) + torch.arange(across, device=rows.device)
     words = _philox(block.reshape(-1), segment.parameter_index, draw, reference.STREAM_NOISE)
-    term = _TERMS[direction](words, draw.coefficient * segment.scale).view(len(rows), across * per_block)
+    term = _TERMS[direction](words, draw.coefficient * segment.scale).view(
+        len(rows), across * per_block
+    )
     column = (first % per_block).unsqueeze(1) + torch.arange(width, device=rows.device)
     value = table.index_select(0, rows).float() + term.gather(1, column)
     return _round_bf16(value) if span.dtype == torch.bfloat16 else value.to(span.dtype)
