@@ -17,9 +17,9 @@ RUNTIME = [
     "torch>=2.11,<2.14",
     "deepspeed>=0.16.9,<0.20",
     "transformers>=5.0,<6",
-    "mpi4py>=4",
+    "mpi4py>=4.1",
     "numpy>=1.26",
-    "pydantic>=2",
+    "pydantic>=2.8",
     "click>=8.1",
     "rich>=13",
     "safetensors>=0.4.3",
@@ -48,7 +48,7 @@ setup(
     packages=find_packages(include=["zo_offload", "zo_offload.*"]),
     install_requires=RUNTIME,
     # accelerate is what transformers.Trainer needs to drive a DeepSpeed engine.
-    extras_require={"trainer": ["accelerate>=1.1"]},
+    extras_require={"trainer": ["accelerate>=1.10"]},
     entry_points={"console_scripts": ["zo-offload = zo_offload.cli:main"]},
     zip_safe=False,
     classifiers=[
