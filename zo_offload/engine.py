@@ -21,6 +21,7 @@ from torch import nn
 from zo_offload import estimator, midpoint
 from zo_offload.config import ZOConfig, load_json, parse_config
 from zo_offload.errors import ConfigError, ModelError
+from zo_offload.journal import Journal
 from zo_offload.replica import LaneLoss
 from zo_offload.step import SIGNS, Inputs, Objective, Stepper, StepResult, loss_sum, model_loss
 
@@ -147,6 +148,8 @@ class ZOEngine(DeepSpeedEngine):
         self._caller_averages = False
         self._repeating_loader: Iterator | None = None
         self._modules["module"].eval()
+        if config.journal.path is not None:
+            self._continue_journal(config.journal.path)
 
     # -- the surface --
 
@@ -271,6 +274,7 @@ class ZOEngine(DeepSpeedEngine):
         lane_losses = tuple(value for pair in zip(plus, minus, strict=True) for value in pair)
         decay = group.get("weight_decay", 0.0)
         self.last_result = self.stepper.apply(grads, lane_losses, group["lr"], decay)
+        self.optimizer.step()  # moves nothing; schedulers want to see it before their own
         self._step_applied = True
         self._global_grad_norm = self.get_global_grad_norm()
         if self.lr_scheduler is not None:
@@ -286,6 +290,17 @@ class ZOEngine(DeepSpeedEngine):
         self.global_samples += self.train_batch_size()
 
     # -- inside --
+
+    def _continue_journal(self, path: str) -> None:
+        """Take over the steps that the journal holds; counters and schedule follow."""
+        journal = Journal.open(path, self.stepper.bit_header())
+        self.stepper.follow(journal, self.optimizer.param_groups[0].get("weight_decay", 0.0))
+        self.global_steps = self.stepper.step
+        self.global_samples = self.global_steps * self.train_batch_size()
+        self.micro_steps = self.global_steps * self.gradient_accumulation_steps()
+        if self.lr_scheduler is not None:
+            for _ in range(self.global_steps):
+                self.lr_scheduler.step()
 
     def _midpoint_output(self, results: list[tuple[Any, Any]], draws: list) -> Any:
         outputs = results[0][1]
@@ -359,7 +374,7 @@ class ScheduledScalars(torch.optim.Optimizer):
         )
 
     def step(self, closure: Any = None) -> None:
-        raise AssertionError("the engine takes the step")
+        """Nothing: the weights have moved already."""
 
     def load_state_dict(self, state_dict: dict, load_optimizer_states: bool = True) -> None:
         super().load_state_dict(state_dict)

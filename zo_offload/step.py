@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from zo_offload import direction, estimator, update
+from zo_offload import direction, estimator, loss_noise, update
 from zo_offload.config import ZOConfig
 from zo_offload.errors import DivergedError, ModelError, TaskError
 from zo_offload.journal import Journal, Probe, Record
 from zo_offload.lanes import Call, Lanes
+from zo_offload.loss_noise import LossNoise
 from zo_offload.ops import Draw, StepUpdate
 from zo_offload.replica import LaneLoss, Replica
 from zo_offload.units import map_model
@@ -226,6 +227,29 @@ class Stepper:
         self.weights.history.append(self._update_of(record))
         return StepResult(step, sum(lane_losses) / len(lane_losses), tuple(grads), lane_losses, lr)
 
+    def bit_header(self) -> dict[str, Any]:
+        """Everything that decides the bits of the weights, for the journal's header.
+
+        Only before the first step: the digest is of the base weights.
+        """
+        assert self.step == 0
+        config = self.config
+        return {
+            "base_sha256": self.weights.digest(),
+            "seed": config.seed,
+            "eps": config.eps,
+            "probes": config.probes,
+            "estimator": config.estimator,
+            "direction": config.direction,
+            "direction_scale": config.direction_scale,
+            "scales": {name: self.scales[name] for name in sorted(self.scales or {})},
+            "update": config.update.type,
+            "lag": config.update.lag,
+            "master": config.master,
+            "forward": sorted({str(span.dtype) for u in self.weights.map.everything for span in u.spans}),
+            "counter": "block, parameter, step, probe | stream << 16",
+        }
+
     def follow(self, journal: Journal, weight_decay: float = 0.0) -> None:
         """Continue a journal: take over the steps it holds, and append to it from now on.
 
@@ -236,6 +260,15 @@ class Stepper:
             self.weights.history.append(self._update_of(record))
             _, self._owed_decay = update.gather_decay(self._owed_decay, record.lr, weight_decay)
         self.journal = journal
+
+    def measure_noise(self, batch: Any, directions: int = 4) -> LossNoise:
+        """Rounding noise of the losses on a batch, against the signal of a step; takes no step."""
+        rows = []
+        for number in range(directions):
+            points = loss_noise.positions(self.config.eps)
+            draws = [(0, 1, Draw(self.config.seed, self.step, number, c)) for c in points]
+            rows.append([loss.total / loss.weight for loss in self.measure([batch], draws)])
+        return loss_noise.estimate(rows)
 
     def forward(self, batch: Any) -> Any:
         """The model's output on the current weights."""

@@ -9,9 +9,11 @@ A unit carries the step it is current to. Updates are applied when it is next vi
 of visits, the tier and a resumed run never change a bit.
 """
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 
 import torch
 from torch import nn
@@ -69,7 +71,9 @@ class Weights:
         self.history: list[StepUpdate] = []
         self.poison = False
         self.arena = Arena(placement.device, placement.device_budget)
+        self._refuse_empty()
         self._current_to = {unit.index: 0 for unit in model_map.everything}
+        self._updating = Lock()
         self._scratch = self.arena.take("scratch", max(unit.wire_bytes for unit in model_map.units))
         self._scratch_holds: tuple[int, int, Draw | None] | None = None
         self._store: Store
@@ -126,13 +130,14 @@ class Weights:
     def bring_current(self, unit: Unit) -> torch.Tensor:
         """Apply what is due to the unit's masters; returns its wire bytes where they rest."""
         wire = self._store.wire(unit)
-        due = self.history[self._current_to[unit.index] :]
-        if due:
-            rest = self._store.rest(unit)
-            for span in unit.spans:
-                if span.trainable:
-                    ops.update(span, span.wire(wire), span.rest(rest), self.direction, due)
-            self._current_to[unit.index] = len(self.history)
+        with self._updating:  # the pipeline's worker, or whoever reads a master meanwhile
+            due = self.history[self._current_to[unit.index] :]
+            if due:
+                rest = self._store.rest(unit)
+                for span in unit.spans:
+                    if span.trainable:
+                        ops.update(span, span.wire(wire), span.rest(rest), self.direction, due)
+                self._current_to[unit.index] = len(self.history)
         return wire
 
     def master(self, name: str) -> torch.Tensor:
@@ -155,6 +160,14 @@ class Weights:
         for name in self.map.parameters:
             yield name, self.master(name)
 
+    def digest(self) -> str:
+        """SHA-256 of every parameter's name, shape and exact value."""
+        total = hashlib.sha256()
+        for name, master in self.masters():
+            total.update(f"{name} {tuple(master.shape)}\n".encode())
+            total.update(master.contiguous().numpy())
+        return total.hexdigest()
+
     @property
     def host_bytes(self) -> int:
         return self._store.held_bytes if isinstance(self._store, HostStore) else 0
@@ -176,6 +189,13 @@ class Weights:
 
     # -- taking over --
 
+    def _refuse_empty(self) -> None:
+        for name, parameter in self.map.parameters.items():
+            if parameter.is_meta:
+                raise ModelError(
+                    f"parameter {name} has no values (meta device); load the model first"
+                )
+
     def _take_over(self) -> None:
         for unit in self.map.everything:
             self._add(unit)
@@ -183,10 +203,6 @@ class Weights:
             for span in unit.spans:
                 for segment in span.segments:
                     parameter = self.map.parameters[segment.name]
-                    if parameter.is_meta:
-                        raise ModelError(
-                            f"parameter {segment.name} has no values (meta device); load the model first"
-                        )
                     _fill(span, segment, parameter.detach(), span.wire(wire), span.rest(rest))
                     parameter.data = self._empty_view(unit, span, segment)
         self.empty_scratch()
@@ -227,16 +243,17 @@ class Weights:
         return self._places_cache
 
     def _serve_state_dict(self, model: nn.Module) -> Iterator:
-        served: dict[str, torch.Tensor] = {}
-
         def serve(module: nn.Module, state_dict: dict, prefix: str, local_metadata: dict) -> None:
+            served = vars(state_dict).setdefault("_served", {})  # tied parameters share storage
             for name, parameter in module._parameters.items():
                 first = self._first_name.get(id(parameter))
                 if first is not None and prefix + name in state_dict:
-                    state_dict[prefix + name] = served.setdefault(first, self.value(first))
+                    if first not in served:
+                        served[first] = self.value(first)
+                    state_dict[prefix + name] = served[first]
 
         def forget(module: nn.Module, state_dict: dict, prefix: str, local_metadata: dict) -> None:
-            served.clear()
+            vars(state_dict).pop("_served", None)
 
         def refuse(module: nn.Module, *_: object) -> None:
             raise StoreError(
