@@ -4,6 +4,7 @@ The only file that knows DeepSpeed. The base class keeps what its users expect (
 monitors, timers, counters); this subclass keeps it away from the weights, which live in a store.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,9 +23,13 @@ from zo_offload import estimator, midpoint
 from zo_offload.config import ZOConfig, load_json, parse_config
 from zo_offload.errors import ConfigError, ModelError
 from zo_offload.journal import Journal
+from zo_offload.loss_noise import LossNoise
 from zo_offload.replica import LaneLoss
 from zo_offload.step import SIGNS, Inputs, Objective, Stepper, StepResult, loss_sum, model_loss
 
+logger = logging.getLogger(__name__)
+
+MOST_NOISE = 0.5
 DEFAULT_LR = 1e-6  # MeZO's for full-parameter tuning of OPT
 
 
@@ -107,6 +112,8 @@ class ZOEngine(DeepSpeedEngine):
     Attributes:
         stepper: Everything below DeepSpeed.
         last_result: What the latest step found and did.
+        loss_noise: Rounding noise of the losses against the signal of a step, measured on the first
+            batch.
     """
 
     def __init__(
@@ -143,6 +150,7 @@ class ZOEngine(DeepSpeedEngine):
             )
         self.stepper = stepper
         self.last_result: StepResult | None = None
+        self.loss_noise: LossNoise | None = None
         self._window: list[LaneLoss] = []
         self._logit_grads = [0.0] * config.probes
         self._caller_averages = False
@@ -161,6 +169,7 @@ class ZOEngine(DeepSpeedEngine):
         batch = Inputs(args, kwargs) if args and kwargs else kwargs or args
         if not self.training or not torch.is_grad_enabled():
             return self.stepper.forward(batch)
+        self._measure_noise(batch)
         self.tput_timer.start()
         with self._timed("forward"):
             draws = self.stepper.draws()
@@ -198,6 +207,7 @@ class ZOEngine(DeepSpeedEngine):
             Mean loss over the lanes, a scalar on the CPU.
         """
         batches = self._pull(data_iter)
+        self._measure_noise(batches[0])
         self.tput_timer.start()
         with self._timed("forward"):
             self._window += self.stepper.measure(batches, self.stepper.draws())
@@ -340,6 +350,20 @@ class ZOEngine(DeepSpeedEngine):
             difference = values[2 * probe].double() - values[2 * probe + 1].double()
             slope = float((grad.double() * difference).sum()) / (2.0 * self.stepper.config.eps)
             self._logit_grads[probe] += share * slope
+
+    def _measure_noise(self, batch: Any) -> None:
+        """Once, before the first step of this process: say how well a step can be told from rounding."""
+        if self.loss_noise is not None:
+            return
+        found = self.loss_noise = self.stepper.measure_noise(batch)
+        logger.info("noise over signal of L+ - L-: %.3g (signal %.3g)", found.ratio, found.signal)
+        if found.ratio > MOST_NOISE:
+            logger.warning(
+                "rounding drowns the signal: noise over signal of L+ - L- is %.2g at eps %g; "
+                "raise eps, or compute in fp16 or fp32",
+                found.ratio,
+                self.stepper.config.eps,
+            )
 
     def _pull(self, data_iter: Iterator | None) -> list[Any]:
         if data_iter is None:

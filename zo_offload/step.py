@@ -176,7 +176,7 @@ class Stepper:
         self, batches: Sequence[Any], draws: Sequence[tuple[int, int, Draw]]
     ) -> list[LaneLoss]:
         """The loss of every draw on every micro-batch, in one visit."""
-        results = self.run_lanes(batches, draws)
+        results = self.run_lanes(batches, draws, keep_outputs=False)
         places = [(probe, sign, i) for probe, sign, _ in draws for i in range(len(batches))]
         return [
             LaneLoss(*place, *loss_sum(loss))
@@ -184,11 +184,16 @@ class Stepper:
         ]
 
     def run_lanes(
-        self, batches: Sequence[Any], draws: Sequence[tuple[int, int, Draw]]
+        self,
+        batches: Sequence[Any],
+        draws: Sequence[tuple[int, int, Draw]],
+        keep_outputs: bool = True,
     ) -> list[tuple[Any, Any]]:
         """``(loss, outputs)`` of every draw on every micro-batch, draws outermost, in one visit."""
         moved = [move_to(batch, self._device) for batch in batches]
-        calls = [Call(self._lane(batch), draw) for _, _, draw in draws for batch in moved]
+        calls = [
+            Call(self._lane(batch, keep_outputs), draw) for _, _, draw in draws for batch in moved
+        ]
         with without_cache(self.model):
             return self.lanes.run(calls, generator_seed=self.step)
 
@@ -246,7 +251,9 @@ class Stepper:
             "update": config.update.type,
             "lag": config.update.lag,
             "master": config.master,
-            "forward": sorted({str(span.dtype) for u in self.weights.map.everything for span in u.spans}),
+            "forward": sorted(
+                {str(span.dtype) for u in self.weights.map.everything for span in u.spans}
+            ),
             "counter": "block, parameter, step, probe | stream << 16",
         }
 
@@ -261,13 +268,16 @@ class Stepper:
             _, self._owed_decay = update.gather_decay(self._owed_decay, record.lr, weight_decay)
         self.journal = journal
 
-    def measure_noise(self, batch: Any, directions: int = 4) -> LossNoise:
+    def measure_noise(self, batch: Any, directions: int = 2) -> LossNoise:
         """Rounding noise of the losses on a batch, against the signal of a step; takes no step."""
-        rows = []
-        for number in range(directions):
-            points = loss_noise.positions(self.config.eps)
-            draws = [(0, 1, Draw(self.config.seed, self.step, number, c)) for c in points]
-            rows.append([loss.total / loss.weight for loss in self.measure([batch], draws)])
+        points = loss_noise.positions(self.config.eps)
+        draws = [
+            (number, 1, Draw(self.config.seed, self.step, number, coefficient))
+            for number in range(directions)
+            for coefficient in points
+        ]
+        losses = [loss.total / loss.weight for loss in self.measure([batch], draws)]
+        rows = [losses[i : i + len(points)] for i in range(0, len(losses), len(points))]
         return loss_noise.estimate(rows)
 
     def forward(self, batch: Any) -> Any:
@@ -286,10 +296,12 @@ class Stepper:
         if self.journal is not None:
             self.journal.close()
 
-    def _lane(self, batch: Any) -> Callable[[], tuple[Any, Any]]:
+    def _lane(self, batch: Any, keep_outputs: bool) -> Callable[[], tuple[Any, Any]]:
         def run() -> tuple[Any, Any]:
             outputs = self.objective.forward(self.model, batch)
-            return self.objective.loss(self.model, batch, outputs), outputs
+            return self.objective.loss(
+                self.model, batch, outputs
+            ), outputs if keep_outputs else None
 
         return run
 

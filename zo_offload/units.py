@@ -74,7 +74,14 @@ class ModelMap:
 
     @property
     def num_parameters(self) -> int:
+        """Of the whole model; a tied one counts once."""
         return sum(unit.num_parameters for unit in self.everything)
+
+    @property
+    def forward_bytes(self) -> int:
+        """Of all parameters in the dtypes that the forward computes in."""
+        pairs = [pair for unit in self.everything for pair in unit.segments]
+        return sum(segment.numel * span.dtype.itemsize for span, segment in pairs)
 
 
 def map_model(
@@ -96,8 +103,8 @@ def map_model(
         ModelError: No unit was found, or a parameter's dtype cannot be trained.
         ConfigError: A class name matches nothing.
     """
-    _refuse_compiled(model)
     blocks = _named_classes(model, classes) if classes else repeated_blocks(model)
+    _refuse_compiled(model, [path for path, _ in blocks])
     names, aliases = _parameter_names(model)
     owner = _owners(model, [module for _, module in blocks])
     indices = {name: i for i, name in enumerate(names)}
@@ -268,10 +275,12 @@ def _forward_dtype(
     return torch.float32 if exact & set(name.split(".")) else dtype
 
 
-def _refuse_compiled(model: nn.Module) -> None:
-    compiled = getattr(model, "_compiled_call_impl", None) is not None
-    if compiled or type(model).__name__ == "OptimizedModule":
-        raise ModelError(
-            "the whole model is wrapped in torch.compile, which hides its blocks; "
-            "pass the plain model and compile the blocks instead: `for block in blocks: block.compile()`"
-        )
+def _refuse_compiled(model: nn.Module, paths: Sequence[str]) -> None:
+    for name, module in model.named_modules():
+        holds_blocks = not name or any(path.startswith(f"{name}.") for path in paths)
+        compiled = getattr(module, "_compiled_call_impl", None) is not None
+        if holds_blocks and (compiled or type(module).__name__ == "OptimizedModule"):
+            raise ModelError(
+                f"{name or 'the whole model'} is wrapped in torch.compile, which hides the blocks inside; "
+                "pass the plain model and compile the blocks instead: `for block in blocks: block.compile()`"
+            )

@@ -55,3 +55,15 @@ def _load(auto_class: Any, name: str | Path, what: str, **options: Any) -> Any:
                 f"(no network, or no such id): {reason}"
             ) from error
         raise ModelError(f"{name}: the {what} could not be loaded: {reason}") from error
+
+
+def context_length(name: str | Path) -> int | None:
+    """Most tokens that the model takes, or None where it has no limit.
+
+    Raises:
+        ModelError: As for the model.
+    """
+    from transformers import AutoConfig
+
+    config = _load(AutoConfig, name, "configuration").get_text_config()
+    return getattr(config, "max_position_embeddings", None)
