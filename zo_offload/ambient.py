@@ -14,7 +14,7 @@ The mode also keeps losses exact: the output embedding of a half-precision model
 and the inputs of loss functions are upcast. (bfloat16 logits alone cost four times the noise.)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,10 +24,9 @@ from torch.overrides import TorchFunctionMode
 
 from zo_offload import ops
 from zo_offload.errors import ModelError
+from zo_offload.offload.planner import copy_bytes, is_small
 from zo_offload.ops import Draw, Segment, Span
 from zo_offload.weights import Weights
-
-SMALL_BYTES = 1 << 20
 
 _HALF = (torch.bfloat16, torch.float16)
 _LOSSES = {
@@ -37,10 +36,23 @@ _LOSSES = {
 }  # fmt: skip
 # What may be asked of a parameter without reading its values.
 _METADATA = {
-    "__get__", "size", "dim", "numel", "nelement", "ndimension", "element_size", "is_floating_point", "is_complex",
-    "stride", "storage_offset", "is_contiguous", "get_device", "is_inference", "is_signed", "data_ptr", "__len__",
-    "has_names", "is_shared", "is_pinned", "__hash__", "_is_view", "type", "untyped_storage", "storage",
+    "size", "dim", "numel", "nelement", "ndimension", "element_size", "is_floating_point", "is_complex", "is_signed",
+    "get_device", "__len__", "__hash__",
 }  # fmt: skip
+_VALUES = {"data", "T", "mT", "H", "mH", "real", "imag"}  # the attributes that are not metadata
+
+
+def reads_values(func: Callable) -> bool:
+    """Whether a torch function given a parameter looks at more than its shape, dtype and device.
+
+    Example:
+        >>> reads_values(torch.Tensor.shape.__get__), reads_values(torch.Tensor.data.__get__)
+        (False, True)
+    """
+    name = getattr(func, "__name__", "")
+    if name == "__get__":
+        return getattr(getattr(func, "__self__", None), "__name__", "") in _VALUES
+    return name not in _METADATA
 
 
 class AmbientCopies:
@@ -49,10 +61,12 @@ class AmbientCopies:
     Args:
         model: Where the parameters are used.
         weights: Holds their values.
+        num_draws: Copies of a small tensor; a visit of more draws rebuilds them.
     """
 
-    def __init__(self, model: nn.Module, weights: Weights) -> None:
+    def __init__(self, model: nn.Module, weights: Weights, num_draws: int) -> None:
         self._weights = weights
+        self._num_draws = num_draws
         self.places = {
             id(weights.map.parameters[segment.name]): (span, segment)
             for span, segment in weights.map.ambient.segments
@@ -68,8 +82,9 @@ class AmbientCopies:
         }
         self._buffers: dict[tuple[str, int], torch.Tensor] = {}
         self._held: dict[tuple[str, int], tuple[int, Draw]] = {}
-        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-        self.head = id(head.weight) if head is not None and hasattr(head, "weight") else None
+        self._addresses: set[int] = set()
+        head = getattr(model, "get_output_embeddings", lambda: None)()
+        self.head = id(head.weight) if hasattr(head, "weight") else None
 
     def value(self, parameter: object, draw: Draw | None, rank: int) -> torch.Tensor:
         """The parameter along ``draw``; ``rank`` counts the visit's distinct draws from 0."""
@@ -77,14 +92,13 @@ class AmbientCopies:
         if draw is None or not span.trainable:
             values = self._weights.ambient_values(span)
             return values[segment.start : segment.start + segment.numel].view(segment.shape)
-        key = (segment.name, rank if is_small(span, segment) else 0)
+        key = (segment.name, rank % self._num_draws if is_small(span, segment) else 0)
         wanted = (len(self._weights.history), draw)
         buffer = self._buffers.get(key)
         if buffer is None:
-            buffer = self._weights.arena.take(
-                "ambient copies", segment.padded * span.dtype.itemsize
-            )
+            buffer = self._weights.arena.take("ambient copies", copy_bytes(span, segment))
             buffer = self._buffers[key] = buffer.view(span.dtype)
+            self._addresses.add(buffer.untyped_storage().data_ptr())
         if self._held.get(key) != wanted:
             wire = self._weights.ambient_values(span)
             ops.perturb(
@@ -105,16 +119,23 @@ class AmbientCopies:
             draw,
         )
 
+    def owned(self, result: Any) -> Any:
+        """A function's result, copied where it is a view of a copy that another lane may rebuild."""
+        if type(result) in (list, tuple):
+            return type(result)(self.owned(item) for item in result)
+        if (
+            isinstance(result, torch.Tensor)
+            and result.untyped_storage().data_ptr() in self._addresses
+        ):
+            return result.clone()
+        return result
+
     def invalidate(self) -> None:
         """Forget what the copies hold."""
         self._held.clear()
 
 
-def is_small(span: Span, segment: Segment) -> bool:
-    return segment.padded * span.dtype.itemsize <= SMALL_BYTES
-
-
-def gathered_parameters(model: nn.Module, segments: list[tuple[Span, Segment]]) -> set[str]:
+def gathered_parameters(model: nn.Module, segments: Sequence[tuple[Span, Segment]]) -> set[str]:
     """Names of the large trainable tables that only ``nn.Embedding`` modules own."""
     readers: dict[int, set[bool]] = {}
     names = dict(model.named_parameters())
@@ -157,7 +178,9 @@ class AmbientMode(TorchFunctionMode):
         if upcast:
             values = [_exact(value) for value in values]
             named = {key: _exact(value) for key, value in named.items()}
-        return func(*values, **named)
+        result = func(*values, **named)
+        substituted = any(a is not b for a, b in zip(values, args, strict=True))
+        return self._copies.owned(result) if substituted else result
 
     def _gather(self, indices: torch.Tensor, table: nn.Parameter) -> torch.Tensor:
         assert self._draw is not None
@@ -170,8 +193,9 @@ class AmbientMode(TorchFunctionMode):
 
     def _substitute(self, func: Callable, value: Any) -> Any:
         if id(value) in self._copies.places:
-            return self._copies.value(value, self._draw, self._rank)
-        if id(value) in self._copies.unit_of:
+            if reads_values(func):
+                return self._copies.value(value, self._draw, self._rank)
+        elif id(value) in self._copies.unit_of:
             self._check_visited(func, value)
         elif type(value) in (list, tuple) and any(type(item) is nn.Parameter for item in value):
             return type(value)(self._substitute(func, item) for item in value)
@@ -179,7 +203,7 @@ class AmbientMode(TorchFunctionMode):
 
     def _check_visited(self, func: Callable, parameter: nn.Parameter) -> None:
         index, name = self._copies.unit_of[id(parameter)]
-        if index != self._inside() and getattr(func, "__name__", "") not in _METADATA:
+        if index != self._inside() and reads_values(func):
             raise ModelError(
                 f"{name} was read by {getattr(func, '__name__', func)} outside the forward of its unit, "
                 'where it holds no values; make a larger class the unit: "unit": ["TheClassThatReadsIt"]'

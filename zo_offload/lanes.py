@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zo_offload import leftovers
 from zo_offload.ambient import AmbientCopies, AmbientMode
 from zo_offload.errors import StoreError
 from zo_offload.ops import Draw
@@ -112,16 +113,21 @@ class Lanes:
     Args:
         model: Its units get hooks.
         weights: The model's weights.
+        num_draws: Directions and signs of a step.
         max_live: Most lanes alive at once (each holds activations and a thread); more calls than
             that take further visits, with the same results.
     """
 
-    def __init__(self, model: nn.Module, weights: Weights, max_live: int = 64) -> None:
+    def __init__(
+        self, model: nn.Module, weights: Weights, num_draws: int = 2, max_live: int = 64
+    ) -> None:
+        self._model = model
         self._weights = weights
-        self._copies = AmbientCopies(model, weights)
+        self._copies = AmbientCopies(model, weights, num_draws)
         self._device = weights.arena.device
         self._max_live = max_live
         self._threads: ThreadPoolExecutor | None = None
+        self._leaves_nothing = False  # known once lanes have passed
         self._hooks: list[Any] = []
         for unit, module in zip(weights.map.units, weights.map.modules, strict=True):
             self._hooks.append(module.register_forward_pre_hook(_arrival(unit.index), prepend=True))
@@ -136,12 +142,19 @@ class Lanes:
         Args:
             calls: What to run, each in a lane.
             generator_seed: State of the random generators that every lane starts from.
+
+        Raises:
+            ModelError: The forward leaves state on a module (looked for on the first visit).
         """
         self._refuse_nested()
+        before = None if self._leaves_nothing else leftovers.state_of(self._model)
         results: list[Any] = []
         for first in range(0, len(calls), self._max_live):
             with self._visit(), _own_generators(self._device, generator_seed):
                 results += self._run_together(calls[first : first + self._max_live])
+        if before is not None:
+            leftovers.refuse_changes(self._model, before)
+            self._leaves_nothing = True
         return results
 
     def run_one(self, run: Callable[[], Any]) -> Any:

@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from zo_offload import direction, estimator, loss_noise, update
+from zo_offload.ambient import gathered_parameters
 from zo_offload.config import ZOConfig
 from zo_offload.errors import DivergedError, ModelError, TaskError
 from zo_offload.journal import Journal, Probe, Record
 from zo_offload.lanes import Call, Lanes
 from zo_offload.loss_noise import LossNoise
+from zo_offload.offload.planner import make_plan
 from zo_offload.ops import Draw, StepUpdate
 from zo_offload.replica import LaneLoss, Replica
 from zo_offload.units import map_model
@@ -136,8 +138,18 @@ class Stepper:
             self.scales = self._scales()
         cast_buffers(self.model, self.dtype, self._device)
         model_map = map_model(self.model, self.config.unit_classes, self.scales, self.dtype)
-        self.weights = Weights(self.model, model_map, self._placement(), self.config.direction)
-        self.lanes = Lanes(self.model, self.weights)
+        placement = self._placement()
+        num_draws = len(SIGNS) * self.config.probes
+        self.plan = make_plan(
+            model_map,
+            placement.tier == "host",
+            placement.num_slots,
+            num_draws,
+            gathered_parameters(self.model, model_map.ambient.segments),
+        )
+        self.plan.check(self.config.device_budget, self.config.host_budget)
+        self.weights = Weights(self.model, model_map, placement, self.config.direction)
+        self.lanes = Lanes(self.model, self.weights, num_draws)
         self.replica = Replica()
         self.journal: Journal | None = None
         self._owed_decay = 1.0
