@@ -48,7 +48,7 @@ setup(
     packages=find_packages(include=["zo_offload", "zo_offload.*"]),
     install_requires=RUNTIME,
     # accelerate is what transformers.Trainer needs to drive a DeepSpeed engine.
-    extras_require={"trainer": ["accelerate>=1.10"]},
+    extras_require={"trainer": ["accelerate>=1.10"], "tasks": ["datasets>=3"]},
     entry_points={"console_scripts": ["zo-offload = zo_offload.cli:main"]},
     zip_safe=False,
     classifiers=[
