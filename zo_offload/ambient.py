@@ -84,7 +84,7 @@ class AmbientCopies:
         self._held: dict[tuple[str, int], tuple[int, Draw]] = {}
         self._addresses: set[int] = set()
         head = getattr(model, "get_output_embeddings", lambda: None)()
-        self.head = id(head.weight) if hasattr(head, "weight") else None
+        self.head = getattr(head, "weight", None)
 
     def value(self, parameter: object, draw: Draw | None, rank: int) -> torch.Tensor:
         """The parameter along ``draw``; ``rank`` counts the visit's distinct draws from 0."""
@@ -189,7 +189,7 @@ class AmbientMode(TorchFunctionMode):
 
     def _is_head(self, args: tuple, kwargs: dict[str, Any]) -> bool:
         weight = args[1] if len(args) > 1 else kwargs.get("weight")
-        return id(weight) == self._copies.head
+        return weight is self._copies.head
 
     def _substitute(self, func: Callable, value: Any) -> Any:
         if id(value) in self._copies.places:

@@ -1,0 +1,71 @@
+"""Separate plain copies of a model, perturbed as a lane sees it."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from models.table import cast
+from zo_offload.ops import Draw, reference
+
+
+def perturbed(model: nn.Module, draw: Draw, dtype: torch.dtype) -> nn.Module:
+    """A copy of an fp32 model in a dtype, its weights moved along a rademacher draw."""
+    moved = cast(copy.deepcopy(model), dtype)
+    for index, (name, parameter) in enumerate(moved.named_parameters()):
+        exact = dtype == torch.float16 and kept_in_fp32(model, name)
+        weight = rounded(model.get_parameter(name).data, torch.float32 if exact else dtype)
+        parameter.data = moved_along(weight, index, draw) if parameter.requires_grad else weight
+    return moved
+
+
+def kept_in_fp32(model: nn.Module, name: str) -> bool:
+    return bool(set(getattr(model, "_keep_in_fp32_modules", None) or ()) & set(name.split(".")))
+
+
+def moved_along(weight: torch.Tensor, index: int, draw: Draw) -> torch.Tensor:
+    """``round(weight + coefficient * z)``; bf16 vectors are dithered."""
+    number = (draw.seed, draw.step, draw.probe)
+    count = weight.numel()
+    term = reference.rademacher(*number, index, 0, count, draw.coefficient)
+    value = weight.float() + torch.from_numpy(term).view(weight.shape)
+    if weight.dtype != torch.bfloat16 or weight.ndim > 1:
+        return rounded(value, weight.dtype)
+    blocks = -(-count // reference.HALVES_PER_BLOCK)
+    words = reference.words(*number, reference.STREAM_DITHER, index, 0, blocks)
+    return as_bf16(reference.dither_bf16(value.numpy(), reference.halves(words)[:count]))
+
+
+def rounded(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """An fp32 tensor in a dtype: torch rounds ties to even, the wire's bfloat16 away from zero."""
+    if dtype != torch.bfloat16:
+        return value.to(dtype)
+    return as_bf16(reference.round_bf16(value.numpy())).view(value.shape)
+
+
+def as_bf16(bits: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
+
+
+class ExactLosses(TorchFunctionMode):
+    """The one thing that a lane computes otherwise: the head and the loss in fp32."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        head = getattr(model, "get_output_embeddings", lambda: None)()
+        self.head = getattr(head, "weight", None)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.cross_entropy or (func is F.linear and args[1] is self.head):
+            args = tuple(a.float() if _is_half(a) else a for a in args)
+        return func(*args, **(kwargs or {}))
+
+
+def _is_half(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16)

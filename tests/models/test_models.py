@@ -1,0 +1,99 @@
+"""Every model of the table, in every forward dtype: streamed, against plain copies, read back."""
+
+import copy
+from contextlib import closing, nullcontext
+
+import pytest
+import torch
+
+from models.perturbed import ExactLosses, perturbed, rounded
+from models.table import DTYPES, ROWS, Row
+from zo_offload.config import OffloadConfig, ZOConfig
+from zo_offload.step import Stepper, call_with, model_loss
+
+STREAMED = OffloadConfig(device="cpu")
+LENGTHS = (5, 8)  # of the micro-batches of a step
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+pytestmark = [
+    pytest.mark.parametrize("dtype", DTYPES, ids=name_of),
+    pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys()),
+]
+
+
+def trained(
+    row: Row, dtype: torch.dtype, offload: OffloadConfig
+) -> tuple[list, dict[str, torch.Tensor]]:
+    """Lane losses of three steps, and the masters after them."""
+    config = ZOConfig(probes=2, offload_param=offload)
+    with closing(Stepper(row.build(), config, dtype=dtype)) as stepper:
+        stepper.weights.poison = True
+        batches = [row.inputs(length, dtype) for length in LENGTHS]
+        losses = [stepper.train_step(batches, lr=1e-3).lane_losses for _ in range(3)]
+        return losses, dict(stepper.weights.masters())
+
+
+def test_streamed_equals_resident(row: Row, dtype: torch.dtype):
+    resident_losses, resident = trained(row, dtype, OffloadConfig())
+    streamed_losses, streamed = trained(row, dtype, STREAMED)
+    assert streamed_losses == resident_losses
+    assert streamed.keys() == resident.keys()
+    different = [name for name in resident if not same_bits(streamed[name], resident[name])]
+    assert different == []
+
+
+def test_lanes_equal_plain_forwards(row: Row, dtype: torch.dtype):
+    plain, batch = row.build(), row.inputs(6, dtype)
+    with closing(Stepper(copy.deepcopy(plain), ZOConfig(eps=1e-2), dtype=dtype)) as stepper:
+        stepper.weights.poison = True
+        draws = stepper.draws()
+        losses = [lane.total for lane in stepper.measure([batch], draws)]
+    for (_, _, draw), loss in zip(draws, losses, strict=True):
+        assert loss == plain_loss(perturbed(plain, draw, dtype), batch, dtype)
+
+
+@torch.inference_mode()
+def plain_loss(model: torch.nn.Module, batch: dict, dtype: torch.dtype) -> float:
+    with nullcontext() if dtype == torch.float32 else ExactLosses(model):
+        loss = model_loss(model, batch, call_with(model, batch))
+    assert loss is not None
+    return float(loss)
+
+
+def test_state_dict_is_that_of_an_untouched_model(row: Row, dtype: torch.dtype):
+    untouched = row.build(dtype).state_dict()
+    with closing(Stepper(row.build(dtype))) as stepper:
+        served = stepper.model.state_dict()
+    assert list(served) == list(untouched)
+    assert [n for n in served if not same_bits(served[n], untouched[n])] == []
+    assert storages(served) == storages(untouched)
+
+
+def test_state_dict_follows_the_masters(row: Row, dtype: torch.dtype):
+    config = ZOConfig(offload_param=STREAMED)
+    with closing(Stepper(row.build(), config, dtype=dtype)) as stepper:
+        before, parameters = stepper.model.state_dict(), stepper.weights.map.parameters
+        stepper.descend({(0, 1): 2.0, (0, -1): 1.0}, lr=1e-3)
+        after, masters = stepper.model.state_dict(), dict(stepper.weights.masters())
+    for name, master in masters.items():
+        assert same_bits(after[name], rounded(master, after[name].dtype)), name
+        assert same_bits(after[name], before[name]) != parameters[name].requires_grad, name
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether dtype, shape and every bit agree (-0.0 is not 0.0)."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return torch.equal(
+        a.contiguous().view(-1).view(torch.uint8), b.contiguous().view(-1).view(torch.uint8)
+    )
+
+
+def storages(state: dict[str, torch.Tensor]) -> list[int]:
+    """For each entry the position of the first one that shares its storage."""
+    pointers = [value.untyped_storage().data_ptr() for value in state.values()]
+    return [pointers.index(pointer) for pointer in pointers]
