@@ -123,7 +123,7 @@ class Lanes:
     ) -> None:
         self._model = model
         self._weights = weights
-        self._copies = AmbientCopies(model, weights, num_draws)
+        self.copies = AmbientCopies(model, weights, num_draws)
         self._device = weights.arena.device
         self._max_live = max_live
         self._threads: ThreadPoolExecutor | None = None
@@ -171,7 +171,7 @@ class Lanes:
 
     @contextmanager
     def _visit(self) -> Iterator[None]:
-        self._copies.invalidate()
+        self.copies.invalidate()
         try:
             self._weights.begin_visit()
             yield
@@ -184,7 +184,7 @@ class Lanes:
         try:
             with (
                 torch.inference_mode(),
-                AmbientMode(self._copies, call.draw, 0, lambda: lane.inside),
+                AmbientMode(self.copies, call.draw, 0, lambda: lane.inside),
             ):
                 return call.run()
         finally:
@@ -201,7 +201,7 @@ class Lanes:
         def scope(lane: Lane) -> ExitStack:
             stack = caller.enter()
             mode = AmbientMode(
-                self._copies, lane.call.draw, draws.index(lane.call.draw), lambda: lane.inside
+                self.copies, lane.call.draw, draws.index(lane.call.draw), lambda: lane.inside
             )
             stack.enter_context(mode)
             return stack

@@ -308,6 +308,12 @@ class Stepper:
         if self.journal is not None:
             self.journal.close()
 
+    def __enter__(self) -> "Stepper":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
     def _lane(self, batch: Any, keep_outputs: bool) -> Callable[[], tuple[Any, Any]]:
         def run() -> tuple[Any, Any]:
             outputs = self.objective.forward(self.model, batch)

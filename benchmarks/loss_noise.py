@@ -1,0 +1,112 @@
+"""Rounding noise of ``L+ - L-`` against its signal, by forward precision and eps.
+
+Direct: the low-precision difference less that of an fp32 forward along the same directions. Estimated:
+what the engine reports without an exact forward (``zo_offload.loss_noise``). The signal is the fp32
+difference, root mean square.
+
+    python benchmarks/loss_noise.py [--acceptance DIR] [--objective options|language] [--batches 4]
+"""
+
+import argparse
+import json
+import math
+import os
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zo_offload.config import ZOConfig
+from zo_offload.integrations.hf import load_causal_lm, load_tokenizer
+from zo_offload.ops import Draw
+from zo_offload.step import SIGNS, Objective, Stepper, model_loss
+from zo_offload.tasks import Prompt, collate, encode, option_forward, option_loss, read_examples
+
+EPS = (3e-4, 1e-3, 1e-2)
+DIRECTIONS = 3
+DEFAULT_FOLDER = Path(__file__).resolve().parent.parent.parent / "shared" / "acceptance"
+
+
+def rms(values: Iterable[float]) -> float:
+    values = list(values)
+    return math.sqrt(sum(v * v for v in values) / len(values))
+
+
+def differences(stepper: Stepper, batches: list[dict], eps: float, context: Callable) -> list[float]:
+    """``L+ - L-`` for every batch and direction."""
+    found = []
+    for batch in batches:
+        draws = [(k, s, Draw(0, 0, k, s * eps)) for k in range(DIRECTIONS) for s in SIGNS]
+        with context():
+            losses = [loss.total / loss.weight for loss in stepper.measure([batch], draws)]
+        found += [losses[2 * k] - losses[2 * k + 1] for k in range(DIRECTIONS)]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    folder = Path(os.environ.get("ZO_ACCEPTANCE", DEFAULT_FOLDER))
+    parser.add_argument("--acceptance", type=Path, default=folder)
+    parser.add_argument("--objective", choices=("options", "language"), default="language")
+    parser.add_argument("--batches", type=int, default=4)
+    options = parser.parse_args()
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    model_folder = options.acceptance / "opt-mini"
+    batches = make_batches(options)
+    objective = (
+        Objective(option_loss, option_forward)
+        if options.objective == "options"
+        else Objective(model_loss)
+    )
+    autocast = lambda: torch.autocast("cpu", torch.bfloat16)
+    variants: dict[str, tuple[torch.dtype | None, Callable, bool]] = {
+        "bf16, bf16 logits": (torch.bfloat16, nullcontext, False),
+        "bf16, fp32 logits": (torch.bfloat16, nullcontext, True),
+        "autocast bf16, fp32 logits": (None, autocast, True),
+        "fp16, fp32 logits": (torch.float16, nullcontext, True),
+    }
+    table: dict[str, dict[str, Any]] = {}
+    for eps in EPS:
+        exact = Stepper(load_causal_lm(model_folder), ZOConfig(eps=eps), objective=objective)
+        signal = differences(exact, batches, eps, nullcontext)
+        exact.close()
+        for name, (dtype, context, exact_head) in variants.items():
+            config = ZOConfig(eps=eps)
+            stepper = Stepper(load_causal_lm(model_folder), config, dtype=dtype, objective=objective)
+            if not exact_head:
+                stepper.lanes.copies.head = None
+            noisy = differences(stepper, batches, eps, context)
+            with context():
+                estimates = [stepper.measure_noise(batch) for batch in batches]
+            stepper.close()
+            direct = rms(a - b for a, b in zip(noisy, signal, strict=True)) / rms(signal)
+            estimated = rms(e.noise for e in estimates) / rms(signal)
+            row = {"direct": round(direct, 4), "estimated": round(estimated, 4)}
+            table.setdefault(name, {})[f"{eps:g}"] = row
+            print(f"eps {eps:<7g} {name:<28} direct {direct:6.3f}  estimated {estimated:6.3f}")
+        print(f"eps {eps:<7g} |projected gradient| {rms(signal) / (2 * eps):.2f}")
+    print(json.dumps({"objective": options.objective, "torch": torch.__version__, "noise_over_signal": table}))
+
+
+def make_batches(options: argparse.Namespace) -> list[dict]:
+    tokenizer = load_tokenizer(options.acceptance / "opt-mini")
+    prompt = Prompt("{sentence} This is a", " review, story")
+    examples = read_examples(options.acceptance / "subj" / "train.tsv")[: 16 * options.batches]
+    encoded = encode(examples, prompt, tokenizer, 512)
+    batches = [collate(encoded[i : i + 16]) for i in range(0, len(encoded), 16)]
+    if options.objective == "options":
+        return batches
+    return [
+        {
+            "input_ids": batch["input_ids"],
+            "attention_mask": batch["attention_mask"],
+            "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100),
+        }
+        for batch in batches
+    ]
+
+
+if __name__ == "__main__":
+    main()

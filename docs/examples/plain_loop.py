@@ -1,0 +1,17 @@
+"""Fine-tune without DeepSpeed: python plain_loop.py MODEL_DIR OUTPUT_DIR."""
+
+import sys
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from zo_offload import Stepper, ZOConfig
+
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+batch = tokenizer(["The plot was great.", "A dull film."], return_tensors="pt", padding=True)
+batch["labels"] = batch["input_ids"]
+with Stepper(model, ZOConfig(eps=1e-3, offload_param={"device": "cpu"})) as stepper:
+    for _ in range(20):
+        result = stepper.train_step([batch], lr=1e-5)
+        print(f"step {result.step}: loss {result.loss:.4f}")
+    model.save_pretrained(sys.argv[2])
