@@ -8,7 +8,8 @@ scale, mask or combine it as if there were a graph behind it: the node receives 
 which is exact in the outer function and zeroth-order in the model.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from copy import copy
 from dataclasses import is_dataclass, replace
 from typing import Any
 
@@ -60,8 +61,10 @@ def with_field(outputs: Any, name: str, value: torch.Tensor) -> Any:
     """A copy of a model's output in which one field is replaced; a bare tensor is replaced whole."""
     if isinstance(outputs, torch.Tensor):
         return value
-    if isinstance(outputs, Mapping):
-        return type(outputs)(**{**outputs, name: value})
+    if isinstance(outputs, MutableMapping):
+        changed = copy(outputs)  # a ModelOutput may have no such field: set, not constructed
+        changed[name] = value
+        return changed
     if isinstance(outputs, tuple):
         return (value, *outputs[1:])
     if is_dataclass(outputs) and not isinstance(outputs, type):

@@ -27,7 +27,7 @@ class LaneLoss:
 
 
 class Replica:
-    """One rank alone. (Exchange with others gathers every lane's ``(total, weight)`` first.)"""
+    """One rank alone; exchange with others would gather every lane's ``(total, weight)`` first."""
 
     rank = 0
     world_size = 1
@@ -43,10 +43,16 @@ class Replica:
         for lane in sorted(lanes, key=lambda lane: lane.micro_batch):
             if not math.isfinite(lane.total):
                 raise DivergedError(
-                    f"step {step}: the loss is {lane.total} (probe {lane.probe}, {'+-'[lane.sign < 0]}eps, "
-                    f"micro-batch {lane.micro_batch}); the step was not taken. Lower the learning rate or eps, "
-                    "or look at the data of this micro-batch"
+                    f"step {step}: the loss is {lane.total} (probe {lane.probe}, "
+                    f"{'+-'[lane.sign < 0]}eps, micro-batch {lane.micro_batch}); the step was not "
+                    "taken. Lower the learning rate or eps, or look at this micro-batch's data"
                 )
             total, weight = totals.get((lane.probe, lane.sign), (0.0, 0.0))
             totals[lane.probe, lane.sign] = total + lane.total, weight + lane.weight
+        for probe, sign in totals:
+            if totals[probe, sign][1] == 0:
+                raise DivergedError(
+                    f"step {step}: the weights of all micro-batches add up to 0, so there is no "
+                    "mean loss; the step was not taken. Look at what the objective counts"
+                )
         return {key: total / weight for key, (total, weight) in totals.items()}

@@ -297,6 +297,16 @@ class Stepper:
         moved = move_to(batch, self._device)
         return self.run_model(lambda: self.objective.forward(self.model, moved))
 
+    def evaluate(self, batch: Any) -> tuple[float, float]:
+        """``(sum, weight)`` of a batch's loss on the current weights."""
+        moved = move_to(batch, self._device)
+
+        def run() -> tuple[float, float]:
+            outputs = self.objective.forward(self.model, moved)
+            return loss_sum(self.objective.loss(self.model, moved, outputs))
+
+        return self.run_model(run)
+
     def run_model(self, run: Callable[[], Any]) -> Any:
         """The result of any code that calls the model (``generate``, a metric), on the current weights."""
         return self.lanes.run_one(run)
