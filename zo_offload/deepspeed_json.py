@@ -1,0 +1,230 @@
+"""A DeepSpeed JSON, read whole and checked before a model is touched.
+
+Our block is ``config.py``'s. DeepSpeed's own keys are read by DeepSpeed, whose words reach the user
+in one line; ``optimizer`` and the precision are ours, since there is no optimizer state and nothing
+is cast.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from deepspeed.runtime import lr_schedules
+from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
+from deepspeed.utils import logger as deepspeed_logger
+from pydantic import ValidationError
+from torch import nn
+
+from zo_offload.config import ZOConfig, parse_config
+from zo_offload.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_LR = 1e-6  # MeZO's for full-parameter tuning of OPT
+OUR_OPTIMIZER = "ZO"
+OUR_PARAMS = ("lr", "weight_decay")
+COUNTS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+SWITCHES = ("wall_clock_breakdown", "memory_breakdown", "dump_state")
+BLOCKS = (
+    "activation_checkpointing", "aio", "autotuning", "checkpoint", "comms_logger", "csv_monitor",
+    "data_efficiency", "data_types", "flops_profiler", "scheduler", "tensorboard", "wandb",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a JSON says.
+
+    Attributes:
+        zeroth_order: Our block.
+        deepspeed: DeepSpeed's reading of its keys.
+        lr: Learning rate to begin with.
+        weight_decay: Decoupled decay rate.
+        dtype: What forwards compute in, or None for the model's own dtype.
+    """
+
+    zeroth_order: ZOConfig
+    deepspeed: DeepSpeedConfig
+    lr: float
+    weight_decay: float
+    dtype: torch.dtype | None
+
+
+def read_settings(config: Mapping[str, Any]) -> Settings:
+    """Check a JSON and everything that is made from it alone.
+
+    Raises:
+        ConfigError: On the first mistake, in one line.
+    """
+    zeroth_order = parse_config(config)
+    if not zeroth_order.enabled:
+        raise ConfigError(
+            "zeroth_order.enabled is false; call deepspeed.initialize, or set it to true"
+        )
+    lr, weight_decay = _optimizer_scalars(config.get("optimizer"))
+    _check_types(deepspeed_part(config))
+    deepspeed = _read_deepspeed(config)
+    if config.get("scheduler") is not None:
+        _try_scheduler(deepspeed, ScheduledScalars(lr, weight_decay))
+    return Settings(zeroth_order, deepspeed, lr, weight_decay, _forward_dtype(config))
+
+
+class ScheduledScalars(torch.optim.Optimizer):
+    """Carries the learning rate and weight decay that schedulers write and the step reads."""
+
+    def __init__(self, lr: float, weight_decay: float) -> None:
+        placeholder = nn.Parameter(torch.zeros(()))
+        # DeepSpeed's schedulers may cycle momentum; betas are there for them and have no effect.
+        super().__init__(
+            [placeholder], {"lr": lr, "weight_decay": weight_decay, "betas": (0.0, 0.0)}
+        )
+
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Nothing: the weights have moved already."""
+
+    def load_state_dict(self, state_dict: dict, load_optimizer_states: bool = True) -> None:
+        """As torch; the second argument is what DeepSpeed passes."""
+        super().load_state_dict(state_dict)
+
+
+def deepspeed_part(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON as DeepSpeed should see it: optimizer, precision and offloading are ours."""
+    ours = ("optimizer", "bf16", "fp16", "zeroth_order", "zero_optimization")
+    part = {key: value for key, value in config.items() if key not in ours}
+    part["zero_optimization"] = {"stage": 0}
+    return part
+
+
+@contextmanager
+def unstarted_scheduler() -> Iterator[None]:
+    """DeepSpeed's schedulers ask themselves for a rate when they are made, and warn of it."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Attempting to get learning rate")
+
+    deepspeed_logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        deepspeed_logger.removeFilter(keep)
+
+
+def _check_types(part: Mapping[str, Any]) -> None:
+    """What DeepSpeed would fall over without naming the key."""
+    for path in _autos(part, ""):
+        raise ConfigError(
+            f'{path}: "auto" is filled in by the Trainer of transformers; without it, write a value'
+        )
+    for key, value in part.items():
+        if value is None:
+            continue
+        if key in COUNTS and (type(value) is not int or value < 1):
+            raise ConfigError(f"{key}: expected a whole number of at least 1, found {value!r}")
+        if key == "steps_per_print" and type(value) is not int:
+            raise ConfigError(f"{key}: expected a whole number or null, found {value!r}")
+        if key in SWITCHES and not isinstance(value, bool):
+            raise ConfigError(f"{key}: expected true or false, found {value!r}")
+        if key in BLOCKS and not isinstance(value, Mapping):
+            raise ConfigError(f"{key}: expected an object, found {value!r}")
+    if (part.get("autotuning") or {}).get("enabled"):
+        raise ConfigError("autotuning: tries ZeRO stages, which do not exist here; remove the key")
+    if part.get("gradient_clipping"):
+        logger.warning("gradient_clipping has no effect: there are no gradients to clip")
+
+
+def _read_deepspeed(config: Mapping[str, Any]) -> DeepSpeedConfig:
+    try:
+        return DeepSpeedConfig(deepspeed_part(config))
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"DeepSpeed refuses the config: {path}: {first['msg']}") from error
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError) as error:
+        raise ConfigError(f"DeepSpeed refuses the config: {_one_line(error)}") from error
+    except (DeepSpeedConfigError, ValueError) as error:
+        raise ConfigError(f"DeepSpeed refuses the config: {_one_line(error)}") from error
+
+
+def _try_scheduler(deepspeed: DeepSpeedConfig, optimizer: ScheduledScalars) -> None:
+    """Make the JSON's scheduler once for nothing: DeepSpeed would make it after the model."""
+    name = deepspeed.scheduler_name
+    params = deepspeed.scheduler_params = (
+        deepspeed.scheduler_params or {}
+    )  # DeepSpeed takes no None
+    known = lr_schedules.VALID_LR_SCHEDULES
+    if not isinstance(name, str):
+        raise ConfigError(f"scheduler.type: expected one of {', '.join(known)}, found {name!r}")
+    make = getattr(lr_schedules, name, getattr(torch.optim.lr_scheduler, name, None))
+    if make is None:
+        near = get_close_matches(name, known, n=1) or [", ".join(known)]
+        raise ConfigError(f"scheduler.type: unknown {name!r}; did you mean {near[0]}?")
+    try:
+        with unstarted_scheduler():
+            make(optimizer, **params)
+    except Exception as error:
+        raise ConfigError(f"scheduler: {name} refuses its params: {_one_line(error)}") from error
+
+
+def _optimizer_scalars(block: Any) -> tuple[float, float]:
+    """``(lr, weight_decay)`` of the JSON's optimizer; other types than ours are taken for these."""
+    block = {} if block is None else block
+    params = block.get("params") or {} if isinstance(block, Mapping) else None
+    if not isinstance(block, Mapping) or not isinstance(params, Mapping):
+        raise ConfigError(
+            f'optimizer: expected {{"type": "ZO", "params": {{"lr": ...}}}}, found {block!r}'
+        )
+    if block.get("type", OUR_OPTIMIZER) == OUR_OPTIMIZER:
+        _refuse_unknown("optimizer", block, ("type", "params"))
+        _refuse_unknown("optimizer.params", params, OUR_PARAMS)
+    else:
+        logger.warning(
+            "optimizer.type %s: only its lr and weight_decay are used; the update is zeroth-order",
+            block["type"],
+        )
+    lr, weight_decay = (_number(params, key) for key in OUR_PARAMS)
+    return DEFAULT_LR if lr is None else lr, weight_decay or 0.0
+
+
+def _number(params: Mapping[str, Any], key: str) -> float | None:
+    value = params.get(key)
+    if value is None or value == "auto":
+        return None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value < float("inf"):
+        raise ConfigError(f"optimizer.params.{key}: expected a number >= 0, found {value!r}")
+    return float(value)
+
+
+def _refuse_unknown(path: str, found: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for key in found:
+        if key not in known:
+            near = get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(known)}"
+            raise ConfigError(f"{path}.{key}: unknown key; {hint}")
+
+
+def _autos(value: Any, path: str) -> Iterator[str]:
+    if value == "auto":
+        yield path
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _autos(inner, f"{path}.{key}" if path else str(key))
+
+
+def _forward_dtype(config: Mapping[str, Any]) -> torch.dtype | None:
+    """What forwards compute in: the JSON's bf16 or fp16, else the model's own dtype."""
+    for key, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        enabled = config.get(key, {}).get("enabled", False)
+        if not isinstance(enabled, bool):
+            raise ConfigError(f"{key}.enabled: expected true or false, found {enabled!r}")
+        if enabled:
+            return dtype
+    return None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
