@@ -128,6 +128,7 @@ class Lanes:
         self._max_live = max_live
         self._threads: ThreadPoolExecutor | None = None
         self._leaves_nothing = False  # known once lanes have passed
+        self._state_before: dict = {}  # of the first visit
         self._hooks: list[Any] = []
         for unit, module in zip(weights.map.units, weights.map.modules, strict=True):
             self._hooks.append(module.register_forward_pre_hook(_arrival(unit.index), prepend=True))
@@ -147,14 +148,16 @@ class Lanes:
             ModelError: The forward leaves state on a module (looked for on the first visit).
         """
         self._refuse_nested()
-        before = None if self._leaves_nothing else leftovers.state_of(self._model)
+        if not self._leaves_nothing and not self._state_before:
+            self._state_before = leftovers.state_of(self._model)
         results: list[Any] = []
         for first in range(0, len(calls), self._max_live):
             with self._visit(), _own_generators(self._device, generator_seed):
                 results += self._run_together(calls[first : first + self._max_live])
-        if before is not None:
-            leftovers.refuse_changes(self._model, before)
+        if not self._leaves_nothing:
+            leftovers.refuse_changes(self._model, self._state_before)
             self._leaves_nothing = True
+            self._state_before = {}
         return results
 
     def run_one(self, run: Callable[[], Any]) -> Any:

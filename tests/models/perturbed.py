@@ -1,6 +1,7 @@
 """Separate plain copies of a model, perturbed as a lane sees it."""
 
 import copy
+from contextlib import closing, nullcontext
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from models.table import cast
+from zo_offload.config import OffloadConfig, ZOConfig
 from zo_offload.ops import Draw, reference
+from zo_offload.step import Stepper, call_with, model_loss
 
 
 def perturbed(model: nn.Module, draw: Draw, dtype: torch.dtype) -> nn.Module:
@@ -51,8 +54,31 @@ def as_bf16(bits: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
 
 
+def assert_equals_plain_forwards(
+    model: nn.Module, batches: list[Any], dtype: torch.dtype = torch.float32, **settings: Any
+) -> None:
+    """Streamed lanes on a copy of the model give the losses of plain perturbed copies."""
+    config = ZOConfig(eps=1e-2, offload_param=OffloadConfig(device="cpu"), **settings)
+    with closing(Stepper(copy.deepcopy(model), config, dtype=dtype)) as stepper:
+        stepper.weights.poison = True
+        draws = [draw for _, _, draw in stepper.draws()]
+        losses = [lane.total for lane in stepper.measure(batches, stepper.draws())]
+    moved = [perturbed(model, draw, dtype) for draw in draws]
+    assert losses == [plain_loss(plain, batch) for plain in moved for batch in batches]
+
+
+@torch.inference_mode()
+def plain_loss(model: nn.Module, batch: Any) -> float:
+    """The loss of a plain forward; in half precision with the head and the loss in fp32."""
+    half = any(map(_is_half, model.parameters()))
+    with ExactLosses(model) if half else nullcontext():
+        loss = model_loss(model, batch, call_with(model, batch))
+    assert loss is not None
+    return float(loss)
+
+
 class ExactLosses(TorchFunctionMode):
-    """The one thing that a lane computes otherwise: the head and the loss in fp32."""
+    """The one thing that a lane computes otherwise in half precision: head and loss in fp32."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

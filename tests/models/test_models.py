@@ -1,15 +1,14 @@
 """Every model of the table, in every forward dtype: streamed, against plain copies, read back."""
 
-import copy
-from contextlib import closing, nullcontext
+from contextlib import closing
 
 import pytest
 import torch
 
-from models.perturbed import ExactLosses, perturbed, rounded
+from models.perturbed import assert_equals_plain_forwards, rounded
 from models.table import DTYPES, ROWS, Row
 from zo_offload.config import OffloadConfig, ZOConfig
-from zo_offload.step import Stepper, call_with, model_loss
+from zo_offload.step import Stepper
 
 STREAMED = OffloadConfig(device="cpu")
 LENGTHS = (5, 8)  # of the micro-batches of a step
@@ -47,21 +46,7 @@ def test_streamed_equals_resident(row: Row, dtype: torch.dtype):
 
 
 def test_lanes_equal_plain_forwards(row: Row, dtype: torch.dtype):
-    plain, batch = row.build(), row.inputs(6, dtype)
-    with closing(Stepper(copy.deepcopy(plain), ZOConfig(eps=1e-2), dtype=dtype)) as stepper:
-        stepper.weights.poison = True
-        draws = stepper.draws()
-        losses = [lane.total for lane in stepper.measure([batch], draws)]
-    for (_, _, draw), loss in zip(draws, losses, strict=True):
-        assert loss == plain_loss(perturbed(plain, draw, dtype), batch, dtype)
-
-
-@torch.inference_mode()
-def plain_loss(model: torch.nn.Module, batch: dict, dtype: torch.dtype) -> float:
-    with nullcontext() if dtype == torch.float32 else ExactLosses(model):
-        loss = model_loss(model, batch, call_with(model, batch))
-    assert loss is not None
-    return float(loss)
+    assert_equals_plain_forwards(row.build(), [row.inputs(6, dtype)], dtype)
 
 
 def test_state_dict_is_that_of_an_untouched_model(row: Row, dtype: torch.dtype):

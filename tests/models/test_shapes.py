@@ -1,0 +1,270 @@
+"""Small modules for what models do with their parts: share, tie, repeat, freeze, skip."""
+
+import threading
+from contextlib import closing
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from models.perturbed import assert_equals_plain_forwards
+from models.table import DTYPES, Block, Plain, tokens, vectors
+from zo_offload.config import OffloadConfig, ZOConfig
+from zo_offload.errors import StoreError
+from zo_offload.step import Stepper
+
+STREAMED = ZOConfig(offload_param=OffloadConfig(device="cpu"))
+ROWS_OF_TABLE = 1200  # with 32 columns above the size of which every lane keeps a copy
+
+at_all_dtypes = pytest.mark.parametrize("dtype", DTYPES)
+
+
+def vectors_in(dtype: torch.dtype, count: int = 3) -> dict[str, torch.Tensor]:
+    batch = vectors(count)
+    return {**batch, "x": batch["x"].to(dtype)}
+
+
+class Language(nn.Module):
+    """Predicts tokens through a table too large for a copy in every lane."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(ROWS_OF_TABLE, 32)
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+        self.head = nn.Linear(32, ROWS_OF_TABLE, bias=False)
+        if tied:
+            self.head.weight = self.embed.weight
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed(input_ids)
+        for block in self.blocks:
+            x = block(x)
+        return F.cross_entropy(self.head(x).flatten(0, 1), input_ids.flatten())
+
+
+@at_all_dtypes
+@pytest.mark.parametrize("tied", [True, False])
+def test_large_tables(tied: bool, dtype: torch.dtype):
+    batches = [{"input_ids": tokens(length)} for length in (4, 7)]
+    assert_equals_plain_forwards(Language(tied), batches, dtype, probes=2)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_large_table_has_at_most_one_copy(tied: bool):
+    config = ZOConfig(probes=3, offload_param=STREAMED.offload_param)
+    with closing(Stepper(Language(tied), config)) as stepper:
+        stepper.train_step([{"input_ids": tokens(4)}], lr=1e-3)
+        held = stepper.weights.arena.held
+    table = ROWS_OF_TABLE * 32 * 4
+    assert held["ambient"] == (table if tied else 2 * table)
+    assert held["ambient copies"] == table  # of the head; rows are perturbed as gathered
+
+
+def test_a_tied_parameter_is_updated_once():
+    model = Language(tied=True)
+    with closing(Stepper(model, STREAMED)) as stepper:
+        stepper.descend({(0, 1): 1.0, (0, -1): 0.0}, lr=1e-3)
+        state = model.state_dict()
+    assert state["head.weight"].data_ptr() == state["embed.weight"].data_ptr()
+    assert "head.weight" not in dict(stepper.weights.masters())
+
+
+class Sharing(Plain):
+    """Two blocks that hold one norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first, second, *_ = self.blocks
+        assert isinstance(first, Block)
+        assert isinstance(second, Block)
+        second.norm = first.norm
+
+
+@at_all_dtypes
+def test_a_module_shared_by_two_units_is_ambient(dtype: torch.dtype):
+    assert_equals_plain_forwards(Sharing(), [vectors_in(dtype)], dtype)
+    with closing(Stepper(Sharing(), STREAMED)) as stepper:
+        ambient = {segment.name for _, segment in stepper.weights.map.ambient.segments}
+    assert {"blocks.0.norm.weight", "blocks.0.norm.bias"} < ambient
+
+
+class Repeating(Plain):
+    """One block at three places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block()] * 3)
+
+
+@at_all_dtypes
+def test_a_block_at_several_places_is_one_unit(dtype: torch.dtype):
+    assert_equals_plain_forwards(Repeating(), [vectors_in(dtype)], dtype)
+
+
+def test_a_block_at_several_places_moves_once_a_visit():
+    with closing(Stepper(Repeating(), STREAMED)) as stepper:
+        stepper.train_step([vectors(2), vectors(3)], lr=1e-3)
+        (unit,) = stepper.weights.map.units
+        assert stepper.weights.pipeline.bytes_moved == unit.wire_bytes
+
+
+class Buffered(Block):
+    """A block that reads buffers, one of which no checkpoint holds."""
+
+    gain: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("gain", torch.linspace(0.5, 1.5, 32))
+        self.register_buffer("shift", torch.linspace(-1, 1, 32), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x * self.gain) + self.shift.to(x.dtype)
+
+
+@at_all_dtypes
+def test_buffers_in_blocks(dtype: torch.dtype):
+    model = Plain()
+    model.blocks = nn.ModuleList(Buffered() for _ in range(3))
+    assert_equals_plain_forwards(model, [vectors_in(dtype)], dtype)
+
+
+def frozen() -> Plain:
+    model = Plain()
+    for name in ("enter.weight", "blocks.0.linear.weight", "blocks.1.norm.bias"):
+        model.get_parameter(name).requires_grad_(False)
+    return model
+
+
+@at_all_dtypes
+def test_frozen_parameters_are_not_perturbed(dtype: torch.dtype):
+    assert_equals_plain_forwards(frozen(), [vectors_in(dtype)], dtype)
+
+
+def test_frozen_parameters_stay():
+    model = frozen()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with closing(Stepper(model, STREAMED)) as stepper:
+        stepper.train_step([vectors(3)], lr=1e-2)
+        after = dict(stepper.weights.masters())
+    stayed = {name for name in before if torch.equal(before[name], after[name])}
+    assert stayed == {name for name, p in model.named_parameters() if not p.requires_grad}
+
+
+def test_a_frozen_block_has_no_master_beside_the_wire():
+    model = Plain()
+    model.blocks.requires_grad_(False)
+    with closing(Stepper(model, STREAMED, dtype=torch.bfloat16)) as stepper:
+        assert [unit.rest_bytes for unit in stepper.weights.map.units] == [0, 0, 0]
+
+
+class Skipping(Plain):
+    """Leaves early, or skips a block, as the number of examples says."""
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        x = self.enter(x)
+        for position, block in enumerate(self.blocks):
+            if len(labels) % 4 != position:
+                x = block(x)
+        return F.cross_entropy(self.leave(x).float(), labels)
+
+
+def test_lanes_at_different_units():
+    assert_equals_plain_forwards(Skipping(), [vectors(n) for n in (3, 4, 5, 6)], probes=2)
+
+
+def test_more_lanes_than_may_live_at_once():
+    batches = [vectors(n) for n in (2, 3, 4)]
+    with closing(Stepper(Plain(), ZOConfig(probes=3))) as stepper:
+        together = stepper.measure(batches, stepper.draws())
+        stepper.lanes._max_live = 4
+        assert stepper.measure(batches, stepper.draws()) == together
+
+
+class Failing(Plain):
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        loss = super().forward(x, labels)
+        if len(labels) == 7:
+            raise ArithmeticError("seven")
+        return loss
+
+
+def test_a_failing_lane_ends_the_step_as_itself():
+    with closing(Stepper(Failing(), STREAMED)) as stepper:
+        expected = stepper.measure([vectors(3)], stepper.draws())
+        with pytest.raises(ArithmeticError, match=r"^seven$"):
+            stepper.train_step([vectors(3), vectors(7)], lr=1e-2)
+        assert stepper.step == 0
+        assert stepper.measure([vectors(3)], stepper.draws()) == expected
+
+
+class Measuring(Plain):
+    """Asks for shapes and dtypes of a unit's parameters outside of it."""
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        weight: Any = self.blocks[0].get_parameter("linear.weight")
+        assert weight.shape == (weight.size(0), weight.numel() // len(weight))
+        return super().forward(x.to(weight.dtype).to(weight.device), labels)
+
+
+def test_metadata_of_units_may_be_read_anywhere():
+    assert_equals_plain_forwards(Measuring(), [vectors(3)])
+
+
+class Casting(Language):
+    """Asks the large table for its dtype, as models do to cast their inputs."""
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        assert self.embed.weight.dtype.is_floating_point
+        assert self.embed.weight.shape[0] == self.embed.weight.size(0) == ROWS_OF_TABLE
+        return self.embed(input_ids).float().mean()
+
+
+def test_metadata_of_ambient_parameters_builds_no_copy():
+    with closing(Stepper(Casting(tied=False), STREAMED)) as stepper:
+        stepper.train_step([{"input_ids": tokens(4)}], lr=1e-3)
+        assert "ambient copies" not in stepper.weights.arena.held
+
+
+def test_the_state_of_a_part_is_never_stale():
+    model = Plain()
+    with closing(Stepper(model, STREAMED)) as stepper:
+        part = model.blocks.state_dict()
+        stepper.descend({(0, 1): 1.0, (0, -1): 0.0}, lr=1e-3)
+        whole = model.state_dict()
+        assert not torch.equal(part["0.linear.weight"], whole["blocks.0.linear.weight"])
+        assert torch.equal(
+            model.blocks.state_dict()["0.linear.weight"], whole["blocks.0.linear.weight"]
+        )
+
+
+def test_outside_a_visit_nothing_stale_is_read():
+    model = Plain()
+    with closing(Stepper(model, STREAMED)) as stepper:
+        stepper.train_step([vectors(3)], lr=1e-2)
+        assert all(p.isnan().all() for p in model.parameters())
+        with pytest.raises(StoreError, match="Block was called outside a visit"):
+            model(**vectors(3))
+        with pytest.raises(StoreError, match="load_state_dict on Plain"):
+            model.load_state_dict({})
+
+
+def test_generators_are_left_as_they_were():
+    with closing(Stepper(Plain(), STREAMED)) as stepper:
+        before = torch.get_rng_state()
+        stepper.train_step([vectors(3)], lr=1e-2)
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_closing_ends_every_thread():
+    before = set(threading.enumerate())
+    with closing(Stepper(Plain(), STREAMED)) as stepper:
+        stepper.train_step([vectors(2), vectors(3)], lr=1e-2)
+        assert set(threading.enumerate()) > before
+    assert set(threading.enumerate()) <= before
