@@ -6,7 +6,9 @@ elements, so that the noise blocks of neighbours never share an element and a sp
 uninterrupted sequence of blocks.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
@@ -76,18 +78,31 @@ class Span:
     def rest_bytes(self) -> int:
         return self.elements * REST_BYTES[self.dtype] if self.trainable else 0
 
-    @property
-    def uniform_scale(self) -> float | None:
-        """The scale that all segments share, or None."""
-        scales = {segment.scale for segment in self.segments}
-        return scales.pop() if len(scales) == 1 else None
+    def overlapping(self, start: int, stop: int) -> list[tuple[Segment, int, int]]:
+        """Segments that hold elements start..stop, each with its own first and last element.
+
+        Padding belongs to the segment before it.
+        """
+        found = []
+        for i in range(bisect_right(self._starts, start) - 1, len(self.segments)):
+            segment = self.segments[i]
+            if segment.start >= stop:
+                break
+            end = self._starts[i + 1] if i + 1 < len(self.segments) else self.elements
+            first, last = max(start, segment.start), min(stop, end)
+            found.append((segment, first - segment.start, last - segment.start))
+        return found
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [segment.start for segment in self.segments]
 
     def wire(self, buffer: torch.Tensor) -> torch.Tensor:
         """This span's elements, in the forward's dtype, as a view of a unit's wire buffer."""
         return buffer[self.wire_offset : self.wire_offset + self.wire_bytes].view(self.dtype)
 
     def rest(self, buffer: torch.Tensor) -> torch.Tensor:
-        """What stays home, as a view of a unit's rest buffer: int16 low planes, or an fp32 master."""
+        """What stays home, a view of a unit's rest buffer: int16 low planes, or an fp32 master."""
         dtype = torch.int16 if self.dtype == torch.bfloat16 else torch.float32
         return buffer[self.rest_offset : self.rest_offset + self.rest_bytes].view(dtype)
 

@@ -1,9 +1,11 @@
 """The kernels in plain torch: the same bits as the NumPy reference, on any device.
 
-Serves wherever no native kernel does. Work goes chunk by chunk, so that intermediates stay in cache
-and a unit never needs a temporary of its own size.
+Serves wherever no native kernel does. Work goes chunk by chunk, so that a unit never needs a
+temporary of its own size. Philox is some 110 torch calls whatever the number of blocks, 0.2 ms on a
+CPU: a chunk is large enough to hide them and small enough for a third-level cache.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +15,10 @@ import torch
 from zo_offload.ops import reference
 from zo_offload.ops.span import Segment, Span
 
-CHUNK_ELEMENTS = 1 << 18
+CHUNK_ELEMENTS = 1 << 20
+# glibc returns a chunk's temporaries to the system and faults them in again for the next chunk, which
+# takes half the time, until it has seen a large block freed. This one is never touched.
+torch.empty(31 << 20, dtype=torch.uint8)
 _LOW = 0xFFFFFFFF
 _SIGN_BIT = -(1 << 31)
 
@@ -37,12 +42,13 @@ class Draw:
 
 @dataclass(frozen=True, slots=True)
 class StepUpdate:
-    """What one step does to every trainable weight: multiply by ``decay``, then subtract the draws."""
+    """What one step does to every trainable weight: times ``decay``, then minus the draws."""
 
     decay: float
     draws: tuple[Draw, ...]
 
 
+@torch.inference_mode()
 def perturb(
     span: Span,
     wire: torch.Tensor,
@@ -65,17 +71,18 @@ def perturb(
     """
     count = span.elements - first if count is None else count
     for start, stop in _chunks(first, first + count):
-        value = wire[start:stop].float()
-        value = value + _term(span, direction, draw, start, stop, wire.device)
+        value = _term(span, direction, draw, start, stop, wire.device)
+        value.add_(wire[start:stop].float())
         target = out[start - first : stop - first]
         if span.dither:
-            target.copy_(_dither_bf16(value, span, draw, start, stop))
+            _dither_bf16_(value, target, _random16(span, draw, start, stop, wire.device))
         elif span.dtype == torch.bfloat16:
-            target.copy_(_round_bf16(value))
+            _round_bf16_(value, target)
         else:
             target.copy_(value)
 
 
+@torch.inference_mode()
 def update(
     span: Span, wire: torch.Tensor, rest: torch.Tensor, direction: str, steps: Sequence[StepUpdate]
 ) -> None:
@@ -94,23 +101,23 @@ def update(
         master = load_master(span.dtype, wire[start:stop], rest[start:stop])
         for step in steps:
             if step.decay != 1.0:
-                master = _canonical((master.double() * step.decay).float())
+                master = _canonical_(master.double().mul_(step.decay).float())
             total = None
             for draw in step.draws:
                 if draw.coefficient == 0.0:
                     continue
                 term = _term(span, direction, draw, start, stop, wire.device)
-                total = term if total is None else total + term
+                total = term if total is None else total.add_(term)
             if total is not None:
-                master = _canonical(master - total)
+                master = _canonical_(master.sub_(total))
         store_master(span.dtype, master, wire[start:stop], rest[start:stop])
 
 
 def load_master(dtype: torch.dtype, wire: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
     """The fp32 master ``[n]`` of a trainable span from what travels and what rests."""
     if dtype == torch.bfloat16:
-        high = wire.view(torch.int16).to(torch.int32) << 16
-        return (high + rest.to(torch.int32)).view(torch.float32)
+        high = wire.view(torch.int16).to(torch.int32).bitwise_left_shift_(16)
+        return high.add_(rest.to(torch.int32)).view(torch.float32)
     return (wire if dtype == torch.float32 else rest).clone()
 
 
@@ -119,9 +126,9 @@ def store_master(
 ) -> None:
     """Inverse of :func:`load_master`: encode the wire from the master, keep the rest home."""
     if dtype == torch.bfloat16:
-        bits = _canonical(master).view(torch.int32)
-        wire.view(torch.int16).copy_((bits + 0x8000) >> 16)
+        bits = master.nan_to_num(**_KEEP).view(torch.int32)
         rest.copy_(bits)  # int32 to int16 keeps the low sixteen bits
+        wire.view(torch.int16).copy_(bits.add_(0x8000).bitwise_right_shift_(16))
         return
     wire.copy_(master)
     if dtype == torch.float16:
@@ -144,57 +151,66 @@ def _chunks(first: int, last: int) -> list[tuple[int, int]]:
 def _term(
     span: Span, direction: str, draw: Draw, start: int, stop: int, device: torch.device
 ) -> torch.Tensor:
-    """``coefficient * scale * z`` for elements start..stop of a span, fp32."""
+    """``coefficient * scale * z`` for elements start..stop of a span, fp32, not shared."""
     per_block = _ELEMENTS_PER_BLOCK[direction]
     block, parameter, scale = _blocks(span, start, stop, per_block, device)
     words = _philox(block, parameter, draw, reference.STREAM_NOISE)
-    if isinstance(scale, float):
-        return _TERMS[direction](words, draw.coefficient * scale)
-    return _SCALED_TERMS[direction](words, draw.coefficient * scale)
+    terms = _SCALED_TERMS if isinstance(scale, torch.Tensor) else _TERMS
+    return terms[direction](words, draw.coefficient * scale)
 
 
 def _blocks(
     span: Span, start: int, stop: int, per_block: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor | int, torch.Tensor | float]:
     """Block number, parameter index and scale of the blocks that cover elements start..stop."""
+    inside = span.overlapping(start, stop)
+    if len(inside) == 1:
+        segment, first, last = inside[0]
+        block = torch.arange(first // per_block, last // per_block, device=device)
+        return block, segment.parameter_index, segment.scale
     block = torch.arange(start // per_block, stop // per_block, device=device)
-    starts, indices, scales = _segment_table(span, per_block, device)
-    row = torch.searchsorted(starts, block, right=True) - 1
-    uniform = span.uniform_scale
-    return block - starts[row], indices[row], scales[row] if uniform is None else uniform
+    counts = torch.tensor([(last - first) // per_block for _, first, last in inside], device=device)
 
+    def spread(values: list, dtype: torch.dtype) -> torch.Tensor:
+        table = torch.tensor(values, dtype=dtype, device=device)
+        return table.repeat_interleave(counts, output_size=len(block))
 
-@lru_cache(maxsize=512)
-def _segment_table(
-    span: Span, per_block: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    starts = torch.tensor([s.start // per_block for s in span.segments], device=device)
-    indices = torch.tensor([s.parameter_index for s in span.segments], device=device)
-    scales = torch.tensor([s.scale for s in span.segments], dtype=torch.float64, device=device)
-    return starts, indices, scales
+    segments = [segment for segment, _, _ in inside]
+    block -= spread([segment.start // per_block for segment in segments], torch.int64)
+    parameter = spread([segment.parameter_index for segment in segments], torch.int64)
+    scales = [segment.scale for segment in segments]
+    return block, parameter, spread(scales, torch.float64) if len(set(scales)) > 1 else scales[0]
 
 
 def _philox(
     block: torch.Tensor, parameter: torch.Tensor | int, draw: Draw, stream: int
 ) -> torch.Tensor:
-    """Philox4x32-10 in int64 arithmetic (products wrap, shifts are masked): int32 words ``[n, 4]``."""
+    """Philox4x32-10 in int64 arithmetic: int32 words ``[n, 4]``.
+
+    Products wrap modulo 2^64, as they should. Only a word that is about to be multiplied must be
+    clean above its 32 bits; the others are whole products whose low half counts.
+    """
     m0, m1 = reference.PHILOX_MULTIPLIERS
     k0, k1 = draw.seed & _LOW, (draw.seed >> 32) & _LOW
-    # The third word is the step and the fourth probe and stream: scalars in the first round.
-    product = (draw.step & _LOW) * m1
-    p0 = block * m0
-    c0, c1 = (parameter ^ (product >> 32) ^ k0), torch.full_like(block, product & _LOW)
-    c2, c3 = ((p0 >> 32) & _LOW) ^ (draw.probe | stream << 16) ^ k1, p0 & _LOW
-    if not isinstance(c0, torch.Tensor):
-        c0 = torch.full_like(block, c0)
-    for _ in range(reference.PHILOX_ROUNDS - 1):
-        k0 = (k0 + reference.PHILOX_WEYL[0]) & _LOW
-        k1 = (k1 + reference.PHILOX_WEYL[1]) & _LOW
+    # Words that all blocks share stay single elements until a round mixes them with the others.
+    c0, c2 = block, block.new_tensor([draw.step & _LOW])
+    c1 = parameter if isinstance(parameter, torch.Tensor) else block.new_tensor([parameter])
+    c3 = block.new_tensor([draw.probe | stream << 16])
+    for _ in range(reference.PHILOX_ROUNDS):
         p0, p1 = c0 * m0, c2 * m1
-        c0 = ((p1 >> 32) & _LOW).bitwise_xor_(c1).bitwise_xor_(k0)
-        c2 = ((p0 >> 32) & _LOW).bitwise_xor_(c3).bitwise_xor_(k1)
-        c1, c3 = p1.bitwise_and_(_LOW), p0.bitwise_and_(_LOW)
-    return torch.stack((c0, c1, c2, c3), dim=1).to(torch.int32)
+        c0, c2 = _mix(p1, c1, k0), _mix(p0, c3, k1)
+        c1, c3 = p1, p0
+        k0, k1 = (k0 + reference.PHILOX_WEYL[0]) & _LOW, (k1 + reference.PHILOX_WEYL[1]) & _LOW
+    words = block.new_empty((len(block), 4), dtype=torch.int32)
+    for i, word in enumerate((c0, c1, c2, c3)):
+        words[:, i] = word  # int64 to int32 keeps the low half
+    return words
+
+
+def _mix(product: torch.Tensor, word: torch.Tensor, key: int) -> torch.Tensor:
+    high = product >> 32
+    high = high.bitwise_xor_(word) if len(high) >= len(word) else high ^ word
+    return high.bitwise_xor_(key).bitwise_and_(_LOW)
 
 
 @lru_cache(maxsize=8)
@@ -221,18 +237,19 @@ def _rademacher_scaled(words: torch.Tensor, coefficients: torch.Tensor) -> torch
     return _flip_signs(words, coefficients.float().view(torch.int32).view(-1, 1, 1))
 
 
-def _cell_numbers(words: torch.Tensor) -> torch.Tensor:
-    return torch.stack((words & 0xFFF, (words >> 16) & 0xFFF), dim=2)
+def _halves(words: torch.Tensor, mask: int) -> torch.Tensor:
+    """Sixteen-bit lanes, low half first (little-endian), under a mask: int16 ``[8 n]``."""
+    return words.view(torch.int16).view(-1) & mask
 
 
 def _gaussian(words: torch.Tensor, coefficient: float) -> torch.Tensor:
     table = (_cells(words.device) * coefficient).float()
-    return table.index_select(0, _cell_numbers(words).view(-1))
+    return table.index_select(0, _halves(words, 0xFFF).long())
 
 
 def _gaussian_scaled(words: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
-    cells = _cells(words.device).index_select(0, _cell_numbers(words).view(-1)).view(-1, 8)
-    return (cells * coefficients.view(-1, 1)).float().view(-1)
+    cells = _cells(words.device).index_select(0, _halves(words, 0xFFF).long()).view(-1, 8)
+    return cells.mul_(coefficients.view(-1, 1)).float().view(-1)
 
 
 _ELEMENTS_PER_BLOCK = {
@@ -243,26 +260,32 @@ _TERMS = {"rademacher": _rademacher, "gaussian": _gaussian}
 _SCALED_TERMS = {"rademacher": _rademacher_scaled, "gaussian": _gaussian_scaled}
 
 
-def _canonical(value: torch.Tensor) -> torch.Tensor:
-    """Every NaN as 0x7fc00000."""
-    return torch.where(value.isnan(), float("nan"), value)
+_KEEP = {"nan": math.nan, "posinf": math.inf, "neginf": -math.inf}
 
 
-def _round_bf16(value: torch.Tensor) -> torch.Tensor:
-    bits = _canonical(value).view(torch.int32)
-    return ((bits + 0x8000) >> 16).to(torch.int16).view(torch.bfloat16)
+def _canonical_(value: torch.Tensor) -> torch.Tensor:
+    """Every NaN becomes 0x7fc00000, in place."""
+    return value.nan_to_num_(**_KEEP)
 
 
-def _dither_bf16(
-    value: torch.Tensor, span: Span, draw: Draw, start: int, stop: int
-) -> torch.Tensor:
-    """Stochastic rounding; the dither does not depend on the coefficient, so both signs share it."""
-    block, parameter, _ = _blocks(span, start, stop, reference.HALVES_PER_BLOCK, value.device)
+def _round_bf16_(value: torch.Tensor, out: torch.Tensor) -> None:
+    """Nearest bfloat16, ties away from zero, written to ``out``; ``value`` is used up."""
+    bits = _canonical_(value).view(torch.int32).add_(0x8000)
+    out.view(torch.int16).copy_(bits.bitwise_right_shift_(16))
+
+
+def _dither_bf16_(value: torch.Tensor, out: torch.Tensor, random16: torch.Tensor) -> None:
+    """Stochastic rounding written to ``out``; infinities and NaN are kept; ``value`` is used up."""
+    bits = _canonical_(value).view(torch.int32)
+    bits.add_(torch.where(value.isfinite(), random16, 0))
+    out.view(torch.int16).copy_(bits.bitwise_right_shift_(16))
+
+
+def _random16(span: Span, draw: Draw, start: int, stop: int, device: torch.device) -> torch.Tensor:
+    """Dither for elements start..stop; it does not know the coefficient, so both signs share it."""
+    block, parameter, _ = _blocks(span, start, stop, reference.HALVES_PER_BLOCK, device)
     words = _philox(block, parameter, draw, reference.STREAM_DITHER)
-    random16 = torch.stack((words & 0xFFFF, (words >> 16) & 0xFFFF), dim=2).view(-1)
-    bits = _canonical(value).view(torch.int32)
-    random16 = torch.where(value.isfinite(), random16, 0)
-    return ((bits + random16) >> 16).to(torch.int16).view(torch.bfloat16)
+    return _halves(words, -1).int().bitwise_and_(0xFFFF)
 
 
 def perturb_rows(
@@ -293,4 +316,8 @@ def perturb_rows(
     )
     column = (first % per_block).unsqueeze(1) + torch.arange(width, device=rows.device)
     value = table.index_select(0, rows).float() + term.gather(1, column)
-    return _round_bf16(value) if span.dtype == torch.bfloat16 else value.to(span.dtype)
+    if span.dtype != torch.bfloat16:
+        return value.to(span.dtype)
+    perturbed = torch.empty_like(value, dtype=torch.bfloat16)
+    _round_bf16_(value, perturbed)
+    return perturbed
