@@ -1,4 +1,4 @@
-"""Kernels: noise, perturbation and update, one contract (``reference``), several implementations."""
+"""Kernels: noise, perturbation, update; one contract (``reference``), several implementations."""
 
 from zo_offload.ops.span import ALIGNMENT, Segment, Span
 from zo_offload.ops.torch_ops import (

@@ -14,6 +14,9 @@ name the element, step and probe the direction, stream the purpose (0 noise, 1 d
 Reference: Salmon, Moraes, Dror, Shaw (2011), "Parallel random numbers: as easy as 1, 2, 3", SC11.
 """
 
+from functools import lru_cache
+from statistics import NormalDist
+
 import numpy as np
 import numpy.typing as npt
 
@@ -76,32 +79,33 @@ def words(
 
 
 def halves(block_words: U32) -> U32:
-    """The sixteen-bit lanes of blocks: element e is lane ``e % 8`` of block ``e // 8``, low half first."""
+    """Sixteen-bit lanes: element e is lane ``e % 8`` of block ``e // 8``, low half first."""
     pairs = np.stack([block_words & np.uint32(0xFFFF), block_words >> np.uint32(16)], axis=2)
     return pairs.reshape(-1)
 
 
+@lru_cache(maxsize=1)
 def gaussian_cells() -> npt.NDArray[np.float64]:
     """The 4,096 values a gaussian element can take: cell means of the standard normal.
 
-    Cell i holds the quantiles i/4096 to (i+1)/4096; its mean is 4096 (phi(a) - phi(b)). The means are
-    scaled to unit variance, made symmetric, and put on a grid of 2^-20, which absorbs the last-digit
-    differences of mathematical libraries: the table is the same everywhere. Kurtosis 2.997.
+    Cell i holds the quantiles i/4096 to (i+1)/4096; its mean is 4096 (phi(a) - phi(b)). The means
+    are scaled to unit variance, made symmetric, and put on a grid of 2^-20, which absorbs the
+    last-digit differences of mathematical libraries: the table is the same everywhere. Kurtosis 2.997.
 
     Example:
         >>> cells = gaussian_cells()
         >>> float(cells[0] + cells[-1]), round(float((cells**2).mean()), 5)
         (0.0, 1.0)
     """
-    from statistics import NormalDist
-
     normal, count = NormalDist(), 4096
     edges = [normal.inv_cdf(i / count) for i in range(count // 2 + 1, count)]
     density = np.array([normal.pdf(0.0), *(normal.pdf(edge) for edge in edges), 0.0])
     upper = count * (density[:-1] - density[1:])
     upper /= np.sqrt((upper**2).mean())
     upper = np.round(upper * 2**20) / 2**20
-    return np.concatenate([-upper[::-1], upper])
+    cells = np.concatenate([-upper[::-1], upper])
+    cells.setflags(write=False)
+    return cells
 
 
 def rademacher(
@@ -113,7 +117,7 @@ def rademacher(
     count: int,
     coefficient: float = 1.0,
 ) -> F32:
-    """``coefficient * z`` with z = +1 or -1: bit ``e % 32`` of word ``e // 32 % 4`` of block ``e // 128``.
+    """``coefficient * z``, z = +1 or -1: bit ``e % 32`` of word ``e // 32 % 4`` of block ``e // 128``.
 
     A set bit means -1. The coefficient is float64, rounded once to fp32.
     """
@@ -134,7 +138,7 @@ def gaussian(
     count: int,
     coefficient: float = 1.0,
 ) -> F32:
-    """``coefficient * z`` with z standard normal: the low 12 bits of a sixteen-bit lane choose a cell."""
+    """``coefficient * z``, z standard normal: the low 12 bits of a sixteen-bit lane choose a cell."""
     first = start // HALVES_PER_BLOCK
     last = -(-(start + count) // HALVES_PER_BLOCK)
     block_words = words(seed, step, probe, STREAM_NOISE, parameter, first, last - first)
@@ -192,7 +196,7 @@ def join_planes(hi: npt.NDArray[np.uint16], lo: npt.NDArray[np.int16]) -> F32:
 
 
 def update_master(master: F32, terms: list[F32], decay: float = 1.0) -> F32:
-    """One step: ``decay`` in float64 rounded once, then ``master - (t0 + t1 + ...)`` with fp32 sums.
+    """One step: ``decay`` in float64 rounded once, then ``master - (t0 + t1 + ...)``, fp32 sums.
 
     Terms are added in (step, probe) order. No terms and decay 1 leave every bit as it was.
     """

@@ -16,8 +16,8 @@ from zo_offload.ops import reference
 from zo_offload.ops.span import Segment, Span
 
 CHUNK_ELEMENTS = 1 << 20
-# glibc returns a chunk's temporaries to the system and faults them in again for the next chunk, which
-# takes half the time, until it has seen a large block freed. This one is never touched.
+# Until glibc has seen a large block freed, it returns a chunk's temporaries to the system and faults
+# them in again for the next, which takes half the time. This block is never touched.
 torch.empty(31 << 20, dtype=torch.uint8)
 _LOW = 0xFFFFFFFF
 _SIGN_BIT = -(1 << 31)
@@ -220,7 +220,7 @@ def _shifts(device: torch.device) -> torch.Tensor:
 
 @lru_cache(maxsize=8)
 def _cells(device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(reference.gaussian_cells()).to(device)
+    return torch.tensor(reference.gaussian_cells(), device=device)
 
 
 def _flip_signs(words: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
