@@ -14,7 +14,7 @@ The mode also keeps losses exact: the output embedding of a half-precision model
 and the inputs of loss functions are upcast. (bfloat16 logits alone cost four times the noise.)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -82,7 +82,7 @@ class AmbientCopies:
         }
         self._buffers: dict[tuple[str, int], torch.Tensor] = {}
         self._held: dict[tuple[str, int], tuple[int, Draw]] = {}
-        self._addresses: set[int] = set()
+        self.addresses: set[int] = set()
         head = getattr(model, "get_output_embeddings", lambda: None)()
         self.head = getattr(head, "weight", None)
 
@@ -98,7 +98,7 @@ class AmbientCopies:
         if buffer is None:
             buffer = self._weights.arena.take("ambient copies", copy_bytes(span, segment))
             buffer = self._buffers[key] = buffer.view(span.dtype)
-            self._addresses.add(buffer.untyped_storage().data_ptr())
+            self.addresses.add(buffer.untyped_storage().data_ptr())
         if self._held.get(key) != wanted:
             wire = self._weights.ambient_values(span)
             ops.perturb(
@@ -119,20 +119,23 @@ class AmbientCopies:
             draw,
         )
 
-    def owned(self, result: Any) -> Any:
-        """A function's result, copied where it is a view of a copy that another lane may rebuild."""
-        if type(result) in (list, tuple):
-            return type(result)(self.owned(item) for item in result)
-        if (
-            isinstance(result, torch.Tensor)
-            and result.untyped_storage().data_ptr() in self._addresses
-        ):
-            return result.clone()
-        return result
-
     def invalidate(self) -> None:
         """Forget what the copies hold."""
         self._held.clear()
+
+
+def owned(result: Any, addresses: Collection[int]) -> Any:
+    """A function's result, copied where it is a view of memory that another lane will overwrite.
+
+    Args:
+        result: A tensor, or tensors in tuples and lists; anything else is returned as it is.
+        addresses: Where the storages of such memory begin.
+    """
+    if type(result) in (list, tuple):
+        return type(result)(owned(item, addresses) for item in result)
+    if isinstance(result, torch.Tensor) and result.untyped_storage().data_ptr() in addresses:
+        return result.clone()
+    return result
 
 
 def gathered_parameters(model: nn.Module, segments: Sequence[tuple[Span, Segment]]) -> set[str]:
@@ -180,7 +183,7 @@ class AmbientMode(TorchFunctionMode):
             named = {key: _exact(value) for key, value in named.items()}
         result = func(*values, **named)
         substituted = any(a is not b for a, b in zip(values, args, strict=True))
-        return self._copies.owned(result) if substituted else result
+        return owned(result, self._copies.addresses) if substituted else result
 
     def _gather(self, indices: torch.Tensor, table: nn.Parameter) -> torch.Tensor:
         assert self._draw is not None

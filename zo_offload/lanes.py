@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from zo_offload import leftovers
-from zo_offload.ambient import AmbientCopies, AmbientMode
+from zo_offload.ambient import AmbientCopies, AmbientMode, owned
 from zo_offload.errors import StoreError
 from zo_offload.ops import Draw
 from zo_offload.units import AMBIENT
@@ -247,12 +247,14 @@ class Lanes:
         if lane.error is not None:
             raise lane.error
 
-    def _departure(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _departure(self, module: nn.Module, args: Any, output: Any) -> Any:
         lane = getattr(_current, "lane", None)
         if lane is not None:
             lane.inside = AMBIENT
+        output = owned(output, (self._weights.scratch_address,))
         if self._weights.poison:
             self._weights.empty_scratch()
+        return output
 
     def close(self) -> None:
         """Remove the hooks and end the threads."""

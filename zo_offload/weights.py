@@ -117,6 +117,11 @@ class Weights:
         self._scratch.fill_(NAN_BYTE)
         self._scratch_holds = None
 
+    @property
+    def scratch_address(self) -> int:
+        """Where the memory begins that units' parameters point into."""
+        return self._scratch.untyped_storage().data_ptr()
+
     def finish_visit(self) -> None:
         self.pipeline.finish()
         self.empty_scratch()
