@@ -56,6 +56,7 @@ def test_state_dict_is_that_of_an_untouched_model(row: Row, dtype: torch.dtype):
     assert list(served) == list(untouched)
     assert [n for n in served if not same_bits(served[n], untouched[n])] == []
     assert storages(served) == storages(untouched)
+    assert vars(served).keys() == vars(untouched).keys()
 
 
 def test_state_dict_follows_the_masters(row: Row, dtype: torch.dtype):

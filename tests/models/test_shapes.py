@@ -1,7 +1,9 @@
 """Small modules for what models do with their parts: share, tie, repeat, freeze, skip."""
 
+import copy
 import threading
 from contextlib import closing
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -9,11 +11,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.perturbed import assert_equals_plain_forwards
-from models.table import DTYPES, Block, Plain, tokens, vectors
+from models.perturbed import assert_equals_plain_forwards, perturbed, plain_loss
+from models.table import DTYPES, ROWS, Block, Plain, tokens, vectors
 from zo_offload.config import OffloadConfig, ZOConfig
 from zo_offload.errors import StoreError
-from zo_offload.step import Stepper
+from zo_offload.step import Objective, Stepper
 
 STREAMED = ZOConfig(offload_param=OffloadConfig(device="cpu"))
 ROWS_OF_TABLE = 1200  # with 32 columns above the size of which every lane keeps a copy
@@ -268,3 +270,35 @@ def test_closing_ends_every_thread():
         stepper.train_step([vectors(2), vectors(3)], lr=1e-2)
         assert set(threading.enumerate()) > before
     assert set(threading.enumerate()) <= before
+
+
+def test_lanes_run_under_the_callers_autocast_and_context():
+    name: ContextVar[str] = ContextVar("name")
+    name.set("caller")
+    seen = []
+
+    def forward(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        seen.append((name.get(), torch.get_num_threads(), torch.is_inference_mode_enabled()))
+        return model(**batch)
+
+    model, batch = Plain(), vectors(4)
+    copies = copy.deepcopy(model)
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        closing(Stepper(model, STREAMED, objective=Objective(forward=forward))) as stepper,
+    ):
+        draws = stepper.draws()
+        losses = [lane.total for lane in stepper.measure([batch], draws)]
+        moved = [perturbed(copies, draw, torch.float32) for _, _, draw in draws]
+        assert losses == [plain_loss(plain, batch) for plain in moved]
+    assert losses != [plain_loss(plain, batch) for plain in moved]
+    assert seen == [("caller", torch.get_num_threads(), True)] * 2
+
+
+def test_training_lanes_fill_no_cache():
+    model: Any = ROWS["llama"].build()
+    assert model.config.use_cache
+    with closing(Stepper(model, STREAMED)) as stepper:
+        results = stepper.run_lanes([ROWS["llama"].inputs(5)], stepper.draws())
+    assert [outputs.past_key_values for _, outputs in results] == [None, None]
+    assert model.config.use_cache
