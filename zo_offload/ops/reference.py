@@ -90,7 +90,7 @@ def gaussian_cells() -> npt.NDArray[np.float64]:
 
     Cell i holds the quantiles i/4096 to (i+1)/4096; its mean is 4096 (phi(a) - phi(b)). The means
     are scaled to unit variance, made symmetric, and put on a grid of 2^-20, which absorbs the
-    last-digit differences of mathematical libraries: the table is the same everywhere. Kurtosis 2.997.
+    last-digit differences of mathematical libraries: one table everywhere. Kurtosis 2.997.
 
     Example:
         >>> cells = gaussian_cells()
@@ -117,7 +117,7 @@ def rademacher(
     count: int,
     coefficient: float = 1.0,
 ) -> F32:
-    """``coefficient * z``, z = +1 or -1: bit ``e % 32`` of word ``e // 32 % 4`` of block ``e // 128``.
+    """``coefficient * z``, z = +-1: bit ``e % 32`` of word ``e // 32 % 4`` of block ``e // 128``.
 
     A set bit means -1. The coefficient is float64, rounded once to fp32.
     """
@@ -138,7 +138,7 @@ def gaussian(
     count: int,
     coefficient: float = 1.0,
 ) -> F32:
-    """``coefficient * z``, z standard normal: the low 12 bits of a sixteen-bit lane choose a cell."""
+    """``coefficient * z``, z normal: the low 12 bits of a sixteen-bit lane choose a cell."""
     first = start // HALVES_PER_BLOCK
     last = -(-(start + count) // HALVES_PER_BLOCK)
     block_words = words(seed, step, probe, STREAM_NOISE, parameter, first, last - first)

@@ -35,6 +35,7 @@ class Segment:
 
     @property
     def numel(self) -> int:
+        """Elements of the parameter."""
         count = 1
         for size in self.shape:
             count *= size
@@ -42,6 +43,7 @@ class Segment:
 
     @property
     def padded(self) -> int:
+        """Elements up to the next multiple of 128."""
         return -(-self.numel // ALIGNMENT) * ALIGNMENT
 
 
@@ -72,10 +74,12 @@ class Span:
 
     @property
     def wire_bytes(self) -> int:
+        """Bytes of the span that cross the bus."""
         return self.elements * self.dtype.itemsize
 
     @property
     def rest_bytes(self) -> int:
+        """Bytes of the span that stay home."""
         return self.elements * REST_BYTES[self.dtype] if self.trainable else 0
 
     def overlapping(self, start: int, stop: int) -> list[tuple[Segment, int, int]]:

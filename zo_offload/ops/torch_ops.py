@@ -16,8 +16,8 @@ from zo_offload.ops import reference
 from zo_offload.ops.span import Segment, Span
 
 CHUNK_ELEMENTS = 1 << 20
-# Until glibc has seen a large block freed, it returns a chunk's temporaries to the system and faults
-# them in again for the next, which takes half the time. This block is never touched.
+# Until glibc has seen a large block freed, it gives a chunk's temporaries back to the system and
+# faults them in again for the next, which takes half the time. This block is never touched.
 torch.empty(31 << 20, dtype=torch.uint8)
 _LOW = 0xFFFFFFFF
 _SIGN_BIT = -(1 << 31)

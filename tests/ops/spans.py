@@ -1,0 +1,110 @@
+"""Spans and draws for hypothesis, and what the NumPy reference says about them."""
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import strategies as st
+
+from zo_offload.ops import Draw, Segment, Span, reference, torch_ops
+
+DIRECTIONS = tuple(reference.DIRECTIONS)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# Zero, negative, below the least fp32 denormal, denormal, so large that sums overflow, above fp32.
+EDGE_COEFFICIENTS = (0.0, -0.0, 1e-3, -1e-3, 1e-46, -3e-45, 1e-40, 3e38, -3e38, 1e39)
+
+seeds = st.integers(0, 2**64 - 1)
+coefficients = st.sampled_from(EDGE_COEFFICIENTS) | st.floats(-1e3, 1e3)
+draws = st.builds(
+    Draw,
+    seed=seeds,
+    step=st.integers(0, 2**32 - 1),
+    probe=st.integers(0, 2**15 - 1),
+    coefficient=coefficients,
+)
+_shapes = st.tuples(st.integers(1, 700)) | st.tuples(st.integers(1, 20), st.integers(1, 40))
+_mixed = st.lists(st.sampled_from((1.0, 0.8476, 17.25)), min_size=4, max_size=4)
+_scales = _mixed | st.just([1.0] * 4) | st.just([0.37] * 4)
+
+
+def span_of(
+    shapes: list[tuple[int, ...]],
+    indices: list[int] | None = None,
+    scales: list[float] | None = None,
+    dtype: torch.dtype = torch.float32,
+    dither: bool = False,
+) -> Span:
+    segments: list[Segment] = []
+    start = 0
+    for i, shape in enumerate(shapes):
+        index = indices[i] if indices else i
+        segments.append(Segment(f"p{i}", index, shape, start, scales[i] if scales else 1.0))
+        start += segments[-1].padded
+    return Span(dtype, tuple(segments), 0, 0, dither=dither)
+
+
+@st.composite
+def spans(draw: st.DrawFn, dtype: torch.dtype = torch.float32, dither: bool = False) -> Span:
+    shapes = draw(st.lists(_shapes, min_size=1, max_size=4))
+    index = st.integers(0, 2**20)
+    indices = draw(st.lists(index, min_size=len(shapes), max_size=len(shapes), unique=True))
+    return span_of(shapes, indices, draw(_scales), dtype, dither)
+
+
+@contextlib.contextmanager
+def chunks_of(elements: int) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_ops, "CHUNK_ELEMENTS", elements)
+        yield
+
+
+def expected_noise(span: Span, direction: str, draw: Draw) -> npt.NDArray[np.float32]:
+    """``coefficient * scale * z`` of a span, segment by segment."""
+    out = []
+    for segment in span.segments:
+        place = (draw.seed, draw.step, draw.probe, segment.parameter_index, 0, segment.padded)
+        with np.errstate(over="ignore", under="ignore"):
+            out.append(reference.DIRECTIONS[direction](*place, draw.coefficient * segment.scale))
+    return np.concatenate(out)
+
+
+def expected_dither(span: Span, draw: Draw) -> npt.NDArray[np.uint32]:
+    """The sixteen random bits of each element."""
+    words = [
+        reference.words(
+            draw.seed,
+            draw.step,
+            draw.probe,
+            reference.STREAM_DITHER,
+            segment.parameter_index,
+            0,
+            segment.padded // reference.HALVES_PER_BLOCK,
+        )
+        for segment in span.segments
+    ]
+    return reference.halves(np.concatenate(words))
+
+
+def random_master(elements: int, seed: int = 0) -> torch.Tensor:
+    """Weights of every magnitude with some special values among them."""
+    generator = torch.Generator().manual_seed(seed)
+    exponent = torch.randint(-44, 38, (elements,), generator=generator)
+    values = torch.randn(elements, generator=generator) * 10.0**exponent
+    special = torch.tensor([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, 3.4e38, -3.4e38, 1.0])
+    values[: len(special)] = special[:elements]
+    return values
+
+
+def bits(value: torch.Tensor | np.ndarray) -> npt.NDArray[np.integer]:
+    """The bits of 16- or 32-bit floats, all NaN alike."""
+    if isinstance(value, torch.Tensor):
+        nan = value.isnan().numpy()
+        raw = value.contiguous().view({2: torch.int16, 4: torch.int32}[value.itemsize]).numpy()
+    else:
+        nan = np.isnan(value) if value.dtype.kind == "f" else np.zeros(value.shape, bool)
+        raw = value.view({2: np.int16, 4: np.int32}[value.itemsize])
+    return np.where(nan, 0x7FC0, raw)

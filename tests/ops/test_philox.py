@@ -1,0 +1,86 @@
+"""Philox4x32-10 against published vectors, and far out where counters grow long."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ops.spans import DIRECTIONS, bits, chunks_of, seeds
+from zo_offload import ops
+from zo_offload.ops import Draw, Segment, Span, reference, torch_ops
+
+# Random123 1.14, tests/kat_vectors: counter, key, words.
+KNOWN_ANSWERS = {
+    "zeros": ("00000000 " * 4, "00000000 " * 2, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    "ones": ("ffffffff " * 4, "ffffffff " * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    "pi": (
+        "243f6a88 85a308d3 13198a2e 03707344",
+        "a4093822 299f31d0",
+        "d16cfe09 94fdcceb 5001e420 24126ea1",
+    ),
+}
+
+
+def hexadecimal(text: str) -> list[int]:
+    return [int(word, 16) for word in text.split()]
+
+
+def torch_words(counter: list[int], seed: int) -> torch.Tensor:
+    block, parameter, step, last = counter
+    draw = Draw(seed, step, last & 0xFFFF, 1.0)
+    return torch_ops._philox(torch.tensor([block]), parameter, draw, last >> 16)
+
+
+@pytest.mark.parametrize("name", KNOWN_ANSWERS)
+def test_reference_gives_the_published_words(name: str):
+    counter, key, words = map(hexadecimal, KNOWN_ANSWERS[name])
+    found = reference.philox4x32(np.array([counter], np.uint32), key[0] | key[1] << 32)
+    assert found[0].tolist() == words
+
+
+@pytest.mark.parametrize("name", KNOWN_ANSWERS)
+def test_torch_gives_the_published_words(name: str):
+    counter, key, words = map(hexadecimal, KNOWN_ANSWERS[name])
+    found = torch_words(counter, key[0] | key[1] << 32)
+    assert (found[0].long() & 0xFFFFFFFF).tolist() == words
+
+
+@given(counter=st.lists(st.integers(0, 2**32 - 1), min_size=4, max_size=4), seed=seeds)
+def test_torch_equals_reference_on_any_counter(counter: list[int], seed: int):
+    expected = reference.philox4x32(np.array([counter], np.uint32), seed)
+    np.testing.assert_array_equal(torch_words(counter, seed).numpy().view(np.uint32), expected)
+
+
+def test_halves_and_words_are_taken_low_first():
+    words = np.array([[0x22221111, 0x44443333, 0x66665555, 0x88887777]], np.uint32)
+    expected = [0x1111 * lane for lane in range(1, 9)]
+    assert reference.halves(words).tolist() == expected
+    found = torch_ops._halves(torch.from_numpy(words.view(np.int32)), -1)
+    assert (found.int() & 0xFFFF).tolist() == expected
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("first", [2**31 - 256, 2**32 - 128, 2**33 + 5 * 128])
+def test_elements_past_four_billion(direction: str, first: int):
+    count, draw = 1024, Draw(2**63 + 9, 5, 1, 0.25)
+    span = Span(torch.float32, (Segment("huge", 7, (2**34,), 0),), 0, 0)
+    wire = torch.zeros(1).expand(span.elements)  # one element of memory
+    out = torch.empty(count)
+    with chunks_of(256):
+        ops.perturb(span, wire, out, direction, draw, first, count)
+    expected = reference.DIRECTIONS[direction](draw.seed, 5, 1, 7, first, count, 0.25)
+    np.testing.assert_array_equal(bits(out), bits(expected))
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_rows_past_four_billion(direction: str):
+    width, rows, draw = 1000, torch.tensor([0, 4_294_968, 9_000_001]), Draw(3, 5, 1, 0.25)
+    segment = Segment("huge", 7, (10_000_000, width), 0)
+    span = Span(torch.float32, (segment,), 0, 0)
+    wire = torch.zeros(1).expand(span.elements)
+    found = ops.perturb_rows(span, segment, wire, rows, direction, draw)
+    for row, values in zip(rows.tolist(), found, strict=True):
+        place = (draw.seed, draw.step, draw.probe, 7, row * width, width)
+        expected = reference.DIRECTIONS[direction](*place, 0.25)
+        np.testing.assert_array_equal(bits(values), bits(expected))

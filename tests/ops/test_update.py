@@ -1,0 +1,179 @@
+"""Updates of masters: fixed order, one rounding a step, nothing lost to small steps."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ops.spans import (
+    DIRECTIONS,
+    DTYPES,
+    bits,
+    chunks_of,
+    draws,
+    expected_noise,
+    random_master,
+    span_of,
+    spans,
+)
+from zo_offload import ops, update
+from zo_offload.ops import Draw, Span, StepUpdate, reference
+
+decays = st.sampled_from((1.0, 1.0 - 2.0**-16, 0.5)) | st.floats(0.9, 1.0)
+steps_lists = st.lists(
+    st.builds(StepUpdate, decays, st.lists(draws, max_size=3).map(tuple)), max_size=3
+)
+directions = st.sampled_from(DIRECTIONS)
+
+
+def stored(span: Span, master: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``(wire, rest)`` of a master, with what padding there is."""
+    low = torch.int16 if span.dtype == torch.bfloat16 else torch.float32
+    wire = torch.zeros(span.elements, dtype=span.dtype)
+    rest = torch.zeros(0 if span.dtype == torch.float32 else span.elements, dtype=low)
+    ops.store_master(span.dtype, master, wire, rest)
+    return wire, rest
+
+
+def updated(
+    span: Span, master: torch.Tensor, direction: str, *calls: list[StepUpdate]
+) -> torch.Tensor:
+    """The master after the calls; its wire is checked to be its rounding."""
+    wire, rest = stored(span, master)
+    for steps in calls:
+        ops.update(span, wire, rest, direction, steps)
+    after = ops.load_master(span.dtype, wire, rest)
+    fresh_wire, _ = stored(span, after)
+    np.testing.assert_array_equal(bits(wire), bits(fresh_wire))
+    return after
+
+
+def expected(
+    span: Span, master: torch.Tensor, direction: str, steps: list[StepUpdate]
+) -> np.ndarray:
+    value = master.numpy()
+    with np.errstate(all="ignore"):
+        for step in steps:
+            terms = [expected_noise(span, direction, d) for d in step.draws if d.coefficient != 0.0]
+            value = reference.update_master(value, terms, step.decay)
+    return value
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@settings(max_examples=50)
+@given(
+    data=st.data(),
+    direction=directions,
+    steps=steps_lists,
+    chunk=st.sampled_from((128, 640, 1 << 20)),
+)
+def test_equals_the_reference(
+    dtype: torch.dtype, data: st.DataObject, direction: str, steps: list[StepUpdate], chunk: int
+):
+    span = data.draw(spans(dtype))
+    master = random_master(span.elements)
+    with chunks_of(chunk):
+        after = updated(span, master, direction, steps)
+    np.testing.assert_array_equal(bits(after), bits(expected(span, master, direction, steps)))
+
+
+@settings(max_examples=50)
+@given(span=spans(torch.bfloat16), direction=directions, steps=steps_lists)
+def test_many_steps_at_once_equal_one_by_one(span: Span, direction: str, steps: list[StepUpdate]):
+    master = random_master(span.elements)
+    together = updated(span, master, direction, steps)
+    singly = updated(span, master, direction, *[[step] for step in steps])
+    np.testing.assert_array_equal(bits(together), bits(singly))
+
+
+def test_the_sign_is_descent():
+    span, draw = span_of([(128,)]), Draw(1, 2, 3, 0.25)
+    moved = updated(span, torch.zeros(128), "rademacher", [StepUpdate(1.0, (draw,))])
+    assert torch.equal(moved, -ops.noise(span, "rademacher", draw))
+
+
+def test_terms_are_summed_before_they_meet_the_master():
+    # Each is lost against 1.0 by itself; together they are one step of it.
+    small = 2.0**-24
+    span = span_of([(4096,)])
+    two = (Draw(1, 2, 0, small), Draw(1, 2, 1, small))
+    signs = sum(ops.noise(span, "rademacher", Draw(1, 2, probe, 1.0)) for probe in (0, 1))
+    after = updated(span, torch.ones(4096), "rademacher", [StepUpdate(1.0, two)])
+    assert torch.equal(after[signs == -2], torch.ones(int((signs == -2).sum())) + 2**-23)
+
+
+def test_terms_are_added_in_the_order_of_probes():
+    span = span_of([(4096,)])
+    in_order = tuple(Draw(1, 2, probe, c) for probe, c in enumerate((1.0, 2.0**-24, 2.0**-24)))
+    zero = torch.zeros(4096)
+    forward = updated(span, zero, "rademacher", [StepUpdate(1.0, in_order)])
+    backward = updated(span, zero, "rademacher", [StepUpdate(1.0, in_order[::-1])])
+    assert not torch.equal(forward, backward)  # so the order below is not a matter of taste
+    terms = [ops.noise(span, "rademacher", draw) for draw in in_order]
+    assert torch.equal(forward, -((terms[0] + terms[1]) + terms[2]))
+
+
+def test_decay_is_a_float64_product_rounded_once():
+    span, decay = span_of([(4096,)]), 1.0 - 1.7e-5
+    master = random_master(4096)
+    after = updated(span, master, "rademacher", [StepUpdate(decay, ())])
+    exact = (master.double() * decay).float()
+    np.testing.assert_array_equal(bits(after), bits(exact))
+    assert not torch.equal(exact[9:], master[9:] * torch.tensor(decay))  # an fp32 product differs
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("coefficient", [0.0, -0.0])
+def test_a_zero_coefficient_leaves_every_bit(dtype: torch.dtype, coefficient: float):
+    span = span_of([(300,)], dtype=dtype)
+    wire, rest = stored(span, random_master(span.elements))
+    before = wire.view(torch.uint8).clone(), rest.view(torch.uint8).clone()
+    step = StepUpdate(1.0, (Draw(1, 2, 3, coefficient),))
+    ops.update(span, wire, rest, "rademacher", [step, StepUpdate(1.0, ())])
+    assert torch.equal(wire.view(torch.uint8), before[0])
+    assert torch.equal(rest.view(torch.uint8), before[1])
+
+
+def test_no_steps_touch_nothing():
+    span = span_of([(128,)])
+    wire = torch.full((128,), float("nan")).view(torch.int32).fill_(0x7FABCDEF).view(torch.float32)
+    ops.update(span, wire, torch.zeros(0), "rademacher", [])
+    assert set(wire.view(torch.int32).tolist()) == {0x7FABCDEF}
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_thousand_steps_of_1e_7_agree_with_float64(direction: str):
+    span = span_of([(2048,)], dtype=torch.bfloat16)
+    generator = torch.Generator().manual_seed(0)
+    master = torch.randn(2048, generator=generator) * 0.02
+    grads = torch.randn(1000, generator=generator, dtype=torch.float64) * 5
+    steps = [
+        StepUpdate(1.0, (Draw(7, step, 0, update.sgd([float(g)], lr=1e-7)[0]),))
+        for step, g in enumerate(grads)
+    ]
+    exact = master.double()
+    for step in steps:
+        (draw,) = step.draws
+        unit = ops.noise(span, direction, Draw(draw.seed, draw.step, draw.probe, 1.0))
+        exact -= draw.coefficient * unit.double()
+    after = updated(span, master, direction, steps).double()
+    moved = float((exact - master).norm())
+    assert moved > 100 * float((after - exact).norm())
+    assert float((after - exact).norm() / exact.norm()) < 1e-6
+
+
+def test_small_decay_adds_up():
+    span = span_of([(4096,)], dtype=torch.bfloat16)
+    master = torch.randn(4096, generator=torch.Generator().manual_seed(0)) * 0.02
+    owed, steps = 1.0, []
+    for _ in range(10_000):
+        decay, owed = update.gather_decay(owed, lr=1e-6, weight_decay=0.1)
+        steps.append(StepUpdate(decay, ()))
+    after = updated(span, master, "rademacher", steps)
+    shrunk = 1.0 - float(after.double().norm() / master.double().norm())
+    assert math.isclose(shrunk, 1.0e-3, rel_tol=0.01)
+    exact = math.prod(step.decay for step in steps)
+    assert math.isclose(shrunk, 1.0 - exact, rel_tol=1e-3)
