@@ -1,13 +1,14 @@
 """The ``zeroth_order`` block of a DeepSpeed JSON, as frozen typed objects.
 
-Read once; nothing below reads a dict. Every mistake is a :class:`ConfigError` that names the path in
-the JSON, the value, what is allowed and the nearest valid key, before a model is touched. Null means
-"decide for me".
+Read once; nothing below reads a dict. Every mistake is a :class:`ConfigError` that names the path
+in the JSON, the value, what is allowed and the nearest valid key, before a model is touched. Null
+means "decide for me".
 """
 
 import json
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +19,7 @@ from zo_offload.errors import ConfigError
 
 BLOCK = "zeroth_order"
 _UNITS = {"": 0, "B": 0, "KiB": 1, "MiB": 2, "GiB": 3, "TiB": 4}
+_DEEPSPEED_ONLY = ("nvme_path", "buffer_size", "max_in_cpu")  # of its offload_param; no effect here
 
 
 def parse_bytes(value: Any) -> Any:
@@ -28,19 +30,35 @@ def parse_bytes(value: Any) -> Any:
         (1536, 7)
     """
     if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB)?\s*", value)
-        if match is None:
-            raise ValueError(f"expected bytes or text such as '8GiB', found {value!r}")
-        return int(float(match[1]) * 1024 ** _UNITS[match[2] or ""])
+        match = re.fullmatch(r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*(B|KiB|MiB|GiB|TiB)?\s*", value)
+        if match is not None:
+            return int(Decimal(match[1]) * 1024 ** _UNITS[match[2] or ""])
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError("expected bytes or text such as '8GiB'")
     return value
 
 
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0, strict=True)]
+def _parse_unit(value: Any) -> Any:
+    names = isinstance(value, list | tuple) and all(isinstance(x, str) and x for x in value)
+    if value != "block" and not (names and value):
+        raise ValueError("expected 'block' or a list of class names")
+    return tuple(value) if names else value
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0, lt=2**63)]
+UnitChoice = Annotated[Literal["block"] | tuple[str, ...], BeforeValidator(_parse_unit)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_the_default(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {k: v for k, v in values.items() if v is not None or k not in cls.model_fields}
 
 
 class TrainableConfig(_Strict):
@@ -102,18 +120,11 @@ class ZOConfig(_Strict):
     offload_param: OffloadConfig = OffloadConfig()
     device_budget: Bytes | None = None
     host_budget: Bytes | None = None
-    unit: Literal["block"] | tuple[str, ...] | None = None
+    unit: UnitChoice | None = None
     wire: Literal["identity"] | None = None
     master: Literal["fp32"] = "fp32"
     replica: ReplicaConfig = ReplicaConfig()
     journal: JournalConfig = JournalConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _lists_are_tuples(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and isinstance(values.get("unit"), list):
-            values = {**values, "unit": tuple(values["unit"])}
-        return values
 
     @property
     def unit_classes(self) -> tuple[str, ...] | None:
@@ -129,13 +140,18 @@ def parse_config(config: Mapping[str, Any]) -> ZOConfig:
     """
     block = config.get(BLOCK, {})
     if not isinstance(block, Mapping):
-        raise ConfigError(f"{BLOCK}: expected an object, found {block!r}")
-    _refuse_auto(block, BLOCK)
-    block = _with_offload_param(block, config)
+        raise ConfigError(f"{BLOCK}: expected an object, found {_show(block)}")
+    _refuse_auto(block)
+    theirs = _offload_param_beside(config)
+    if theirs is not None and block.get("offload_param") is not None:
+        raise ConfigError(
+            f"offload_param stands both in {BLOCK} and in zero_optimization; keep one"
+        )
+    merged = dict(block) if theirs is None else {**block, "offload_param": theirs}
     try:
-        parsed = ZOConfig.model_validate(dict(block))
+        parsed = ZOConfig.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+        raise ConfigError(_explain(error, offload_beside=theirs is not None)) from None
     _check_beside(config)
     return parsed
 
@@ -148,7 +164,7 @@ def load_json(path: str | Path) -> dict[str, Any]:
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ConfigError(f"{path}: cannot read the config: {reason}") from error
     try:
@@ -173,78 +189,107 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return seen
 
 
-def _refuse_auto(value: Any, path: str) -> None:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            _refuse_auto(inner, f"{path}.{key}")
-    elif value == "auto":
-        raise ConfigError(
-            f'{path}: "auto" belongs to the Trainer\'s integration; write null for "decide for me"'
-        )
+def _refuse_auto(block: Mapping[str, Any]) -> None:
+    """The Trainer's integration fails on any "auto" inside our block; so do we, by name."""
+    for key, value in block.items():
+        inside = value.items() if isinstance(value, Mapping) else [(None, value)]
+        for inner, item in inside:
+            if "auto" in (item if isinstance(item, list) else [item]):
+                path = _dotted([key] if inner is None else [key, inner])
+                raise ConfigError(
+                    f'{path}: "auto" belongs to the Trainer\'s integration; '
+                    'write null for "decide for me"'
+                )
 
 
-def _with_offload_param(block: Mapping[str, Any], config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Honour ``offload_param`` where a DeepSpeed user already has it, under ``zero_optimization``."""
-    zero = config.get("zero_optimization", {})
-    theirs = zero.get("offload_param") if isinstance(zero, Mapping) else None
+def _offload_param_beside(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """``offload_param`` where a DeepSpeed user already has it, less what has no effect here."""
+    zero = config.get("zero_optimization")
+    if zero is not None and not isinstance(zero, Mapping):
+        raise ConfigError(f"zero_optimization: expected an object, found {_show(zero)}")
+    theirs = (zero or {}).get("offload_param")
     if theirs is None:
-        return block
-    if "offload_param" in block:
-        raise ConfigError(
-            f"offload_param stands both in {BLOCK} and in zero_optimization; keep one"
-        )
+        return None
     if not isinstance(theirs, Mapping):
-        raise ConfigError(f"zero_optimization.offload_param: expected an object, found {theirs!r}")
-    ours = {key: value for key, value in theirs.items() if key in OffloadConfig.model_fields}
-    return {**block, "offload_param": ours}
+        raise ConfigError(
+            f"zero_optimization.offload_param: expected an object, found {_show(theirs)}"
+        )
+    return {key: value for key, value in theirs.items() if key not in _DEEPSPEED_ONLY}
 
 
 def _check_beside(config: Mapping[str, Any]) -> None:
-    zero = config.get("zero_optimization", {})
-    if isinstance(zero, Mapping):
-        stage = zero.get("stage", 0)
-        if stage not in (0, None):
-            raise ConfigError(
-                f"zero_optimization.stage: {stage} shards gradients and optimizer states, which do not exist here; "
-                f'write "stage": 0 and "{BLOCK}": {{"offload_param": {{"device": "cpu"}}}}'
-            )
-        if "offload_optimizer" in zero:
-            raise ConfigError(
-                "zero_optimization.offload_optimizer: there is no optimizer state to move; remove the key "
-                f'(weights move by "{BLOCK}": {{"offload_param": ...}})'
-            )
+    zero = config.get("zero_optimization") or {}
+    stage = zero.get("stage")
+    if stage is not None and (isinstance(stage, bool) or stage != 0):
+        raise ConfigError(
+            f"zero_optimization.stage: expected 0, found {_show(stage)}; stages 1 to 3 shard "
+            "gradients and optimizer states, which do not exist here; weights move by "
+            f'"{BLOCK}": {{"offload_param": {{"device": "cpu"}}}}'
+        )
+    optimizer = zero.get("offload_optimizer")
+    if optimizer is not None and optimizer != {"device": "none"}:
+        raise ConfigError(
+            "zero_optimization.offload_optimizer: there is no optimizer state to move; remove "
+            f'the key (weights move by "{BLOCK}": {{"offload_param": {{"device": "cpu"}}}})'
+        )
     for precision in ("bf16", "fp16"):
         if not isinstance(config.get(precision, {}), Mapping):
-            raise ConfigError(f"{precision}: expected an object, found {config[precision]!r}")
-    if all(config.get(precision, {}).get("enabled") for precision in ("bf16", "fp16")):
+            raise ConfigError(f"{precision}: expected an object, found {_show(config[precision])}")
+    if all(config.get(precision, {}).get("enabled") is True for precision in ("bf16", "fp16")):
         raise ConfigError("bf16.enabled and fp16.enabled are both true; keep one")
 
 
-def _explain(error: ValidationError) -> str:
-    """The first mistake in one line: path, what is wrong, what is allowed, the nearest key."""
+_EXPECTED = {  # pydantic's names of mistakes
+    "literal_error": "{expected}",
+    "model_type": "an object",
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+}
+
+
+def _explain(error: ValidationError, offload_beside: bool) -> str:
+    """The first mistake in one line: path, what is allowed, what is found, the nearest key."""
     first = error.errors()[0]
-    where = [
-        str(part)
-        for part in first["loc"]
-        if not str(part).startswith(("literal[", "tuple[", "function-"))
-    ]
-    path = ".".join([BLOCK, *where])
-    if first["type"] == "extra_forbidden":
-        near = get_close_matches(where[-1], _keys_at(where[:-1]), n=1, cutoff=0.5)
-        hint = (
-            f"did you mean {near[0]!r}?"
-            if near
-            else f"valid keys: {', '.join(_keys_at(where[:-1]))}"
-        )
+    *parents, key = where = list(first["loc"])
+    beside = offload_beside and where[0] == "offload_param"
+    path = _dotted(where, "zero_optimization" if beside else BLOCK)
+    if first["type"] in ("extra_forbidden", "invalid_key"):
+        known = _keys_at(parents)
+        near = get_close_matches(str(key), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(known)}"
         return f"{path}: unknown key; {hint}"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{path}: {message[0].lower() + message[1:]}, found {json.dumps(first['input'], default=str)}"
+    if first["type"] in _EXPECTED:
+        message = "expected " + _EXPECTED[first["type"]].format(**first.get("ctx", {}))
+    else:
+        message = first["msg"].removeprefix("Value error, ")
+    return f"{path}: {message}, found {_show(first['input'])}"
 
 
-def _keys_at(path: list[str]) -> list[str]:
+def _dotted(parts: list[Any], root: str = BLOCK) -> str:
+    return ".".join([root, *(p if str(p).isidentifier() else _show(p) for p in map(str, parts))])
+
+
+def _show(value: Any) -> str:
+    """A value as JSON, on one line, cut where it is long."""
+    try:
+        text = json.dumps(value, default=repr)
+    except (TypeError, ValueError, RecursionError):
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _keys_at(parents: list[Any]) -> list[str]:
     model: type[BaseModel] = ZOConfig
-    for part in path:
+    for part in parents:
         annotation = model.model_fields[part].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
         model = annotation
     return list(model.model_fields)
