@@ -52,6 +52,24 @@ def test_torch_equals_reference_on_any_counter(counter: list[int], seed: int):
     np.testing.assert_array_equal(torch_words(counter, seed).numpy().view(np.uint32), expected)
 
 
+def test_counter_is_block_parameter_step_probe_and_stream():
+    (block, parameter, step, last), key, words = map(hexadecimal, KNOWN_ANSWERS["pi"])
+    seed, probe, stream = key[0] | key[1] << 32, last & 0xFFFF, last >> 16
+    found = reference.words(seed, step, probe, stream, parameter, block, 1)
+    assert found[0].tolist() == words
+
+
+def test_elements_take_the_bits_of_the_design():
+    """Element e is bit e % 32 of word e // 32; a gaussian one, the low 12 bits of lane e."""
+    span, draw = Span(torch.float32, (Segment("w", 0, (128,), 0),), 0, 0), Draw(0, 0, 0, 1.0)
+    words = hexadecimal(KNOWN_ANSWERS["zeros"][2])
+    signs = [-1.0 if words[e // 32] >> e % 32 & 1 else 1.0 for e in range(128)]
+    assert ops.noise(span, "rademacher", draw).tolist() == signs
+    cells = [words[e // 2] >> 16 * (e % 2) & 0xFFF for e in range(8)]
+    expected = reference.gaussian_cells().astype(np.float32)[cells]
+    assert ops.noise(span, "gaussian", draw)[:8].tolist() == expected.tolist()
+
+
 def test_halves_and_words_are_taken_low_first():
     words = np.array([[0x22221111, 0x44443333, 0x66665555, 0x88887777]], np.uint32)
     expected = [0x1111 * lane for lane in range(1, 9)]
