@@ -150,6 +150,8 @@ class ZOEngine(DeepSpeedEngine):
                     config_class=settings.deepspeed,
                     dont_change_device=True,
                 )
+            for hook in (self.module_forward_pre_hook, self.module_forward_post_hook):
+                hook.remove()  # they time one call, and ours are many at once: see _timed
             self.stepper = stepper
             self.last_result: StepResult | None = None
             self.loss_noise: LossNoise | None = None
@@ -335,6 +337,11 @@ class ZOEngine(DeepSpeedEngine):
         Raises:
             JournalError: It belongs to another run, or another run has it open.
         """
+        if self.stepper.step:
+            raise ConfigError(
+                f"{path}: a journal is taken up before the first step, and {self.stepper.step} "
+                "were taken; make a new engine"
+            )
         journal = Journal.open(path, self.stepper.bit_header())
         self.stepper.follow(journal, self.optimizer.param_groups[0].get("weight_decay", 0.0))
         self.global_steps = self.stepper.step
@@ -467,22 +474,38 @@ class ZOEngine(DeepSpeedEngine):
 def init_distributed(port: int, required: bool | None = None) -> None:
     """Start the process group of the launcher's ranks, or of this process alone."""
     if not deepspeed.comm.is_initialized():
-        # On a CPU DeepSpeed would compile a shared-memory op at start; scalars do not need it.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         alone = not {"RANK", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"} & set(os.environ)
         if alone and not torch.distributed.is_initialized():
             os.environ.setdefault("LOCAL_RANK", "0")
             torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
         backend = _accelerator().communication_backend_name()
-        deepspeed.init_distributed(
-            dist_backend=backend, distributed_port=port, dist_init_required=required
-        )
+        with _no_native_ops():
+            deepspeed.init_distributed(
+                dist_backend=backend, distributed_port=port, dist_init_required=required
+            )
     num_ranks = deepspeed.comm.get_world_size()
     if num_ranks > 1:
         raise ConfigError(
             f"{num_ranks} ranks were started, but this version trains on one; "
             "start one process (deepspeed --num_accelerators 1)"
         )
+
+
+@contextmanager
+def _no_native_ops() -> Iterator[None]:
+    """On a CPU DeepSpeed would compile a shared-memory op at start; scalars do not need it.
+
+    Asking it which ops could be compiled runs a compiler as well, so it is not asked.
+    """
+    known = deepspeed.ops.__dict__
+    before = known.get("__compatible_ops__")
+    known["__compatible_ops__"] = {}
+    try:
+        yield
+    finally:
+        del known["__compatible_ops__"]
+        if before is not None:
+            known["__compatible_ops__"] = before
 
 
 def _accelerator() -> Any:

@@ -288,7 +288,10 @@ class Stepper:
             for number in range(directions)
             for coefficient in points
         ]
-        losses = [loss.total / loss.weight for loss in self.measure([batch], draws)]
+        losses = [
+            loss.total / loss.weight if loss.weight else math.nan
+            for loss in self.measure([batch], draws)
+        ]
         rows = [losses[i : i + len(points)] for i in range(0, len(losses), len(points))]
         return loss_noise.estimate(rows)
 
