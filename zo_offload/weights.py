@@ -170,7 +170,7 @@ class Weights:
         total = hashlib.sha256()
         for name, master in self.masters():
             total.update(f"{name} {tuple(master.shape)}\n".encode())
-            total.update(master.contiguous().numpy())
+            total.update(master.contiguous().numpy().data)
         return total.hexdigest()
 
     @property

