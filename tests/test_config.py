@@ -39,7 +39,7 @@ MISTAKES = [
     ),
     (
         block(replica={"xyz": 1}),
-        "zeroth_order.replica.xyz: unknown key; valid keys: probe_parallel, check_interval",
+        "zeroth_order.replica.xyz: unknown key; valid keys: probe_parallel",
     ),
     (block(eps="1e-3"), 'zeroth_order.eps: expected a number, found "1e-3"'),
     (block(eps=True), "zeroth_order.eps: expected a number, found true"),

@@ -71,7 +71,7 @@ class UpdateConfig(_Strict):
     """How projected gradients become coefficients on directions."""
 
     type: Literal["sgd"] = "sgd"
-    where: Literal["host", "device"] | None = None
+    where: None = None
     lag: Annotated[int, Field(ge=0, le=0)] = 0
 
 
@@ -87,7 +87,6 @@ class ReplicaConfig(_Strict):
     """The other ranks."""
 
     probe_parallel: Annotated[int, Field(ge=1, le=1)] = 1
-    check_interval: Annotated[int, Field(ge=1)] = 100
 
 
 class JournalConfig(_Strict):
