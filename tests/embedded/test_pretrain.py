@@ -67,13 +67,9 @@ def test_the_task_is_written_as_tsv(made: Path) -> None:
         seen |= sentences
 
 
-def test_same_seed_same_files_another_seed_others(made: Path, tmp_path: Path) -> None:
+def test_same_seed_same_files(made: Path, tmp_path: Path) -> None:
     make_embedded(tmp_path / "again", steps=2, layers=1)
-    make_embedded(tmp_path / "other", seed=1, steps=2, layers=1)
     assert contents(tmp_path / "again") == contents(made)
-    other = contents(tmp_path / "other")
-    for name in ("train.tsv", "dev.tsv", "model/model.safetensors"):
-        assert other[name] != contents(made)[name]
 
 
 def test_what_is_complete_is_kept(made: Path) -> None:
@@ -95,15 +91,17 @@ def test_an_interrupted_run_leaves_nothing_in_place(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["embedded"]
 
 
-def test_another_recipe_replaces_the_old_one_once_it_is_complete(tmp_path: Path) -> None:
+def test_another_seed_replaces_the_old_one_once_it_is_complete(tmp_path: Path) -> None:
     directory = tmp_path / "embedded"
     make_embedded(directory, steps=0, layers=1)
     before = contents(directory)
     with pytest.raises(KeyboardInterrupt):
-        make_embedded(directory, steps=1, layers=2, progress=interrupt)
+        make_embedded(directory, seed=1, steps=1, layers=1, progress=interrupt)
     assert contents(directory) == before
-    make_embedded(directory, steps=1, layers=2)
-    assert AutoModelForCausalLM.from_pretrained(directory / "model").config.num_hidden_layers == 2
+    make_embedded(directory, seed=1, steps=0, layers=1)
+    after = contents(directory)
+    for name in ("train.tsv", "dev.tsv", "model/model.safetensors", "model/tokenizer.json"):
+        assert after[name] != before[name]
 
 
 def test_a_directory_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -118,8 +116,8 @@ def test_training_lowers_the_loss_and_touches_no_global_generator() -> None:
     before = torch.get_rng_state()
     model = build_model(0, layers=1)
     pretrain(
-        model, [[END, 5, 6, END]] * 20 * BATCH, progress=lambda _, __, loss: losses.append(loss)
+        model, [[END, 5, 6, END]] * 10 * BATCH, progress=lambda _, __, loss: losses.append(loss)
     )
-    assert len(losses) == 20
-    assert losses[-1] < 0.5 * losses[0]
+    assert len(losses) == 10
+    assert losses[-1] < 0.8 * losses[0]
     assert torch.equal(torch.get_rng_state(), before)
