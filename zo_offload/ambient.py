@@ -195,6 +195,8 @@ class AmbientMode(TorchFunctionMode):
         return weight is self._copies.head
 
     def _substitute(self, func: Callable, value: Any) -> Any:
+        if type(value) is torch.Tensor:  # no parameter; a compiled unit must not depend on its id
+            return value
         if id(value) in self._copies.places:
             if reads_values(func):
                 return self._copies.value(value, self._draw, self._rank)

@@ -318,3 +318,19 @@ def test_training_lanes_fill_no_cache():
         results = stepper.run_lanes([ROWS["llama"].inputs(5)], stepper.draws())
     assert [outputs.past_key_values for _, outputs in results] == [None, None]
     assert model.config.use_cache
+
+
+def test_compiled_blocks_change_nothing():
+    def losses(compiled: bool) -> list[tuple[float, ...]]:
+        torch.manual_seed(0)
+        model = Plain(2)
+        for block in model.blocks if compiled else ():
+            block.compile(backend="eager")
+        with closing(Stepper(model, STREAMED)) as stepper:
+            stepper.weights.poison = True
+            return [stepper.train_step([vectors(3)], lr=1e-2).lane_losses for _ in range(4)]
+
+    torch._dynamo.reset()  # counts its graphs from here
+    torch._dynamo.utils.counters.clear()
+    assert losses(compiled=True) == losses(compiled=False)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
