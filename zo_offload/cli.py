@@ -1,27 +1,43 @@
-"""The command line: ``zo-offload train`` and ``zo-offload eval``."""
+"""The command line: ``zo-offload train`` and ``zo-offload eval``.
 
+Light to import: what takes seconds (torch, DeepSpeed, transformers) is imported by a command, after
+it has said that it is starting.
+"""
+
+import errno
 import functools
 import logging
-import sys
-from collections.abc import Callable
-from typing import Any
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from zo_offload import run
 from zo_offload.errors import ZOError
+from zo_offload.reporter import Item, Reporter
 
-console = Console(highlight=False)
+if TYPE_CHECKING:
+    from zo_offload.run import Summary
+
+console = Console(highlight=False, markup=False, soft_wrap=True)
+
+HEARTBEAT_SECONDS = 30.0  # off a terminal, where there is no bar
+RECENT_STEPS = 50  # that a speed is the mean of
+NOISE_OF_LIBRARIES = (
+    "Setting accelerator to CPU",  # there is none, and the summary says where the weights were
+    "Attempting to get learning rate",  # DeepSpeed's schedulers, of themselves
+)
+
+
+class Interrupted(click.ClickException):
+    """Ctrl-C."""
+
+    exit_code = 130  # 128 + SIGINT, as shells have it
 
 
 def fails_in_one_line(command: Callable) -> Callable:
@@ -32,28 +48,54 @@ def fails_in_one_line(command: Callable) -> Callable:
         try:
             return command(*args, **kwargs)
         except ZOError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(_one_line(str(error))) from error
+        except MemoryError as error:
+            raise click.ClickException(_one_line(f"out of memory {error}")) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # the reader of our output has gone
+                raise
+            raise click.ClickException(_one_line(str(error))) from error
         except KeyboardInterrupt:
-            raise click.ClickException("interrupted; the same command continues the run") from None
+            raise Interrupted("interrupted") from None
 
     return wrapped
 
 
-def task_options(command: Callable) -> Callable:
-    """Options that name a model and a task."""
-    options = [
-        click.option("--model", required=True, metavar="DIR_OR_ID", help="Hugging Face directory or model id."),
-        click.option("--dev", required=True, metavar="FILE", help="Held-out examples: TSV with a header, or JSONL."),
-        click.option("--template", required=True, help='Prompt with fields, e.g. "{sentence} It was".'),
-        click.option("--labels", required=True, help='Label words in the order of their indices, e.g. " terrible, great".'),
-        click.option("--config", metavar="FILE", help="DeepSpeed JSON with a zeroth_order block."),
-        click.option("--dev-limit", type=click.IntRange(min=1), help="Use only the first examples of --dev."),
-        click.option("--truncate", is_flag=True, help="Cut texts that are longer than the model's context."),
-        click.option("--local_rank", "--local-rank", type=int, hidden=True, help="Set by launchers."),
-    ]  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+# fmt: off
+TASK_OPTIONS = (
+    click.option("--model", required=True, metavar="DIR_OR_ID",
+                 help="Hugging Face directory or model id."),
+    click.option("--dev", required=True, metavar="FILE",
+                 help="Held-out examples: TSV with a header, or JSONL."),
+    click.option("--template", required=True,
+                 help='Prompt with fields, e.g. "{sentence} It was".'),
+    click.option("--labels", required=True,
+                 help='Label words in the order of their indices, e.g. " terrible, great".'),
+    click.option("--config", metavar="FILE",
+                 help="DeepSpeed JSON with a zeroth_order block."),
+    click.option("--dev-limit", type=click.IntRange(min=1),
+                 help="Use only the first examples of --dev."),
+    click.option("--truncate", is_flag=True,
+                 help="Cut texts that are longer than the model's context."),
+    click.option("--local_rank", "--local-rank", type=int, hidden=True,
+                 help="Set by launchers."),
+)
+TRAIN_OPTIONS = (
+    click.option("--train", required=True, metavar="FILE",
+                 help="Training examples: TSV with a header, or JSONL."),
+    click.option("--steps", required=True, type=int,
+                 help="Steps to train."),
+    click.option("--output", required=True, metavar="DIR",
+                 help="Where the run goes; the same command continues it."),
+    click.option("--eval-every", type=click.IntRange(min=1),
+                 help="Steps between evaluations (default: a tenth)."),
+)
+# fmt: on
+
+
+def takes(*options: Callable) -> Callable[[Callable], Callable]:
+    """A command with these options."""
+    return lambda command: functools.reduce(lambda f, option: option(f), reversed(options), command)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -63,96 +105,129 @@ def main() -> None:
 
 
 @main.command()
-@task_options
-@click.option(
-    "--train", required=True, metavar="FILE", help="Training examples: TSV with a header, or JSONL."
-)
-@click.option("--steps", required=True, type=int, help="Steps to train.")
-@click.option(
-    "--output",
-    required=True,
-    metavar="DIR",
-    help="Where the run goes; the same command continues it.",
-)
-@click.option(
-    "--eval-every", type=click.IntRange(min=1), help="Steps between evaluations (default: a tenth)."
-)
+@takes(*TASK_OPTIONS, *TRAIN_OPTIONS)
 @fails_in_one_line
 def train(local_rank: int | None, **options: Any) -> None:
     """Fine-tune a causal LM on a classification task, and export it."""
-    _quiet()
-    chosen = run.RunOptions(**options)
-    with Bar() as bar:
-        summary = run.train(chosen, bar)
-    if bar.first_step is None:
+    try:
+        with Bar() as bar:
+            with bar.phase("starting"):
+                _quiet()
+                from zo_offload import run
+            chosen = run.RunOptions(**options)
+            summary = run.train(chosen, bar)
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; the same command continues the run") from None
+    if not bar.trained:
         console.print(f"{chosen.output}: this run is finished ({summary.steps} steps)")
     print(f"accuracy before: {summary.accuracy_before:.4f}")
     print(f"accuracy after: {summary.accuracy_after:.4f}")
-    console.print(summary_table(summary, chosen.output))
+    for line in summary_lines(summary, chosen.output):
+        print(line)
 
 
 @main.command(name="eval")
-@task_options
+@takes(*TASK_OPTIONS)
 @fails_in_one_line
 def evaluate(local_rank: int | None, **options: Any) -> None:
     """Evaluate a causal LM on a classification task."""
-    _quiet()
-    found = run.evaluate_model(run.TaskOptions(**options))
+    with Bar() as bar:
+        with bar.phase("starting"):
+            _quiet()
+            from zo_offload import run
+        found = run.evaluate_model(run.TaskOptions(**options), bar)
     print(f"accuracy: {found.accuracy:.4f}")
     print(f"loss: {found.loss:.4f}")
     print(f"examples: {found.num_examples}")
 
 
-class Bar(run.Reporter):
-    """A progress bar on a terminal; elsewhere a line an evaluation."""
+class Bar(Reporter):
+    """Progress bars on a terminal; elsewhere a line for each phase, evaluation and half minute."""
 
     def __init__(self) -> None:
-        self.first_step: int | None = None
-        self._loss: float | None = None
+        self.trained = False
+        self._live = console.is_terminal
         self._progress = Progress(
-            TextColumn("training"),
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}"),
-            TextColumn("{task.fields[speed]} steps/s"),
+            TextColumn("{task.fields[detail]}", markup=False),
             TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not self._live,
+            transient=True,
         )
+        self._loss: float | None = None
+        self._ends: deque[float] = deque(maxlen=RECENT_STEPS + 1)
+        self._beat = time.monotonic()
 
     def __enter__(self) -> "Bar":
+        self._progress.start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._progress.stop()
 
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """A spinner, or a line."""
+        if not self._live:
+            console.print(name)
+        task = self._progress.add_task(name, total=None, detail="")
+        try:
+            yield
+        finally:
+            self._progress.remove_task(task)
+
+    def counted(self, name: str, items: Iterable[Item], count: int) -> Iterator[Item]:
+        """A bar that fills up with the items."""
+        task = self._progress.add_task(name, total=count, detail=f"0/{count}")
+        try:
+            for number, item in enumerate(items):
+                self._progress.update(task, completed=number, detail=f"{number}/{count}")
+                self._say_now_and_then(f"{name}: {number}/{count}")
+                yield item
+        finally:
+            self._progress.remove_task(task)
+
     def on_start(self, first_step: int, steps: int) -> None:
-        self.first_step = first_step
+        """A bar of steps."""
+        self.trained = True
+        self._steps = steps
         if first_step:
             console.print(f"continuing after {first_step} steps")
-        self._progress.start()
         self._task = self._progress.add_task(
-            "", total=steps, completed=first_step, loss="-", speed="-"
+            "training", total=steps, completed=first_step, detail=f"{first_step}/{steps}"
         )
 
     def on_evaluation(self, step: int, accuracy: float, loss: float) -> None:
+        """A line above the bar."""
         console.print(f"step {step}: dev accuracy {accuracy:.4f}, dev loss {loss:.4f}")
+        self._ends.clear()  # an evaluation's time is not a step's
+        self._beat = time.monotonic()
 
     def on_step(self, step: int, loss: float) -> None:
+        """Loss (smoothed), speed and what remains."""
         self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
-        speed = self._progress.tasks[self._task].speed
-        shown = f"{speed:.2f}" if speed else "-"
-        self._progress.update(self._task, completed=step + 1, loss=f"{self._loss:.4f}", speed=shown)
+        self._ends.append(time.monotonic())
+        detail = f"{step + 1}/{self._steps}  loss {self._loss:.4f}"
+        seconds = self._ends[-1] - self._ends[0]
+        if seconds > 0:
+            speed = (len(self._ends) - 1) / seconds
+            remaining = round((self._steps - step - 1) / speed)
+            detail += f"  {as_speed(speed)}  ETA {as_time(remaining)}"
+        self._progress.update(self._task, completed=step + 1, detail=detail)
+        self._say_now_and_then(f"step {detail}")
+
+    def _say_now_and_then(self, line: str) -> None:
+        if not self._live and time.monotonic() - self._beat > HEARTBEAT_SECONDS:
+            console.print(line)
+            self._beat = time.monotonic()
 
 
-def summary_table(summary: run.Summary, directory: str) -> Table:
+def summary_lines(summary: "Summary", directory: str) -> list[str]:
     """What a run found, and where its files lie."""
-    table = Table(show_header=False, box=None, padding=(0, 2))
-    noise = (
-        "not measured" if summary.noise_over_signal is None else f"{summary.noise_over_signal:.3f}"
-    )
+    noise = summary.noise_over_signal
     rows = {
         "accuracy": f"{summary.accuracy_before:.4f} -> {summary.accuracy_after:.4f}",
         "dev loss": f"{summary.loss_before:.4f} -> {summary.loss_after:.4f}",
@@ -160,15 +235,13 @@ def summary_table(summary: run.Summary, directory: str) -> Table:
         "weights on the device": f"{as_bytes(summary.peak_device_bytes)} at the peak",
         "weights on the host": as_bytes(summary.host_bytes),
         "sent between ranks": f"{summary.rank_bytes_per_step} bytes a step",
-        "noise over signal": noise,
-        "model directory": f"{directory}/model",
-        "journal": f"{directory}/journal",
-        "metrics": f"{directory}/metrics.csv",
-        "curve": f"{directory}/curve.png",
+        "noise over signal": "not measured" if noise is None else f"{noise:.3f}",
+        "model directory": f"{directory.rstrip('/')}/model",
+        "journal": summary.journal,
+        "metrics": f"{directory.rstrip('/')}/metrics.csv",
+        "curve": f"{directory.rstrip('/')}/curve.png",
     }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    return table
+    return [f"  {name:<23}{value}" for name, value in rows.items()]
 
 
 def as_bytes(count: int) -> str:
@@ -188,14 +261,54 @@ def as_bytes(count: int) -> str:
     return f"{value:.1f} {unit}"
 
 
+def as_speed(steps_per_second: float) -> str:
+    """Steps a second, or seconds a step, whichever is above one.
+
+    Example:
+        >>> as_speed(4.0), as_speed(0.05)
+        ('4.00 steps/s', '20.0 s/step')
+    """
+    if steps_per_second >= 1:
+        return f"{steps_per_second:.2f} steps/s"
+    return f"{1 / steps_per_second:.1f} s/step"
+
+
+def as_time(seconds: int) -> str:
+    """Hours, minutes, seconds.
+
+    Example:
+        >>> as_time(3725), as_time(42)
+        ('1:02:05', '0:42')
+    """
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class _OneLineWarnings(logging.Handler):
+    """Our own warnings, in the style of our errors."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"Warning: {_one_line(record.getMessage())}", err=True)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _is_ours_to_show(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(NOISE_OF_LIBRARIES)
+
+
 def _quiet() -> None:
     """Leave the terminal to us: libraries report warnings only, and draw no bars of their own."""
-    import os
-
-    os.environ.setdefault("DS_LOG_LEVEL", "warning")
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    if "transformers" not in sys.modules:
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DS_LOG_LEVEL", "warning")  # for when its logger is made,
+    deepspeed = logging.getLogger("DeepSpeed")  # and for when it has been
+    deepspeed.setLevel(logging.WARNING)
+    deepspeed.addFilter(_is_ours_to_show)
+    ours = logging.getLogger("zo_offload")
+    if not any(isinstance(handler, _OneLineWarnings) for handler in ours.handlers):
+        ours.addHandler(_OneLineWarnings(logging.WARNING))
     import transformers
 
     transformers.utils.logging.set_verbosity_error()

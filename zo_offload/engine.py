@@ -150,7 +150,8 @@ class ZOEngine(DeepSpeedEngine):
                     config_class=settings.deepspeed,
                     dont_change_device=True,
                 )
-            for hook in (self.module_forward_pre_hook, self.module_forward_post_hook):
+            hooks: Any = (self.module_forward_pre_hook, self.module_forward_post_hook)
+            for hook in hooks:
                 hook.remove()  # they time one call, and ours are many at once: see _timed
             self.stepper = stepper
             self.last_result: StepResult | None = None

@@ -1,15 +1,17 @@
 """How noisy the losses are, against the difference that a step is made of.
 
 ``L+ - L-`` is some 1e-3 of a loss; in half precision rounding can drown it. The noise is measured
-without a more exact model: losses at equally spaced points along one direction are a smooth function
-plus rounding, and high differences of a smooth function vanish while those of noise do not.
+without a more exact model: losses at equally spaced points along one direction are a smooth
+function plus rounding; high differences of a smooth function vanish, those of noise do not.
 
-Reference: Moré and Wild (2011), "Estimating computational noise", SIAM J. Sci. Comput. 33(3), section 3.
+Reference: Moré and Wild (2011), "Estimating computational noise", SIAM J. Sci. Comput. 33(3),
+section 3.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 NUM_POINTS = 7
 ORDER = 4
@@ -63,6 +65,6 @@ def _noise_variance(values: Sequence[float]) -> float:
     """Mean square of the ORDER-th differences, scaled to the variance of one value."""
     table = list(values)
     for _ in range(ORDER):
-        table = [b - a for a, b in zip(table, table[1:], strict=False)]
+        table = [b - a for a, b in pairwise(table)]
     gamma = math.factorial(ORDER) ** 2 / math.factorial(2 * ORDER)
     return gamma * sum(d * d for d in table) / len(table)

@@ -2,18 +2,24 @@
 
 A row's ``step`` counts the steps taken before it: its loss, and its accuracy where the dev set was
 evaluated, belong to the same weights. The file follows the journal: a run that continues drops rows
-that the journal does not have and makes up those it missed.
+that the journal does not have and makes up those it missed. An evaluation, which the journal does
+not have, is on the disk before the step that follows it: as a row of its own, which that step's
+longer row then overwrites in one write.
 """
 
 import csv
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from zo_offload.files import write_file
 from zo_offload.journal import Record
+from zo_offload.journal.files import write_whole
 from zo_offload.tasks import Evaluation
 
-COLUMNS = ("step", "loss", "lr", "projected_grad", "seconds", "accuracy", "dev_loss")
+EVALUATION = ("accuracy", "dev_loss")
+COLUMNS = ("step", "loss", "lr", "projected_grad", "seconds", *EVALUATION)
 
 
 class Metrics:
@@ -25,19 +31,12 @@ class Metrics:
     """
 
     def __init__(self, path: Path, records: Sequence[Record]) -> None:
-        kept = {row["step"]: row for row in _read(path)}
-        rows = [_row(record) | kept.get(str(record.step), {}) for record in records]
-        last = kept.get(str(len(records)), {})
-        self._pending = {key: last[key] for key in ("accuracy", "dev_loss") if last.get(key)}
-        self.rows: list[dict[str, str]] = rows
-        aside = path.with_suffix(".csv.new")
-        with aside.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(aside, path)
-        self._file = path.open("a", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._file, COLUMNS)
+        kept = {int(row["step"]): row for row in _read(path)}
+        self.rows = [kept.get(record.step, {}) | _row(record) for record in records]
+        last = kept.get(len(self.rows), {})
+        self._pending: dict[str, str] = {key: last.get(key, "") for key in EVALUATION}
+        self._path = path
+        self._make()
 
     def evaluation(self, step: int) -> tuple[float, float] | None:
         """``(accuracy, dev_loss)`` after ``step`` steps, where it was measured."""
@@ -51,26 +50,40 @@ class Metrics:
 
     def add_evaluation(self, evaluation: Evaluation) -> None:
         """The dev set, before the next step."""
-        self._pending = {
-            "accuracy": f"{evaluation.accuracy:.6f}",
-            "dev_loss": f"{evaluation.loss:.6f}",
-        }
+        self._pending = _evaluation_row(evaluation)
+        write_whole(self._file, _lines([self._pending_row]), self._end)
+        os.fsync(self._file.fileno())
+
+    def mend_evaluation(self, step: int, evaluation: Evaluation) -> None:
+        """Of an earlier step, when the file that held it was lost."""
+        self.rows[step].update(_evaluation_row(evaluation))
+        self._file.close()
+        self._make()
 
     def add_step(self, record: Record, seconds: float) -> None:
         """A step that was taken."""
-        self._write(_row(record) | {"seconds": f"{seconds:.4f}"} | self._pending)
-        self._pending = {}
+        row = self._pending | _row(record) | {"seconds": f"{seconds:.4f}"}
+        line = _lines([row])
+        write_whole(self._file, line, self._end)
+        self._end += len(line)
+        self.rows.append(row)
+        self._pending = dict.fromkeys(EVALUATION, "")
 
     def close(self) -> None:
-        """Write an evaluation that no step follows, and close the file."""
-        if self._pending and not self._file.closed:
-            self._writer.writerow({"step": str(len(self.rows))} | self._pending)
+        """Close the file; every row is in it."""
         self._file.close()
 
-    def _write(self, row: dict[str, str]) -> None:
-        self.rows.append(row)
-        self._writer.writerow(row)
-        self._file.flush()
+    def _make(self) -> None:
+        content = _lines([dict(zip(COLUMNS, COLUMNS, strict=True)), *self.rows])
+        self._end = len(content)
+        if self._pending["accuracy"]:
+            content += _lines([self._pending_row])
+        write_file(self._path, content)
+        self._file = self._path.open("r+b", buffering=0)
+
+    @property
+    def _pending_row(self) -> dict[str, str]:
+        return {"step": str(len(self.rows)), **self._pending}
 
 
 def draw_curve(metrics: Metrics, path: Path) -> None:
@@ -105,13 +118,9 @@ def draw_curve(metrics: Metrics, path: Path) -> None:
     )
     right.set_ylabel("accuracy", color="tab:orange")
     right.set_ylim(0, 1)
-    handles, labels = (
-        a + b
-        for a, b in zip(
-            left.get_legend_handles_labels(), right.get_legend_handles_labels(), strict=True
-        )
-    )
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
+    lines = [*left.lines, *right.lines]
+    names = [str(line.get_label()) for line in lines]
+    figure.legend(lines, names, loc="outside upper center", ncols=4, frameon=False)
     figure.savefig(path, dpi=120)
 
 
@@ -127,23 +136,38 @@ def _row(record: Record) -> dict[str, str]:
     }
 
 
+def _evaluation_row(evaluation: Evaluation) -> dict[str, str]:
+    # Twelve digits: an accuracy is a quotient of integers, and rounds from here as from itself.
+    return {"accuracy": f"{evaluation.accuracy:.12g}", "dev_loss": f"{evaluation.loss:.6f}"}
+
+
+def _lines(rows: Sequence[dict[str, str]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([row.get(column, "") for column in COLUMNS] for row in rows)
+    return text.getvalue().encode()
+
+
 def _read(path: Path) -> list[dict[str, str]]:
+    """The file's whole rows; what was cut off, or is not ours, is made up from the journal."""
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        rows = list(csv.DictReader(file))
-    return [{key: row[key] for key in COLUMNS if row.get(key)} for row in rows if _is_whole(row)]
-
-
-def _is_whole(row: dict) -> bool:
-    """A row that was cut off, or is not ours, is made up from the journal."""
+    whole = path.read_bytes().decode("utf-8", errors="replace").rpartition("\n")[0]
     try:
-        return (
-            all(float(row[key]) is not None for key in COLUMNS if row.get(key))
-            and row.get("step", "").isdigit()
-        )
-    except (KeyError, TypeError, ValueError):
+        rows = list(csv.reader(io.StringIO(whole)))
+    except csv.Error:
+        return []
+    if not rows or tuple(rows[0]) != COLUMNS:
+        return []
+    return [dict(zip(COLUMNS, row, strict=True)) for row in rows[1:] if _is_whole(row)]
+
+
+def _is_whole(row: list[str]) -> bool:
+    try:
+        numbers = [float(value) for value in row if value]
+    except ValueError:
         return False
+    return len(row) == len(COLUMNS) and row[0].isdecimal() and bool(numbers)
 
 
 def _smooth(values: Sequence[float], keep: float = 0.95) -> list[float]:

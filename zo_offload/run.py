@@ -3,28 +3,35 @@
 ::
 
     DIR/run.json       what was asked for; the same command continues the run
+    DIR/.lock          held while a run works
     DIR/journal/       one record a step (docs/format.md)
     DIR/metrics.csv    one row a step, with the evaluations
     DIR/curve.png      loss and accuracy
     DIR/model/         the trained model, a plain Hugging Face directory
     DIR/summary.json   written last: the run is finished
 
-Batches are a function of (seed, step) and the journal holds every step, so a run that was stopped at
-any instant continues as if it had not been.
+Batches are a function of (seed, step) and the journal holds every step, so a run that was stopped
+at any instant continues as if it had not been. Until there is a journal nothing is held, and
+another command may take the directory over.
 """
 
+import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from zo_offload.config import ZOConfig, load_json, parse_config
+from zo_offload import files
+from zo_offload.config import load_json, parse_config
 from zo_offload.errors import ConfigError
+from zo_offload.journal import Journal
 from zo_offload.metrics import Metrics, draw_curve
+from zo_offload.reporter import Reporter
 from zo_offload.tasks import (
     Encoded,
     Evaluation,
@@ -42,7 +49,7 @@ from zo_offload.tasks import (
 
 DEFAULT_CONFIG: dict[str, Any] = {
     "train_batch_size": 16,
-    "optimizer": {"type": "ZO", "params": {"lr": 1e-5}},
+    "optimizer": {"type": "ZO", "params": {"lr": 7.5e-5}},
     "zeroth_order": {
         "eps": 1e-3,
         "direction_scale": "rms",
@@ -79,6 +86,7 @@ class RunOptions(TaskOptions):
 class Summary:
     """What a finished run found. Bytes are of weights."""
 
+    journal: str
     steps: int
     accuracy_before: float
     accuracy_after: float
@@ -92,19 +100,6 @@ class Summary:
     noise_over_signal: float | None
 
 
-class Reporter:
-    """Is told what happens; the command line shows it."""
-
-    def on_start(self, first_step: int, steps: int) -> None:
-        """Training begins, or continues where it stopped."""
-
-    def on_evaluation(self, step: int, accuracy: float, loss: float) -> None:
-        """The dev set was evaluated after ``step`` steps."""
-
-    def on_step(self, step: int, loss: float) -> None:
-        """A step was taken."""
-
-
 def train(options: RunOptions, reporter: Reporter) -> Summary:
     """Train, evaluate and export; continues what the output directory holds.
 
@@ -114,44 +109,66 @@ def train(options: RunOptions, reporter: Reporter) -> Summary:
     if options.steps < 1:
         raise ConfigError(f"--steps: expected at least 1, found {options.steps}")
     config = load_json(options.config) if options.config else DEFAULT_CONFIG
-    parsed = parse_config(config)
+    parse_config(config)
     task = Task(options, read_examples(options.train))
     directory = Path(options.output)
-    _claim(directory, options, config)
-    if (directory / "summary.json").exists():
-        return Summary(**json.loads((directory / "summary.json").read_text(encoding="utf-8")))
-    task.encode()
-    engine = _start_engine(task, _with_journal(config, parsed, directory), options.steps)
-    try:
-        metrics = Metrics(directory / "metrics.csv", engine.stepper.journal.records)
+    asked = _asked(options, config)
+    if _holds(directory, asked) and (directory / "summary.json").exists():
+        return _read_summary(directory / "summary.json")
+    with _claimed(directory, asked):
+        with reporter.phase("reading the config"):
+            _check_settings(config)
+        task.encode(reporter)
+        engine = _start_engine(task, _without_journal(config), reporter, options.steps)
         try:
-            _take_steps(engine, task, options, parsed.seed, metrics, reporter)
+            return _run(engine, task, options, _journal_path(config, directory), reporter)
         finally:
-            metrics.close()
-        _export(engine, task, directory / "model")
-        draw_curve(metrics, directory / "curve.png")
-        summary = _summarize(engine, metrics)
-        _write_json(directory / "summary.json", asdict(summary))
-        return summary
-    finally:
-        engine.destroy()
+            engine.destroy()
 
 
-def evaluate_model(options: TaskOptions) -> Evaluation:
+def evaluate_model(options: TaskOptions, reporter: Reporter) -> Evaluation:
     """Accuracy and mean loss of a model on a data set; its weights stream as in training."""
     config = load_json(options.config) if options.config else DEFAULT_CONFIG
     parse_config(config)
     task = Task(options)
-    task.encode()
-    engine = _start_engine(task, config)
+    with reporter.phase("reading the config"):
+        _check_settings(config)
+    task.encode(reporter)
+    engine = _start_engine(task, _without_journal(config), reporter)
     try:
-        return _evaluate(engine, task.dev)
+        return _evaluate(engine, task.dev, reporter)
     finally:
         engine.destroy()
 
 
+def _run(
+    engine: Any, task: "Task", options: RunOptions, journal: Path, reporter: Reporter
+) -> Summary:
+    directory, seed = Path(options.output), engine.stepper.config.seed
+    records = Journal.read(journal).records if journal.exists() else ()
+    metrics = Metrics(directory / "metrics.csv", records)
+    try:
+        if records and metrics.evaluation(0) is None:  # the file was lost, the base is at hand
+            metrics.mend_evaluation(0, _evaluate(engine, task.dev, reporter))
+        with reporter.phase(f"opening {journal}"):
+            engine.continue_journal(journal)
+        if engine.global_steps > options.steps:
+            raise ConfigError(
+                f"--steps: {journal} holds {engine.global_steps} already, found {options.steps}"
+            )
+        _take_steps(engine, task, options, seed, metrics, reporter)
+    finally:
+        metrics.close()
+    with reporter.phase(f"exporting to {directory / 'model'}"):
+        _export(engine, task, directory / "model")
+    draw_curve(metrics, directory / "curve.png")
+    summary = _summarize(engine, metrics, journal)
+    files.write_file(directory / "summary.json", _as_json(asdict(summary)))
+    return summary
+
+
 class Task:
-    """Data, prompt and tokenizer of a run; everything that can be refused before weights are read."""
+    """Data, prompt and tokenizer of a run: what can be refused before weights are read."""
 
     def __init__(self, options: TaskOptions, train: list[Example] | None = None) -> None:
         self._options = options
@@ -162,19 +179,29 @@ class Task:
         self.train: list[Encoded] = []
         self.dev: list[Encoded] = []
 
-    def encode(self) -> None:
+    def encode(self, reporter: Reporter) -> None:
         """Read the tokenizer, and turn examples into tokens that fit the model's context."""
         from zo_offload.integrations.hf import context_length, load_tokenizer
 
-        self.tokenizer = load_tokenizer(self.model_name)
-        limit = context_length(self.model_name)
-        self.train, self.dev = (
-            encode(part, self._prompt, self.tokenizer, limit, truncate=self._options.truncate)
-            for part in self._examples
-        )
+        with reporter.phase(f"encoding {sum(map(len, self._examples)):,} examples"):
+            self.tokenizer = load_tokenizer(self.model_name)
+            limit = context_length(self.model_name)
+            self.train, self.dev = (
+                encode(part, self._prompt, self.tokenizer, limit, truncate=self._options.truncate)
+                for part in self._examples
+            )
 
 
-def _start_engine(task: Task, config: Mapping[str, Any], steps: int | None = None) -> Any:
+def _check_settings(config: Mapping[str, Any]) -> None:
+    """DeepSpeed's part of the JSON, which takes seconds to import."""
+    from zo_offload.deepspeed_json import read_settings
+
+    read_settings(config)
+
+
+def _start_engine(
+    task: Task, config: Mapping[str, Any], reporter: Reporter, steps: int | None = None
+) -> Any:
     from torch.optim.lr_scheduler import LambdaLR
 
     from zo_offload.engine import initialize
@@ -184,12 +211,13 @@ def _start_engine(task: Task, config: Mapping[str, Any], steps: int | None = Non
     def linear_decay(optimizer: Any) -> LambdaLR:
         return LambdaLR(optimizer, lambda step: max(0.0, 1.0 - step / steps) if steps else 1.0)
 
-    scheduler = None if "scheduler" in config else linear_decay
-    objective = Objective(loss=option_loss, forward=option_forward)
-    model = load_causal_lm(task.model_name)
-    engine, _, _, _ = initialize(
-        model=model, config=config, objective=objective, lr_scheduler=scheduler
-    )
+    with reporter.phase(f"loading {task.model_name}"):
+        engine, _, _, _ = initialize(
+            model=load_causal_lm(task.model_name),
+            config=config,
+            objective=Objective(loss=option_loss, forward=option_forward),
+            lr_scheduler=None if config.get("scheduler") else linear_decay,
+        )
     return engine
 
 
@@ -202,7 +230,7 @@ def _take_steps(
     for step in range(engine.global_steps, steps + 1):
         if step % every == 0 or step == steps:
             if metrics.evaluation(step) is None:
-                metrics.add_evaluation(_evaluate(engine, task.dev))
+                metrics.add_evaluation(_evaluate(engine, task.dev, reporter))
             found = metrics.evaluation(step)
             assert found is not None
             reporter.on_evaluation(step, *found)
@@ -220,18 +248,21 @@ def _micro_batches(engine: Any, examples: list[Encoded], seed: int, step: int) -
         yield collate([examples[index] for index in chosen[first : first + size]])
 
 
-def _evaluate(engine: Any, examples: list[Encoded]) -> Evaluation:
+def _evaluate(engine: Any, examples: list[Encoded], reporter: Reporter) -> Evaluation:
     batch_size = 2 * engine.train_micro_batch_size_per_gpu()  # as many rows as a step's two lanes
-    return evaluate(engine.stepper.forward, evaluation_batches(examples, batch_size))
+    count = -(-len(examples) // batch_size)
+    batches = reporter.counted("evaluating", evaluation_batches(examples, batch_size), count)
+    return evaluate(engine.stepper.forward, batches)
 
 
-def _summarize(engine: Any, metrics: Metrics) -> Summary:
+def _summarize(engine: Any, metrics: Metrics, journal: Path) -> Summary:
     weights, steps = engine.stepper.weights, engine.global_steps
     before, after = metrics.evaluation(0), metrics.evaluation(steps)
     assert before is not None
     assert after is not None
     noise = engine.loss_noise
     return Summary(
+        journal=str(journal),
         steps=steps,
         accuracy_before=before[0],
         accuracy_after=after[0],
@@ -246,58 +277,125 @@ def _summarize(engine: Any, metrics: Metrics) -> Summary:
     )
 
 
-def _claim(directory: Path, options: RunOptions, config: Mapping[str, Any]) -> None:
-    """Make the directory, or see that the run in it is this one."""
+def _asked(options: RunOptions, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a run this run and not another; where it goes is not part of it."""
     asked = {**asdict(options), "config": config}
     del asked["output"]
+    for name in ("train", "dev"):
+        content = Path(asked[name]).read_bytes()
+        asked[f"content of {name} (sha256)"] = hashlib.sha256(content).hexdigest()
+    return json.loads(json.dumps(asked))
+
+
+def _holds(directory: Path, asked: Mapping[str, Any]) -> bool:
+    """Whether the directory holds this run; False where it holds none.
+
+    Raises:
+        ConfigError: It cannot be used, holds another run, or what is no run.
+    """
     record = directory / "run.json"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if not record.exists():
-            if any(directory.iterdir()):
-                raise ConfigError(
-                    f"--output: {directory} is not empty and holds no run; choose another"
-                )
-            _write_json(record, asked)
-            return
-        held = json.loads(record.read_text(encoding="utf-8"))
+        entries = {path.name for path in directory.iterdir()} if directory.exists() else set()
+        text = record.read_bytes() if record.name in entries else None
     except OSError as error:
-        raise ConfigError(f"--output: cannot write {directory}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{record}: damaged ({error}); remove the directory to start anew"
-        ) from None
-    asked = json.loads(json.dumps(asked))
-    if not os.access(directory, os.W_OK):
-        raise ConfigError(f"--output: cannot write {directory}: Permission denied")
-    for key in asked:
-        if held.get(key) != asked[key]:
+        raise ConfigError(f"--output: cannot use {directory}: {error.strerror}") from error
+    if text is None:
+        if entries - {files.LOCK, record.name + files.ASIDE}:
             raise ConfigError(
-                f"--output: {directory} holds another run: {key} was {json.dumps(held.get(key))}, "
-                f"is now {json.dumps(asked[key])}; give the same command, or another --output"
+                f"--output: {directory} is not empty and holds no run; choose another"
             )
+        _refuse_journal(_journal_path(asked["config"], directory))
+        return False
+    try:
+        held = json.loads(text)
+        journal = _journal_path(held["config"], directory)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        held, journal = None, _journal_path({}, directory)
+    if held is None and journal.exists():
+        raise ConfigError(f"{record}: damaged; restore it, or choose another --output")
+    if held == asked:
+        return True
+    if held is None or not journal.exists():  # nothing was learnt yet
+        _refuse_journal(_journal_path(asked["config"], directory))
+        return False
+    raise ConfigError(
+        f"--output: {directory} holds another run: {next(_differences(held, asked))}; "
+        "give the same command, or another --output"
+    )
 
 
-def _with_journal(config: Mapping[str, Any], parsed: ZOConfig, directory: Path) -> dict[str, Any]:
-    path = parsed.journal.path or str(directory / "journal" / "run.journal")
-    block = {**config.get("zeroth_order", {}), "journal": {"path": path}}
+def _refuse_journal(path: Path) -> None:
+    if path.exists():
+        raise ConfigError(
+            f"zeroth_order.journal.path: {path} exists already, from another run; choose another"
+        )
+
+
+def _differences(held: Any, asked: Any, path: str = "") -> Iterator[str]:
+    if isinstance(held, dict) and isinstance(asked, dict):
+        for key in {**asked, **held}:
+            below = f"{path}.{key}" if path else key
+            yield from _differences(held.get(key), asked.get(key), below)
+    elif held != asked:
+        yield f"{path} was {json.dumps(held)}, is now {json.dumps(asked)}"
+
+
+@contextmanager
+def _claimed(directory: Path, asked: Mapping[str, Any]) -> Iterator[None]:
+    """Make the directory this run's, and hold it alone meanwhile."""
+    with ExitStack() as stack:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(files.locked(directory))
+            if not _holds(directory, asked):  # asked again: now nobody else writes here
+                (directory / "metrics.csv").unlink(missing_ok=True)
+                files.write_file(directory / "run.json", _as_json(asked))
+        except BlockingIOError:
+            raise ConfigError(
+                f"--output: another process is at work in {directory}; "
+                "wait for it, or choose another"
+            ) from None
+        except OSError as error:
+            raise ConfigError(f"--output: cannot write {directory}: {error.strerror}") from error
+        yield
+
+
+def _read_summary(path: Path) -> Summary:
+    try:
+        return Summary(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{path}: damaged ({error}); remove this file, and the same command writes it again"
+        ) from None
+
+
+def _journal_path(config: Mapping[str, Any], directory: Path) -> Path:
+    path = ((config.get("zeroth_order") or {}).get("journal") or {}).get("path")
+    return Path(path) if path else directory / "journal" / "run.journal"
+
+
+def _without_journal(config: Mapping[str, Any]) -> dict[str, Any]:
+    """For an engine that opens its journal later, or never."""
+    block = dict(config.get("zeroth_order") or {})
+    block.pop("journal", None)
     return {**config, "zeroth_order": block}
 
 
 def _export(engine: Any, task: Task, directory: Path) -> None:
     """Write the model aside, then give it its name."""
-    aside = directory.with_name(directory.name + ".new")
+    from safetensors import SafetensorError
+
+    aside = directory.with_name(directory.name + files.ASIDE)
     shutil.rmtree(aside, ignore_errors=True)
     try:
         engine.save_pretrained(aside)
         task.tokenizer.save_pretrained(str(aside))
+        files.sync_tree(aside)
         shutil.rmtree(directory, ignore_errors=True)
         os.replace(aside, directory)
-    except OSError as error:
-        raise ConfigError(f"cannot export to {directory}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"cannot export to {directory}: {error}") from error
 
 
-def _write_json(path: Path, value: Any) -> None:
-    aside = path.with_name(path.name + ".new")
-    aside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+def _as_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()

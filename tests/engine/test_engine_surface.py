@@ -142,7 +142,7 @@ def test_arguments_that_cannot_be_honoured():
 
 
 def test_a_model_that_is_not_there_comes_after_the_config():
-    with pytest.raises(ModelError, match="no such local directory"):
+    with pytest.raises(ModelError, match="no such directory"):
         zo_offload.initialize(model=NOWHERE, config=config())
 
 

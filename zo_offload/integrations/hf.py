@@ -5,18 +5,29 @@ from typing import Any
 
 from zo_offload.errors import ModelError
 
+LONGEST_REASON = 300
+
 
 def load_causal_lm(name: str | Path) -> Any:
     """A causal LM from a local directory or a model id, in its checkpoint's dtype.
 
-    Code that a checkpoint brings along is never run.
+    Code that a checkpoint brings along is never run, and no weight is ever made up.
 
     Raises:
-        ModelError: It cannot be found, fetched, read, or is of an unknown type.
+        ModelError: It cannot be found, fetched, read, is of an unknown type, or lacks weights.
     """
     from transformers import AutoModelForCausalLM
 
-    return _load(AutoModelForCausalLM, name, "model", dtype="auto")
+    model, found = _load(
+        AutoModelForCausalLM, name, "model", dtype="auto", output_loading_info=True
+    )
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{name}: the checkpoint lacks {len(missing)} weights of {type(model).__name__} "
+            f"({missing[0]}, ...), which would be random; is it a causal LM, and whole?"
+        )
+    return model
 
 
 def load_tokenizer(name: str | Path) -> Any:
@@ -37,26 +48,6 @@ def load_tokenizer(name: str | Path) -> Any:
     return tokenizer
 
 
-def _load(auto_class: Any, name: str | Path, what: str, **options: Any) -> Any:
-    path = Path(name)
-    if path.exists() and not path.is_dir():
-        raise ModelError(
-            f"{name}: the model must be a directory in Hugging Face's layout, found a file"
-        )
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise ModelError(f"{name}: no config.json in this directory; is it a Hugging Face model?")
-    try:
-        return auto_class.from_pretrained(str(name), trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        reason = " ".join(str(error).split())[:300]
-        if not path.is_dir():
-            raise ModelError(
-                f"{name}: no such local directory, and the {what} could not be fetched "
-                f"(no network, or no such id): {reason}"
-            ) from error
-        raise ModelError(f"{name}: the {what} could not be loaded: {reason}") from error
-
-
 def context_length(name: str | Path) -> int | None:
     """Most tokens that the model takes, or None where it has no limit.
 
@@ -67,3 +58,25 @@ def context_length(name: str | Path) -> int | None:
 
     config = _load(AutoConfig, name, "configuration").get_text_config()
     return getattr(config, "max_position_embeddings", None)
+
+
+def _load(auto_class: Any, name: str | Path, what: str, **options: Any) -> Any:
+    path = Path(name)
+    if path.exists() and not path.is_dir():
+        raise ModelError(
+            f"{name}: the model must be a directory in Hugging Face's layout, found a file"
+        )
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ModelError(f"{name}: no config.json in this directory; is it a Hugging Face model?")
+    if not path.is_dir() and (path.is_absolute() or str(name).count("/") > 1):  # no model id
+        raise ModelError(f"{name}: no such directory")
+    try:
+        return auto_class.from_pretrained(str(name), trust_remote_code=False, **options)
+    except Exception as error:  # the loaders raise whatever the layers below them raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST_REASON]
+        if not path.is_dir():
+            raise ModelError(
+                f"{name}: no such local directory, and the {what} could not be fetched "
+                f"(no network, or no such id): {reason}"
+            ) from error
+        raise ModelError(f"{name}: the {what} could not be loaded: {reason}") from error

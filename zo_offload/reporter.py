@@ -1,0 +1,29 @@
+"""What a run says of itself while it works; light to import, so that it can speak at once."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+class Reporter:
+    """Is told what happens, and shows nothing; the command line's shows it."""
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Something that may take seconds."""
+        yield
+
+    def counted(self, name: str, items: Iterable[Item], count: int) -> Iterator[Item]:
+        """The items, as they are asked for."""
+        yield from items
+
+    def on_start(self, first_step: int, steps: int) -> None:
+        """Training begins, or continues where it stopped."""
+
+    def on_evaluation(self, step: int, accuracy: float, loss: float) -> None:
+        """The dev set was evaluated after ``step`` steps."""
+
+    def on_step(self, step: int, loss: float) -> None:
+        """A step was taken."""
