@@ -19,8 +19,18 @@ def load_causal_lm(name: str | Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     model, found = _load(
-        AutoModelForCausalLM, name, "model", dtype="auto", output_loading_info=True
+        AutoModelForCausalLM,
+        name,
+        "model",
+        dtype="auto",
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # refused here, where they can be named
     )
+    for key, held, expected in sorted(found["mismatched_keys"]):
+        raise ModelError(
+            f"{name}: config.json and weights do not belong together: {key} is {list(held)}, "
+            f"config.json makes it {list(expected)}"
+        )
     missing = sorted(found["missing_keys"])
     if missing:
         raise ModelError(
@@ -73,7 +83,9 @@ def _load(auto_class: Any, name: str | Path, what: str, **options: Any) -> Any:
     try:
         return auto_class.from_pretrained(str(name), trust_remote_code=False, **options)
     except Exception as error:  # the loaders raise whatever the layers below them raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST_REASON]
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if len(reason) > LONGEST_REASON:
+            reason = f"{reason[:LONGEST_REASON]}..."
         if not path.is_dir():
             raise ModelError(
                 f"{name}: no such local directory, and the {what} could not be fetched "
