@@ -22,7 +22,7 @@ from zo_offload.tasks.named import fetch_task
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "runs"
-DEFAULT_STEPS = 1000
+DEFAULT_STEPS = 600
 console = Console(highlight=False)
 
 

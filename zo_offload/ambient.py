@@ -15,6 +15,7 @@ and the inputs of loss functions are upcast. (bfloat16 logits alone cost four ti
 """
 
 from collections.abc import Callable, Collection, Sequence
+from operator import is_not
 from typing import Any
 
 import torch
@@ -182,8 +183,9 @@ class AmbientMode(TorchFunctionMode):
             values = [_exact(value) for value in values]
             named = {key: _exact(value) for key, value in named.items()}
         result = func(*values, **named)
-        substituted = any(a is not b for a, b in zip(values, args, strict=True))
-        return owned(result, self._copies.addresses) if substituted else result
+        if any(map(is_not, values, args)) or any(map(is_not, named.values(), kwargs.values())):
+            return owned(result, self._copies.addresses)
+        return result
 
     def _gather(self, indices: torch.Tensor, table: nn.Parameter) -> torch.Tensor:
         assert self._draw is not None

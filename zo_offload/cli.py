@@ -24,6 +24,10 @@ from zo_offload.reporter import Item, Reporter
 if TYPE_CHECKING:
     from zo_offload.run import Summary
 
+# Read when torch loads its thread pools. Every lane has one, and idle pools that spin would take the
+# cores from the lane that runs, and from whatever else the machine does.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
 HEARTBEAT_SECONDS = 30.0  # off a terminal, where there is no bar
