@@ -1,8 +1,8 @@
 """Rounding noise of ``L+ - L-`` against its signal, by forward precision and eps.
 
-Direct: the low-precision difference less that of an fp32 forward along the same directions. Estimated:
-what the engine reports without an exact forward (``zo_offload.loss_noise``). The signal is the fp32
-difference, root mean square.
+Direct: the low-precision difference less that of an fp32 forward along the same directions.
+Estimated: what the engine reports without an exact forward (``zo_offload.loss_noise``). The signal
+is the fp32 difference, root mean square.
 
     python benchmarks/loss_noise.py [--acceptance DIR] [--objective options|language] [--batches 4]
 """
@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ def rms(values: Iterable[float]) -> float:
     return math.sqrt(sum(v * v for v in values) / len(values))
 
 
-def differences(stepper: Stepper, batches: list[dict], eps: float, context: Callable) -> list[float]:
+def differences(
+    stepper: Stepper, batches: list[dict], eps: float, context: Callable
+) -> list[float]:
     """``L+ - L-`` for every batch and direction."""
     found = []
     for batch in batches:
@@ -60,7 +63,7 @@ def main() -> None:
         if options.objective == "options"
         else Objective(model_loss)
     )
-    autocast = lambda: torch.autocast("cpu", torch.bfloat16)
+    autocast = partial(torch.autocast, "cpu", torch.bfloat16)
     variants: dict[str, tuple[torch.dtype | None, Callable, bool]] = {
         "bf16, bf16 logits": (torch.bfloat16, nullcontext, False),
         "bf16, fp32 logits": (torch.bfloat16, nullcontext, True),
@@ -74,7 +77,8 @@ def main() -> None:
         exact.close()
         for name, (dtype, context, exact_head) in variants.items():
             config = ZOConfig(eps=eps)
-            stepper = Stepper(load_causal_lm(model_folder), config, dtype=dtype, objective=objective)
+            model = load_causal_lm(model_folder)
+            stepper = Stepper(model, config, dtype=dtype, objective=objective)
             if not exact_head:
                 stepper.lanes.copies.head = None
             noisy = differences(stepper, batches, eps, context)
@@ -87,7 +91,8 @@ def main() -> None:
             table.setdefault(name, {})[f"{eps:g}"] = row
             print(f"eps {eps:<7g} {name:<28} direct {direct:6.3f}  estimated {estimated:6.3f}")
         print(f"eps {eps:<7g} |projected gradient| {rms(signal) / (2 * eps):.2f}")
-    print(json.dumps({"objective": options.objective, "torch": torch.__version__, "noise_over_signal": table}))
+    found = {"objective": options.objective, "torch": torch.__version__, "noise_over_signal": table}
+    print(json.dumps(found))
 
 
 def make_batches(options: argparse.Namespace) -> list[dict]:

@@ -2,8 +2,8 @@
 
 Without options, a small OPT is pretrained here and now on sentences that the project writes itself,
 and then learns to tell good reviews from bad. With ``--model`` and ``--task``, the same on the real
-thing: ``make quickstart MODEL=facebook/opt-125m TASK=sst2``, or a local Hugging Face directory and a
-TSV or JSONL file (``DEV=`` names a held-out one; else every fifth example is held out).
+thing: ``make quickstart MODEL=facebook/opt-125m TASK=sst2``, or a local Hugging Face directory and
+a TSV or JSONL file (``DEV=`` names a held-out one; else every fifth example is held out).
 """
 
 import subprocess
@@ -84,7 +84,8 @@ def embedded_job() -> Job:
     from zo_offload.embedded.pretrain import make_embedded
 
     folder = RUNS / "embedded"
-    columns = (TextColumn("pretraining a small OPT"), BarColumn(), TextColumn("loss {task.fields[loss]}"))
+    loss_column = TextColumn("loss {task.fields[loss]}")
+    columns = (TextColumn("pretraining a small OPT"), BarColumn(), loss_column)
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
         shown = bar.add_task("", total=None, loss="-")
         make_embedded(

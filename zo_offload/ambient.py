@@ -1,8 +1,9 @@
 """Ambient parameters, substituted wherever code reads them.
 
-A lane's forward runs under a ``TorchFunctionMode``: whatever torch function is called with an ambient
-parameter, by whichever module, sees the lane's own perturbed copy. (Swapping at the owning module
-would miss tables that other modules read, such as DeBERTa's relative embeddings or CLIP's scale.)
+A lane's forward runs under a ``TorchFunctionMode``: whatever torch function is called with an
+ambient parameter, by whichever module, sees the lane's own perturbed copy. (Swapping at the owning
+module would miss tables that other modules read, such as DeBERTa's relative embeddings or CLIP's
+scale.)
 
 Three ways, by size and use:
 
@@ -31,14 +32,15 @@ from zo_offload.weights import Weights
 
 _HALF = (torch.bfloat16, torch.float16)
 _LOSSES = {
-    F.cross_entropy, F.nll_loss, F.binary_cross_entropy, F.binary_cross_entropy_with_logits, F.mse_loss,
-    F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.kl_div, F.ctc_loss, F.multi_margin_loss,
-    F.cosine_embedding_loss, F.margin_ranking_loss, F.triplet_margin_loss, F.hinge_embedding_loss,
+    F.cross_entropy, F.nll_loss, F.binary_cross_entropy, F.binary_cross_entropy_with_logits,
+    F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.kl_div, F.ctc_loss,
+    F.multi_margin_loss, F.cosine_embedding_loss, F.margin_ranking_loss, F.triplet_margin_loss,
+    F.hinge_embedding_loss,
 }  # fmt: skip
 # What may be asked of a parameter without reading its values.
 _METADATA = {
-    "size", "dim", "numel", "nelement", "ndimension", "element_size", "is_floating_point", "is_complex", "is_signed",
-    "get_device", "__len__", "__hash__",
+    "size", "dim", "numel", "nelement", "ndimension", "element_size", "is_floating_point",
+    "is_complex", "is_signed", "get_device", "__len__", "__hash__",
 }  # fmt: skip
 _VALUES = {"data", "T", "mT", "H", "mH", "real", "imag"}  # the attributes that are not metadata
 
@@ -212,8 +214,9 @@ class AmbientMode(TorchFunctionMode):
         index, name = self._copies.unit_of[id(parameter)]
         if index != self._inside() and reads_values(func):
             raise ModelError(
-                f"{name} was read by {getattr(func, '__name__', func)} outside the forward of its unit, "
-                'where it holds no values; make a larger class the unit: "unit": ["TheClassThatReadsIt"]'
+                f"{name} was read by {getattr(func, '__name__', func)} outside the forward of its "
+                "unit, where it holds no values; make a larger class the unit: "
+                '"unit": ["TheClassThatReadsIt"]'
             )
 
 

@@ -24,8 +24,8 @@ from zo_offload.reporter import Item, Reporter
 if TYPE_CHECKING:
     from zo_offload.run import Summary
 
-# Read when torch loads its thread pools. Every lane has one, and idle pools that spin would take the
-# cores from the lane that runs, and from whatever else the machine does.
+# Read when torch loads its thread pools. Every lane has one, and idle pools that spin would take
+# the cores from the lane that runs, and from whatever else the machine does.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -239,7 +239,7 @@ def summary_lines(summary: "Summary", directory: str) -> list[str]:
         "weights on the device": f"{as_bytes(summary.peak_device_bytes)} at the peak",
         "weights on the host": as_bytes(summary.host_bytes),
         "sent between ranks": f"{summary.rank_bytes_per_step} bytes a step",
-        "noise over signal": "not measured" if noise is None else f"{noise:.3f}",
+        "noise over signal": "not measured" if noise is None else f"{noise:.2g}",
         "model directory": f"{directory.rstrip('/')}/model",
         "journal": summary.journal,
         "metrics": f"{directory.rstrip('/')}/metrics.csv",

@@ -1,14 +1,15 @@
 """Lanes: many ordinary model calls that pass each unit together, so that it is moved once.
 
-Every lane runs the *unmodified* model in a thread of its own, and exactly one lane runs at a time. A
-forward pre-hook on each unit makes the lane hand the baton back and wait; when all lanes stand
-somewhere, the scheduler takes the unit where most of them wait, writes it once for each direction and
-sign, and lets the lanes of that sign through, one after another. Lanes may stand at different units
-(generation, early exits); models that visit one block many times wait at it many times.
+Every lane runs the *unmodified* model in a thread of its own, and exactly one lane runs at a time.
+A forward pre-hook on each unit makes the lane hand the baton back and wait; when all lanes stand
+somewhere, the scheduler takes the unit where most of them wait, writes it once for each direction
+and sign, and lets the lanes of that sign through, one after another. Lanes may stand at different
+units (generation, early exits); models that visit one block many times wait at it many times.
 
 What a thread owns is set in each lane: inference mode, autocast, thread count, device and stream,
-context variables. Random generators are swapped with the baton: every lane starts from the same state,
-so both signs of a direction draw the same numbers; the caller's generators are left as they were.
+context variables. Random generators are swapped with the baton: every lane starts from the same
+state, so both signs of a direction draw the same numbers; the caller's generators are left as they
+were.
 
 Why threads and not a rewritten forward: the model's own code stays the only statement of what the
 model computes, for every architecture, at some ten microseconds a handoff.
@@ -161,7 +162,7 @@ class Lanes:
         return results
 
     def run_one(self, run: Callable[[], Any]) -> Any:
-        """The result of one call on the current weights, in the caller's thread, with its generators."""
+        """The result of one call on the current weights, in the caller's own thread."""
         self._refuse_nested()
         with self._visit():
             return self._run_inline(Call(run))
@@ -269,8 +270,8 @@ def _arrival(index: int) -> Callable[[nn.Module, Any], None]:
         lane = getattr(_current, "lane", None)
         if lane is None:
             raise StoreError(
-                f"{type(module).__name__} was called outside a visit, where its weights are not on the device; "
-                "call the engine instead of the model (engine(...), engine.generate(...))"
+                f"{type(module).__name__} was called outside a visit, where its weights are not on "
+                "the device; call the engine instead: engine(...), engine.generate(...)"
             )
         lane.arrive(index)
 

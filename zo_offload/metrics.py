@@ -9,6 +9,7 @@ longer row then overwrites in one write.
 
 import csv
 import io
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,6 +90,7 @@ class Metrics:
 def draw_curve(metrics: Metrics, path: Path) -> None:
     """Loss and accuracy against steps, as a PNG."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
+    from matplotlib.ticker import MaxNLocator
 
     steps = [int(row["step"]) for row in metrics.rows]
     losses = [float(row["loss"]) for row in metrics.rows]
@@ -107,7 +109,8 @@ def draw_curve(metrics: Metrics, path: Path) -> None:
     )
     left.set_xlabel("steps")
     left.set_ylabel("loss", color="tab:blue")
-    left.set_ylim(bottom=0, top=_top(losses))
+    left.set_ylim(bottom=0, top=_top(losses, [loss for _, _, loss in evaluations]))
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
     right = left.twinx()
     right.plot(
         [s for s, _, _ in evaluations],
@@ -179,6 +182,8 @@ def _smooth(values: Sequence[float], keep: float = 0.95) -> list[float]:
     return smoothed
 
 
-def _top(losses: Sequence[float]) -> float | None:
-    """Where to end the loss axis, so that a few outliers do not flatten the curve."""
-    return 1.3 * sorted(losses)[int(0.98 * (len(losses) - 1))] if losses else None
+def _top(losses: Sequence[float], dev_losses: Sequence[float]) -> float | None:
+    """Where to end the loss axis: a few outliers of single steps must not flatten the curve."""
+    ends = [1.3 * sorted(losses)[int(0.98 * (len(losses) - 1))]] if losses else []
+    ends += [1.1 * loss for loss in dev_losses]
+    return max((end for end in ends if math.isfinite(end)), default=0.0) or None

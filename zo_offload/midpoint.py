@@ -1,7 +1,7 @@
 """What the engine's forward returns: the model's own output, at the midpoint of the lanes.
 
-The loss (or the logits, where the model returns no loss) carries an autograd node, so that a caller may
-scale, mask or combine it as if there were a graph behind it: the node receives dL/dy and books
+The loss (or the logits, where the model returns no loss) carries an autograd node, so that a caller
+may scale, mask or combine it as if there were a graph behind it: the node receives dL/dy and books
 
     projected_grad_k += sum(dL/dy * (y_k+ - y_k-)) / (2 eps)
 
@@ -58,7 +58,7 @@ def mean(values: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def with_field(outputs: Any, name: str, value: torch.Tensor) -> Any:
-    """A copy of a model's output in which one field is replaced; a bare tensor is replaced whole."""
+    """A copy of a model's output with one field replaced; a bare tensor is replaced whole."""
     if isinstance(outputs, torch.Tensor):
         return value
     if isinstance(outputs, MutableMapping):

@@ -46,7 +46,7 @@ def call_with(model: nn.Module, batch: Any) -> Any:
 
 
 def model_loss(model: nn.Module, batch: Any, outputs: Any) -> torch.Tensor | None:
-    """The loss that the model itself returns: ``.loss``, or the output when that is a scalar; else None."""
+    """The model's own loss: ``.loss``, or the output when that is a scalar; else None."""
     loss = getattr(outputs, "loss", outputs)
     if isinstance(loss, Mapping):
         loss = loss.get("loss")
@@ -60,7 +60,8 @@ class Objective:
     """What is minimised.
 
     Attributes:
-        loss: ``fn(model, batch, outputs)`` to a per-example tensor (its mean counts, with weight 1) or
+        loss: ``fn(model, batch, outputs)`` to a per-example tensor (its mean counts, with weight 1)
+        or
             to ``(sum, weight)``. Need not be differentiable.
         forward: ``fn(model, batch)`` to outputs.
     """
@@ -120,8 +121,8 @@ class Stepper:
         >>> stepper.close()
 
     Reference:
-        Malladi et al. (2023), arXiv 2305.17333, algorithm 1. Deviation: weights are perturbed out of
-        place, so rounding never drifts them.
+        Malladi et al. (2023), arXiv 2305.17333, algorithm 1. Deviation: weights are perturbed out
+        of place, so rounding never drifts them.
     """
 
     model: nn.Module
@@ -212,7 +213,7 @@ class Stepper:
     def descend(
         self, means: Mapping[tuple[int, int], float], lr: float, weight_decay: float = 0.0
     ) -> StepResult:
-        """Turn mean losses by (probe, sign) into this step's update: recorded first, then applied."""
+        """Turn mean losses by (probe, sign) into this step's update, recorded before applied."""
         plus = [means[probe, +1] for probe in range(self.config.probes)]
         minus = [means[probe, -1] for probe in range(self.config.probes)]
         grads = estimator.spsa(plus, minus, self.config.eps)
@@ -311,7 +312,7 @@ class Stepper:
         return self.run_model(run)
 
     def run_model(self, run: Callable[[], Any]) -> Any:
-        """The result of any code that calls the model (``generate``, a metric), on the current weights."""
+        """The result of code that calls the model (``generate``, say), on the current weights."""
         return self.lanes.run_one(run)
 
     def close(self) -> None:
@@ -370,15 +371,17 @@ def loss_sum(loss: Any) -> tuple[float, float]:
     """
     if loss is None:
         raise TaskError(
-            "the model returned no scalar loss: put labels into the batch, or pass objective=fn(model, batch, outputs)"
+            "the model returned no scalar loss: put labels into the batch, or pass "
+            "objective=fn(model, batch, outputs)"
         )
     total, weight = loss if isinstance(loss, tuple) else (loss, 1.0)
     if isinstance(total, torch.Tensor):
         if total.dtype in (torch.bfloat16, torch.float16):
             step = torch.finfo(total.dtype).eps * max(abs(float(total.float().mean())), 1e-3)
             raise ModelError(
-                f"the loss is {str(total.dtype).removeprefix('torch.')}, whose steps here are {step:.1g}, far above the "
-                "loss difference of a step; compute it in float32 (logits.float()) in the model or the objective"
+                f"the loss is {str(total.dtype).removeprefix('torch.')}, whose steps here are "
+                f"{step:.1g}, far above the loss difference of a step; compute it in float32 "
+                "(logits.float()) in the model or the objective"
             )
         total = total.double()
         total = float(total.mean() if not isinstance(loss, tuple) else total.sum())
@@ -399,7 +402,7 @@ def move_to(batch: Any, device: torch.device) -> Any:
 
 
 def cast_buffers(model: nn.Module, dtype: torch.dtype | None, device: torch.device) -> None:
-    """Move buffers to the device; those that a checkpoint holds take the forward's dtype, as on loading."""
+    """Move buffers to the device; those that a checkpoint holds take the forward's dtype."""
     saved = set(model.state_dict(keep_vars=True))
     for path, module in model.named_modules():
         for name, buffer in module._buffers.items():

@@ -1,9 +1,9 @@
 """Which parts of a model move together, and how their parameters lie in flat memory.
 
-A *unit* is the granule that moves: one repeated block of the model. Blocks are found as the outermost
-repeated items of ``nn.ModuleList`` s, from the module tree alone, so that no architecture is named
-anywhere. Everything outside every unit, or reached from two, is *ambient*: embeddings, final norm,
-head, shared tables.
+A *unit* is the granule that moves: one repeated block of the model. Blocks are found as the
+outermost repeated items of ``nn.ModuleList`` s, from the module tree alone, so that no architecture
+is named anywhere. Everything outside every unit, or reached from two, is *ambient*: embeddings,
+final norm, head, shared tables.
 
 "Repeated" means that an item has a sibling of its own class which shares at least half of its
 parameter names and shapes. Transformer layers qualify (T5's first block differs from the others by
@@ -43,10 +43,12 @@ class Unit:
 
     @property
     def segments(self) -> list[tuple[Span, Segment]]:
+        """Every parameter with the span it lies in, in order of memory."""
         return [(span, segment) for span in self.spans for segment in span.segments]
 
     @property
     def num_parameters(self) -> int:
+        """Without padding."""
         return sum(segment.numel for _, segment in self.segments)
 
 
@@ -70,6 +72,7 @@ class ModelMap:
 
     @property
     def everything(self) -> tuple[Unit, ...]:
+        """The ambient pseudo-unit, then the units."""
         return (self.ambient, *self.units)
 
     @property
@@ -203,7 +206,8 @@ def _named_classes(model: nn.Module, classes: Sequence[str]) -> list[tuple[str, 
     if missing:
         present = sorted({type(module).__name__ for module in model.modules()})
         raise ConfigError(
-            f"zeroth_order.unit: no module of class {missing[0]!r}; the model has {', '.join(present)}"
+            f"zeroth_order.unit: no module of class {missing[0]!r}; the model has "
+            + ", ".join(present)
         )
     return blocks
 
@@ -265,7 +269,8 @@ def _forward_dtype(
         return parameter.dtype
     if parameter.dtype not in FORWARD_DTYPES:
         raise ModelError(
-            f"parameter {name} is {parameter.dtype}; the forward may compute in float32, bfloat16 or float16"
+            f"parameter {name} is {parameter.dtype}; the forward may compute in float32, bfloat16 "
+            "or float16"
         )
     if dtype is None:
         return parameter.dtype
@@ -281,6 +286,7 @@ def _refuse_compiled(model: nn.Module, paths: Sequence[str]) -> None:
         compiled = getattr(module, "_compiled_call_impl", None) is not None
         if holds_blocks and (compiled or type(module).__name__ == "OptimizedModule"):
             raise ModelError(
-                f"{name or 'the whole model'} is wrapped in torch.compile, which hides the blocks inside; "
-                "pass the plain model and compile the blocks instead: `for block in blocks: block.compile()`"
+                f"{name or 'the whole model'} is wrapped in torch.compile, which hides the blocks "
+                "inside; pass the plain model and compile the blocks instead: "
+                "`for block in blocks: block.compile()`"
             )

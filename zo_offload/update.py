@@ -5,8 +5,9 @@ from collections.abc import Sequence
 DECAY_GRAIN = 2.0**-16
 """Weight decay is applied to the masters when this much has gathered.
 
-One step's ``lr * weight_decay`` is often 1e-8, and ``1 - 1e-8`` is 1 in fp32. Gathered in float64 until
-it is 256 fp32 steps wide, it is rounded without bias and never more than 2^-16 of a weight is owed.
+One step's ``lr * weight_decay`` is often 1e-8, and ``1 - 1e-8`` is 1 in fp32. Gathered in float64
+until it is 256 fp32 steps wide, it is rounded without bias and never more than 2^-16 of a weight is
+owed.
 """
 
 

@@ -1,9 +1,9 @@
-"""A model whose weights live in a store: attach it, bring units to the current step, read them back.
+"""A model whose weights live in a store: take it over, keep units current, read them back.
 
 After :class:`Weights` takes a model over, its parameters hold no values outside a visit. Those of a
-unit point, permanently, into one scratch buffer at a fixed address, into which the perturbed copy of
-the unit at hand is written; ambient parameters are substituted when code reads them (``ambient.py``).
-What remains in them reads as NaN. ``state_dict()`` is served from the masters.
+unit point, permanently, into one scratch buffer at a fixed address, into which the perturbed copy
+of the unit at hand is written; ambient parameters are substituted when code reads them
+(``ambient.py``). What remains in them reads as NaN. ``state_dict()`` is served from the masters.
 
 A unit carries the step it is current to. Updates are applied when it is next visited, so the order
 of visits, the tier and a resumed run never change a bit.
@@ -123,6 +123,7 @@ class Weights:
         return self._scratch.untyped_storage().data_ptr()
 
     def finish_visit(self) -> None:
+        """Leave no unit in flight, and no values in the scratch."""
         self.pipeline.finish()
         self.empty_scratch()
 
@@ -175,6 +176,7 @@ class Weights:
 
     @property
     def host_bytes(self) -> int:
+        """Bytes that rest in host memory."""
         return self._store.held_bytes if isinstance(self._store, HostStore) else 0
 
     @contextmanager

@@ -1,7 +1,8 @@
 """Directions: the distributions of z, and the scale of z for each tensor.
 
-``z = direction(seed, step, probe, parameter index)[element]`` is a pure function (``ops.reference``), so
-any slice can be made anywhere at any time, and two bytes of scalars stand for a whole update.
+``z = direction(seed, step, probe, parameter index)[element]`` is a pure function
+(``ops.reference``), so any slice can be made anywhere at any time, and two bytes of scalars stand
+for a whole update.
 """
 
 import math
@@ -11,16 +12,16 @@ import torch
 
 NAMES = ("rademacher", "gaussian")
 RMS_FLOOR = 1 / 16
-"""Least scale of a tensor, as a share of the model's RMS: a bias that starts at zero must still move."""
+"""Least scale of a tensor, as a share of the model's RMS: a bias of zeros must still move."""
 
 
 def rms_scales(parameters: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """A scale for each tensor proportional to the RMS of its values.
 
-    A large tensor is then perturbed in proportion to its size, whatever its own. Scales are relative
-    to the RMS over all given tensors, so that the length of z, and with it the meaning of ``eps`` and
-    ``lr``, stays what it is without scales. They are rounded to eight significant bits, so that the
-    order of summation cannot change them.
+    A large tensor is then perturbed in proportion to its size, whatever its own. Scales are
+    relative to the RMS over all given tensors, so that the length of z, and with it the meaning of
+    ``eps`` and ``lr``, stays what it is without scales. They are rounded to eight significant bits,
+    so that the order of summation cannot change them.
 
     Args:
         parameters: Trainable values by name, any floating dtype.

@@ -5,8 +5,9 @@ that comes after treats it as any other model. About 1.7 million tokens pass, ea
 texts of 22 tokens, one a row, as the task's prompts are, in the order of the corpus (easy to hard);
 rows of like length share a batch, so that little padding is computed.
 
-Rates and sizes were chosen by trying: at 2e-3 some runs do not find out in time that "good" and
-"bad" differ, at 4e-3 none did; OPT's own initial scale, 0.02, is for widths of thousands.
+Rates and sizes were chosen by trying. The slow part is to find out that "good" and "bad" differ at
+all: at a peak rate of 2e-3 that took half of the run. OPT's own initial scale, 0.02, is for widths
+of thousands.
 """
 
 import hashlib
@@ -121,7 +122,7 @@ def pretrain(
     """
     steps = -(-len(rows) // BATCH)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY
+        model.parameters(), lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY, fused=True
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, steps))
     for step, tokens in enumerate(_batches(rows, seed)):  # tokens: [B, T]

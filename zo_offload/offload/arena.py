@@ -30,6 +30,7 @@ class Arena:
 
     @property
     def held_bytes(self) -> int:
+        """Bytes held now."""
         return sum(self.held.values())
 
     def take(self, purpose: str, num_bytes: int) -> torch.Tensor:
@@ -40,8 +41,9 @@ class Arena:
         """
         if self.budget is not None and self.held_bytes + num_bytes > self.budget:
             raise StoreError(
-                f"device_budget: {purpose} needs {num_bytes:,} bytes beside {self.held_bytes:,} held, "
-                f"but the budget is {self.budget:,}; raise it, or move weights off the device (offload_param)"
+                f"device_budget: {purpose} needs {num_bytes:,} bytes beside "
+                f"{self.held_bytes:,} held, but the budget is {self.budget:,}; raise it, or move "
+                "weights off the device (offload_param)"
             )
         buffer = torch.zeros(num_bytes, dtype=torch.uint8, device=self.device)
         self.held[purpose] = self.held.get(purpose, 0) + num_bytes

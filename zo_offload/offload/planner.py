@@ -48,10 +48,10 @@ class Plan:
         ):
             if budget is not None and needed > budget:
                 raise StoreError(
-                    f"zeroth_order.{name}: the weights need {needed:,} bytes, the budget is {budget:,} "
-                    f"(slots {self.slots:,}, scratch {self.scratch:,}, ambient {self.ambient:,} and its "
-                    f"copies {self.ambient_copies:,}, resident {self.resident:,}, host "
-                    f"{self.host_bytes:,}); {self._mend(name)}"
+                    f"zeroth_order.{name}: the weights need {needed:,} bytes, the budget is "
+                    f"{budget:,} (slots {self.slots:,}, scratch {self.scratch:,}, ambient "
+                    f"{self.ambient:,} and its copies {self.ambient_copies:,}, resident "
+                    f"{self.resident:,}, host {self.host_bytes:,}); {self._mend(name)}"
                 )
 
     def _mend(self, name: str) -> str:

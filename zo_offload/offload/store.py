@@ -15,14 +15,17 @@ class DeviceStore:
         self._units: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def add(self, unit: Unit, purpose: str = "resident") -> None:
+        """Allocate a unit's memory, zeroed."""
         wire = self._arena.take(purpose, unit.wire_bytes)
         rest = self._arena.take(f"{purpose} masters", unit.rest_bytes)
         self._units[unit.index] = wire, rest
 
     def wire(self, unit: Unit) -> torch.Tensor:
+        """What travels, uint8 ``[unit.wire_bytes]``."""
         return self._units[unit.index][0]
 
     def rest(self, unit: Unit) -> torch.Tensor:
+        """What stays with the master, uint8 ``[unit.rest_bytes]``."""
         return self._units[unit.index][1]
 
 
@@ -35,14 +38,17 @@ class HostStore:
         self.held_bytes = 0
 
     def add(self, unit: Unit) -> None:
+        """Allocate a unit's memory, zeroed."""
         wire, rest = self._allocate(unit, unit.wire_bytes), self._allocate(unit, unit.rest_bytes)
         self._units[unit.index] = wire, rest
         self.held_bytes += unit.wire_bytes + unit.rest_bytes
 
     def wire(self, unit: Unit) -> torch.Tensor:
+        """What travels, uint8 ``[unit.wire_bytes]``."""
         return self._units[unit.index][0]
 
     def rest(self, unit: Unit) -> torch.Tensor:
+        """What stays with the master, uint8 ``[unit.rest_bytes]``."""
         return self._units[unit.index][1]
 
     def _allocate(self, unit: Unit, num_bytes: int) -> torch.Tensor:

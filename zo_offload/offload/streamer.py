@@ -5,7 +5,8 @@ ones: it lets the owner of the masters prepare the unit (apply what is due), the
 free slot. Which unit comes next is learned: the successor seen last time, at first the order of
 definition. A wrong guess costs a wait, never a wrong weight.
 
-On CUDA the copy runs on a stream of its own and is ordered by events; the host does not wait for it.
+On CUDA the copy runs on a stream of its own and is ordered by events; the host does not wait for
+it.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,6 +43,7 @@ class Resident:
         """Start a visit."""
 
     def acquire(self, unit: Unit) -> torch.Tensor:
+        """The unit's wire bytes, where they rest."""
         return self._prepare(unit)
 
     def finish(self) -> None:
@@ -105,6 +107,7 @@ class Streamer:
                 slot.arrival.result()
 
     def close(self) -> None:
+        """End the worker."""
         self._worker.shutdown()
 
     def _prefetch(self, ahead: int) -> None:

@@ -1,4 +1,4 @@
-"""Public data sets by name, fetched with `datasets` and written as the TSV files that `read_examples` reads."""
+"""Public data sets by name: fetched with `datasets`, written as the TSV that a run reads."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +53,7 @@ def _load(name: str, task: NamedTask, split: str) -> list[dict]:
         return list(load_dataset(task.dataset, split=split))  # pyright: ignore[reportReturnType]
     except ImportError as error:
         raise TaskError(f"task {name}: fetching it needs `pip install datasets`") from error
-    except Exception as error:  # noqa: BLE001 (the hub's client raises whatever its layers raise)
+    except Exception as error:  # the hub's client raises whatever its layers raise
         reason = " ".join(str(error).split())[:200]
         raise TaskError(
             f"task {name}: split {split!r} of {task.dataset} could not be fetched "
