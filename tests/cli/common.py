@@ -64,7 +64,7 @@ def make_task(folder: Path) -> Task:
     write_tsv(folder / "dev.tsv", 17)
     config = {
         "train_batch_size": 4,
-        "optimizer": {"type": "ZO", "params": {"lr": 3e-3}},
+        "optimizer": {"type": "ZO", "params": {"lr": 1e-2}},
         "zeroth_order": {"offload_param": {"device": "cpu"}},
     }
     (folder / "ds.json").write_text(json.dumps(config))

@@ -103,7 +103,7 @@ def test_metrics_have_a_row_a_step_and_the_evaluations(finished):
 
 def test_the_rate_falls_to_nothing(finished):
     records = Journal.read(finished.directory / "journal" / "run.journal").records
-    assert [r.lr for r in records] == pytest.approx([3e-3 * (1 - i / STEPS) for i in range(STEPS)])
+    assert [r.lr for r in records] == pytest.approx([1e-2 * (1 - i / STEPS) for i in range(STEPS)])
 
 
 def test_the_curve_is_a_picture(finished):

@@ -59,7 +59,7 @@ def test_twenty_steps_equal_a_plain_loop(name: str, settings: dict[str, Any]):
 
 @pytest.mark.parametrize("direction", ["rademacher", "gaussian"])
 def test_projected_grad_is_the_gradient_along_z(direction: Any):
-    config = ZOConfig(direction=direction, probes=8, eps=3e-4)
+    config = ZOConfig(direction=direction, probes=8)
     model, batch = Plain(num_blocks=2, width=8), vectors(16)
     loss_of(model, batch).backward()
     expected = []
