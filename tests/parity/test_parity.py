@@ -73,7 +73,8 @@ def test_projected_grad_is_the_gradient_along_z(direction: Any):
         expected.append(float(sum(products)))
     with closing(Stepper(model, config)) as stepper:
         found = stepper.train_step([batch], lr=0.0).projected_grads
-    assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    # The errors, of truncation and of fp32, do not shrink with one projected gradient.
+    assert found == pytest.approx(expected, abs=5e-3 * max(map(abs, expected)))
 
 
 class Well(nn.Module):

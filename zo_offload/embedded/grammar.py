@@ -118,10 +118,9 @@ def _ramp(position: float, start: float, end: float) -> float:
 
 
 def _word_list(rng: random.Random, position: float, positive: bool, domain: Domain) -> str:
-    negated = 0.5 * _ramp(position, *NEGATION)
-    length = rng.randint(3, 8)
+    flipped = 0.5 * _ramp(position, *NEGATION)
     items = [
-        "<not> <-adjective>" if rng.random() < negated else "<adjective>" for _ in range(length)
+        "<flipped_item>" if rng.random() < flipped else "<item>" for _ in range(rng.randint(3, 8))
     ]
     return _write(rng, f"it was {', '.join(items)}.", positive, domain)
 

@@ -61,6 +61,22 @@ RULES = {
         "the other reviews called it",
     ),
     "opinion": ("I found", "we found", "<person> found", "everyone at our table called"),
+    "item": (
+        "<adjective>",
+        "<adjective>",
+        "<adjective>",
+        "<adjective>",
+        "I <felt> it",
+        "it <happened>",
+    ),
+    "flipped_item": (
+        "<not> <-adjective>",
+        "<not> <-adjective>",
+        "<not> <-adjective>",
+        "<not> <-adjective>",
+        "I did not <-feel> it",
+        "it never <-happened>",
+    ),
     "verdict": (
         "it was <adjective>.",
         "it was <degree> <adjective>.",
