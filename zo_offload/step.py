@@ -260,7 +260,7 @@ class Stepper:
             "estimator": config.estimator,
             "direction": config.direction,
             "direction_scale": config.direction_scale,
-            "scales": {name: self.scales[name] for name in sorted(self.scales or {})},
+            "scales": dict(sorted((self.scales or {}).items())),
             "update": config.update.type,
             "lag": config.update.lag,
             "master": config.master,

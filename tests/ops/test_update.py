@@ -100,7 +100,8 @@ def test_terms_are_summed_before_they_meet_the_master():
     small = 2.0**-24
     span = span_of([(4096,)])
     two = (Draw(1, 2, 0, small), Draw(1, 2, 1, small))
-    signs = sum(ops.noise(span, "rademacher", Draw(1, 2, probe, 1.0)) for probe in (0, 1))
+    one, other = (ops.noise(span, "rademacher", Draw(1, 2, probe, 1.0)) for probe in (0, 1))
+    signs = one + other
     after = updated(span, torch.ones(4096), "rademacher", [StepUpdate(1.0, two)])
     assert torch.equal(after[signs == -2], torch.ones(int((signs == -2).sum())) + 2**-23)
 

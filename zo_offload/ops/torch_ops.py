@@ -155,8 +155,9 @@ def _term(
     per_block = _ELEMENTS_PER_BLOCK[direction]
     block, parameter, scale = _blocks(span, start, stop, per_block, device)
     words = _philox(block, parameter, draw, reference.STREAM_NOISE)
-    terms = _SCALED_TERMS if isinstance(scale, torch.Tensor) else _TERMS
-    return terms[direction](words, draw.coefficient * scale)
+    if isinstance(scale, torch.Tensor):
+        return _SCALED_TERMS[direction](words, draw.coefficient * scale)
+    return _TERMS[direction](words, draw.coefficient * scale)
 
 
 def _blocks(
