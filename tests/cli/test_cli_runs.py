@@ -242,7 +242,7 @@ def test_accumulation_in_the_config(task, finished, tmp_path):
     with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
     whole = [float(line.split(",")[1]) for line in finished.results.metrics[1:-1]]
-    assert losses == pytest.approx(whole, abs=1e-4)  # the same examples, in two halves
+    assert losses == pytest.approx(whole, abs=2e-3)  # the same examples, in two halves
 
 
 def test_fewer_examples_than_a_batch(task, tmp_path):

@@ -155,7 +155,7 @@ def test_steps_per_print(make_engine, caplog):
 
 def test_noise_is_measured_once_and_logged(make_engine, caplog):
     caplog.set_level(logging.INFO, "zo_offload")
-    engine = make_engine()
+    engine = make_engine(measure_noise=True)
     assert engine.loss_noise is None
     rates(engine, 3)
     noise: Any = engine.loss_noise
@@ -164,22 +164,21 @@ def test_noise_is_measured_once_and_logged(make_engine, caplog):
 
 
 def test_noise_that_drowns_the_signal_is_warned_of(make_engine, caplog):
-    engine = make_engine(ds=config(zeroth_order={"eps": 1e-9}))
+    engine = make_engine(ds=config(zeroth_order={"eps": 1e-9}), measure_noise=True)
     engine.backward(engine(**batch()).loss)
     assert "rounding drowns the signal" in caplog.text
     assert "at eps 1e-09; raise eps" in caplog.text
 
 
 def test_measuring_noise_changes_no_bit(make_engine):
-    quiet, measured = make_engine(), make_engine()
-    quiet.loss_noise = measured.stepper.measure_noise(batch())
+    quiet, measured = make_engine(), make_engine(measure_noise=True)
     for engine in (quiet, measured):
         rates(engine, 2)
     assert same(weights(quiet), weights(measured))
 
 
 def test_noise_is_not_measured_on_a_loss_that_is_not_finite(make_engine, caplog):
-    engine = make_engine()
+    engine = make_engine(measure_noise=True)
     with pytest.raises(Exception, match="the loss is nan"):
         engine.train_batch(iter([{**batch(), "x": torch.full((4, 8), torch.nan)}]))
     assert engine.loss_noise is None
