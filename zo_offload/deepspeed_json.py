@@ -33,6 +33,10 @@ BLOCKS = (
     "activation_checkpointing", "aio", "autotuning", "checkpoint", "comms_logger", "csv_monitor",
     "data_efficiency", "data_types", "flops_profiler", "scheduler", "tensorboard", "wandb",
 )  # fmt: skip
+KNOWN = (
+    "zeroth_order", "zero_optimization", "optimizer", "bf16", "fp16", "steps_per_print",
+    *COUNTS, *SWITCHES, *BLOCKS,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     Raises:
         ConfigError: On the first mistake, in one line.
     """
+    _refuse_misspelt(config)
     zeroth_order = parse_config(config)
     if not zeroth_order.enabled:
         raise ConfigError(
@@ -111,6 +116,14 @@ def unstarted_scheduler() -> Iterator[None]:
         yield
     finally:
         deepspeed_logger.removeFilter(keep)
+
+
+def _refuse_misspelt(config: Mapping[str, Any]) -> None:
+    """DeepSpeed keeps unknown keys in silence; one that is nearly a known key is no other."""
+    for key in config:
+        near = get_close_matches(str(key), KNOWN, n=1, cutoff=0.85)
+        if near and key not in KNOWN:
+            raise ConfigError(f"{key}: unknown key; did you mean {near[0]!r}?")
 
 
 def _check_types(part: Mapping[str, Any]) -> None:

@@ -6,19 +6,16 @@ monitors, timers, counters); this subclass keeps it away from the weights, which
 
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 from deepspeed.runtime.dataloader import RepeatingLoader
 from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import nn
-from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 from zo_offload import estimator, midpoint
 from zo_offload.config import load_json
@@ -27,6 +24,7 @@ from zo_offload.errors import ConfigError, ModelError
 from zo_offload.integrations.hf import load_causal_lm
 from zo_offload.journal import Journal
 from zo_offload.loss_noise import LossNoise
+from zo_offload.process_group import accelerator, init_distributed
 from zo_offload.step import (
     SIGNS,
     Inputs,
@@ -132,7 +130,7 @@ class ZOEngine(DeepSpeedEngine):
         collate_fn: Callable | None = None,
         objective: Objective | Callable | None = None,
     ) -> None:
-        device = torch.device(_accelerator().current_device_name())
+        device = torch.device(accelerator().current_device_name())
         config = settings.zeroth_order
         if not isinstance(objective, Objective):
             objective = Objective(loss=objective or model_loss)
@@ -285,6 +283,49 @@ class ZOEngine(DeepSpeedEngine):
         if stepper is not None:
             stepper.close()
         super().destroy()
+
+    # -- what would go around the store --
+
+    def to(self, *args: Any, **kwargs: Any) -> "ZOEngine":
+        """Stay where the JSON has put things; anything else is refused."""
+        for wanted in (*args, *kwargs.values()):
+            here = isinstance(wanted, str | torch.device) and (
+                torch.device(wanted).type == self.stepper.weights.arena.device.type
+            )
+            if not here and not isinstance(wanted, bool):  # non_blocking
+                self._apply(lambda tensor: tensor)
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        raise ModelError(
+            "the engine's weights live in a store and cannot be cast or moved; "
+            'write "bf16" or "fp16" and "offload_param" into the JSON'
+        )
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: a compiled whole model hides the blocks at which lanes stop."""
+        raise ModelError(
+            "compile: a compiled whole model hides its blocks; compile them before the engine is "
+            "made: `for block in blocks: block.compile()`"
+        )
+
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: DeepSpeed's is a pickle that could not be loaded into a store."""
+        raise ConfigError(
+            "save_checkpoint: base weights and journal are the checkpoint; set "
+            "zeroth_order.journal.path, or write the weights with save_pretrained"
+        )
+
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused, as :meth:`save_checkpoint`."""
+        raise ConfigError(
+            "load_checkpoint: an engine on the base weights takes its steps from "
+            "zeroth_order.journal.path, or from continue_journal(path)"
+        )
+
+    def save_16bit_model(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: it writes a pickle."""
+        raise ConfigError("save_16bit_model: writes a pickle; use save_pretrained(directory)")
 
     # -- what the base class calls --
 
@@ -470,47 +511,6 @@ class ZOEngine(DeepSpeedEngine):
             yield
         finally:
             self._stop_timers(names)
-
-
-def init_distributed(port: int, required: bool | None = None) -> None:
-    """Start the process group of the launcher's ranks, or of this process alone."""
-    if not deepspeed.comm.is_initialized():
-        alone = not {"RANK", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"} & set(os.environ)
-        if alone and not torch.distributed.is_initialized():
-            os.environ.setdefault("LOCAL_RANK", "0")
-            torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
-        backend = _accelerator().communication_backend_name()
-        with _no_native_ops():
-            deepspeed.init_distributed(
-                dist_backend=backend, distributed_port=port, dist_init_required=required
-            )
-    num_ranks = deepspeed.comm.get_world_size()
-    if num_ranks > 1:
-        raise ConfigError(
-            f"{num_ranks} ranks were started, but this version trains on one; "
-            "start one process (deepspeed --num_accelerators 1)"
-        )
-
-
-@contextmanager
-def _no_native_ops() -> Iterator[None]:
-    """On a CPU DeepSpeed would compile a shared-memory op at start; scalars do not need it.
-
-    Asking it which ops could be compiled runs a compiler as well, so it is not asked.
-    """
-    known = deepspeed.ops.__dict__
-    before = known.get("__compatible_ops__")
-    known["__compatible_ops__"] = {}
-    try:
-        yield
-    finally:
-        del known["__compatible_ops__"]
-        if before is not None:
-            known["__compatible_ops__"] = before
-
-
-def _accelerator() -> Any:
-    return deepspeed.get_accelerator()
 
 
 def _scalars(settings: Settings, parameters: Any) -> ScheduledScalars:

@@ -203,6 +203,7 @@ class Stepper:
         keep_outputs: bool = True,
     ) -> list[tuple[Any, Any]]:
         """``(loss, outputs)`` of every draw on every micro-batch, draws outermost, in one visit."""
+        self.model.eval()  # whatever the caller did to it meanwhile
         moved = [move_to(batch, self._device) for batch in batches]
         calls = [
             Call(self._lane(batch, keep_outputs), draw) for _, _, draw in draws for batch in moved

@@ -92,6 +92,8 @@ def faults() -> dict[str, tuple[dict, str]]:
             config(scheduler={"type": "WarmupLR", "params": {"warmup_num_steps": "auto"}}),
             "scheduler.params.warmup_num_steps: ",
         ),
+        "our block": ({"train_batch_size": 4, "zeroth_ordr": {}}, "did you mean 'zeroth_order'"),
+        "batch misspelt": ({"train_batchsize": 4}, "did you mean 'train_batch_size'"),
         "our key": (config(zeroth_order={"epss": 1}), "zeroth_order.epss: .*'eps'"),
         "monitor key": (config(csv_monitor={"enabeld": True}), "csv_monitor.enabeld: "),
         "monitor type": (config(csv_monitor=True), "csv_monitor: expected an object"),
@@ -195,6 +197,46 @@ def test_train_leaves_the_model_in_evaluation_mode(make_engine):
     engine.train()
     engine.train_batch(iter([batch()]))
     assert not any(module.training for module in engine.module.modules())
+
+
+def test_a_module_put_into_training_mode_is_put_back(make_engine):
+    plain, changed = make_engine(), make_engine()
+    for engine in (plain, changed):
+        if engine is changed:
+            engine.module.train()
+        engine.backward(engine(**batch()).loss)
+        engine.step()
+    assert plain.last_result == changed.last_result
+
+
+REFUSED = {
+    "half": lambda engine: engine.half(),
+    "bfloat16": lambda engine: engine.bfloat16(),
+    "float": lambda engine: engine.float(),
+    "to a dtype": lambda engine: engine.to(torch.float16),
+    "to a device": lambda engine: engine.to("meta"),
+    "compile": lambda engine: engine.compile(),
+    "save_checkpoint": lambda engine: engine.save_checkpoint("nowhere"),
+    "load_checkpoint": lambda engine: engine.load_checkpoint("nowhere"),
+    "save_16bit_model": lambda engine: engine.save_16bit_model("nowhere"),
+    "load_state_dict": lambda engine: engine.module.load_state_dict({}),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_go_around_the_store_is_refused(make_engine, name: str):
+    engine = make_engine()
+    before = weights(engine)
+    with pytest.raises(zo_offload.errors.ZOError, match=r"store|JSON|journal|save_pretrained|comp"):
+        REFUSED[name](engine)
+    assert same(weights(engine), before)
+    engine.train_batch(iter([batch()]))
+
+
+def test_moving_to_where_it_is_does_nothing(make_engine):
+    engine = make_engine()
+    assert engine.to(engine.device) is engine
+    assert engine.to("cpu") is engine
 
 
 def test_evaluation_leaves_an_open_window_alone(make_engine):
