@@ -119,10 +119,11 @@ def _ramp(position: float, start: float, end: float) -> float:
 
 def _word_list(rng: random.Random, position: float, positive: bool, domain: Domain) -> str:
     flipped = 0.5 * _ramp(position, *NEGATION)
-    items = [
-        "<flipped_item>" if rng.random() < flipped else "<item>" for _ in range(rng.randint(3, 8))
+    first = "<not> <-adjective>" if rng.random() < flipped else "<adjective>"
+    others = [
+        "<flipped_item>" if rng.random() < flipped else "<item>" for _ in range(rng.randint(2, 7))
     ]
-    return _write(rng, f"it was {', '.join(items)}.", positive, domain)
+    return _write(rng, f"it was {', '.join([first, *others])}.", positive, domain)
 
 
 def _verdict(rng: random.Random, positive: bool, domain: Domain) -> str:
