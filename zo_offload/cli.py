@@ -31,6 +31,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
 HEARTBEAT_SECONDS = 30.0  # off a terminal, where there is no bar
+FIRST_BEAT_SECONDS = 2.0  # into an evaluation
 RECENT_STEPS = 50  # that a speed is the mean of
 NOISE_OF_LIBRARIES = (
     "Setting accelerator to CPU",  # there is none, and the summary says where the weights were
@@ -186,6 +187,7 @@ class Bar(Reporter):
     def counted(self, name: str, items: Iterable[Item], count: int) -> Iterator[Item]:
         """A bar that fills up with the items."""
         task = self._progress.add_task(name, total=count, detail=f"0/{count}")
+        self._beat = time.monotonic() - HEARTBEAT_SECONDS + FIRST_BEAT_SECONDS
         try:
             for number, item in enumerate(items):
                 self._progress.update(task, completed=number, detail=f"{number}/{count}")

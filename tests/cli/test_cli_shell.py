@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cli.common import REPOSITORY, accuracies, results
+from zo_offload import cli
 
 BIN = Path(sys.executable).parent
 BEGINNING = [
@@ -125,3 +126,22 @@ print(*sorted({"torch", "deepspeed", "transformers", "numpy"} & set(sys.modules)
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == ""
+
+
+def test_long_work_off_a_terminal_says_so_now_and_then(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(cli.time, "monotonic", lambda: now[0])
+    with cli.Bar() as bar:
+        for _ in bar.counted("evaluating", range(50), 50):
+            now[0] += 1.0
+        bar.on_start(0, 100)
+        for step in range(100):
+            now[0] += 1.0
+            bar.on_step(step, 1.0)
+    assert capsys.readouterr().out.splitlines() == [
+        "evaluating: 3/50",
+        "evaluating: 34/50",
+        "step 15/100  loss 1.0000  1.00 steps/s  ETA 1:25",
+        "step 46/100  loss 1.0000  1.00 steps/s  ETA 0:54",
+        "step 77/100  loss 1.0000  1.00 steps/s  ETA 0:23",
+    ]
