@@ -16,7 +16,13 @@ from zo_offload.errors import JournalError
 from zo_offload.journal import Flags, Journal, Probe, Record
 from zo_offload.journal import records as records_module
 from zo_offload.journal.header import HEADER, Header, as_stored, read_header
-from zo_offload.journal.record import MARKER, pack_record, unpack_record, valid_record_bytes
+from zo_offload.journal.record import (
+    MARKER,
+    pack_record,
+    pack_rewind,
+    unpack_record,
+    valid_record_bytes,
+)
 from zo_offload.journal.records import Scan
 
 FORMAT_PAGE = Path(__file__).resolve().parents[2] / "docs" / "format.md"
@@ -35,6 +41,7 @@ any_record = st.builds(
     eps=any_float,
     lr=any_float,
     decay=any_float,
+    owed=any_float,
     loader_position=uint64,
     generator_position=uint64,
     flags=uint32.map(Flags),
@@ -49,7 +56,7 @@ any_json = st.recursive(
 
 def float_bits(record: Record) -> bytes:
     grads = [value for probe in record.probes for value in probe[1:]]
-    values = [record.eps, record.lr, record.decay, *record.losses, *grads]
+    values = [record.eps, record.lr, record.decay, record.owed, *record.losses, *grads]
     return struct.pack(f"<{len(values)}d", *values)
 
 
@@ -251,11 +258,60 @@ def test_an_unknown_kind_of_record_is_refused(small):
         Journal.read(small)
 
 
+def test_a_rewind_takes_steps_back_and_begins_a_branch(small, make_record, capsys):
+    with Journal.open(small, Journal.read(small).header.fields) as journal:
+        journal.rewind(1)
+        assert (journal.branch, journal.next_step) == (1, 1)
+        with pytest.raises(JournalError, match=r"\(branch, step\) \(0, 1\) cannot follow"):
+            journal.append(make_record(1))
+        journal.append(make_record(1, branch=1))
+        journal.rewind(2)  # takes nothing back
+        journal.append(make_record(2, num_probes=3, branch=2))
+        kept = list(journal.records)
+    back = Journal.read(small)
+    assert list(back.records) == kept == list(Journal.of(small.read_bytes(), "copy").records)
+    assert (back.branch, [record.branch for record in kept]) == (2, [0, 1, 2])
+    (program,) = re.findall(r"```python\n(.*?)```", FORMAT_PAGE.read_text(), re.DOTALL)
+    exec(compile(program, str(FORMAT_PAGE), "exec"), names := {})
+    _, steps = names["read_journal"](small)
+    assert [len(step["coefficients"]) for step in steps] == [1, 1, 3]
+
+
+def test_a_rewind_past_the_end_is_refused(small):
+    with Journal.open(small, Journal.read(small).header.fields) as journal:
+        with pytest.raises(JournalError, match="cannot rewind to step 4: there are 3"):
+            journal.rewind(4)
+        assert journal.next_step == 3
+
+
+@pytest.mark.parametrize(("branch", "step"), [(0, 1), (2, 1), (1, 4)])
+def test_a_rewind_out_of_place_is_damage(small, branch, step):
+    journal = Journal.read(small)
+    with small.open("ab") as file:
+        file.write(pack_rewind(branch, step, journal.header.crc))
+    with pytest.raises(JournalError, match=r"step 3 .* is damaged: \(kind, branch, step\) is \(2"):
+        Journal.read(small)
+
+
+def test_in_memory_as_in_a_file(path, header, make_record):
+    memory = Journal.memory(header)
+    with Journal.create(path, header) as journal:
+        for step in range(3):
+            memory.append(make_record(step))
+            journal.append(make_record(step))
+        memory.rewind(2)
+        journal.rewind(2)
+    assert memory.content == path.read_bytes()
+    assert list(Journal.of(memory.content, "memory").records) == list(memory.records)
+
+
 def test_the_format_page_shows_these_bytes(path):
     rows = re.findall(r"^[0-9a-f]{8}  ((?:[0-9a-f]{2} ?)+)", FORMAT_PAGE.read_text(), re.MULTILINE)
     shown = bytes.fromhex(" ".join(rows))
     with Journal.create(path, {"seed": 0}) as journal:
-        journal.append(Record(0, (Probe(0, 2.5, 2.5e-6),), (0.75, 0.5), 1e-3, 1e-6, 1.0, 16, 2))
+        journal.append(
+            Record(0, (Probe(0, 2.5, 2.5e-6),), (0.75, 0.5), 1e-3, 1e-6, 1.0, 1.0, 16, 2)
+        )
     assert path.read_bytes() == shown
 
 

@@ -91,7 +91,7 @@ def test_a_failed_write_can_be_tried_again(path, header, make_record, monkeypatc
         size = path.stat().st_size
         with monkeypatch.context() as patch:
             patch.setattr(os, "pwrite", system_error(number))
-            words = f"cannot append step 1, 120 bytes at {size}: {os.strerror(number)}"
+            words = f"cannot append step 1, 128 bytes at {size}: {os.strerror(number)}"
             with pytest.raises(JournalError, match=words):
                 journal.append(make_record(1))
         assert journal.next_step == 1
@@ -106,7 +106,7 @@ def test_a_short_write_is_taken_back(path, header, make_record, monkeypatch):
         size = path.stat().st_size
         with monkeypatch.context() as patch:
             patch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[:40], at))
-            with pytest.raises(JournalError, match="wrote 40 of 120 bytes"):
+            with pytest.raises(JournalError, match="wrote 40 of 128 bytes"):
                 journal.append(make_record(1))
         assert path.stat().st_size == size
         assert journal.next_step == 1
@@ -119,7 +119,7 @@ def test_a_short_write_that_stays_is_repaired_by_opening(path, header, make_reco
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[:40], at))
         patch.setattr(os, "ftruncate", system_error(errno.EIO))
-        with pytest.raises(JournalError, match="cannot cut a partly written step 1"):
+        with pytest.raises(JournalError, match="cannot cut a partly written record, step 1"):
             journal.append(make_record(1))
     with pytest.raises(JournalError, match="reopen the journal"):
         journal.append(make_record(1))
@@ -148,11 +148,11 @@ def test_an_interrupted_append_can_be_tried_again(path, header, make_record, mon
 def test_a_full_disk_leaves_a_valid_journal(path, header, make_record):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with Journal.open(path, header) as journal:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 500, limits[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 532, limits[1]))
         try:
             for step in range(4):
                 journal.append(make_record(step))
-            with pytest.raises(JournalError, match=r"step 4.* wrote 20 of 120 bytes"):
+            with pytest.raises(JournalError, match=r"step 4.* wrote 20 of 128 bytes"):
                 journal.append(make_record(4))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -26,6 +26,11 @@ class Header:
     contract: int = 1
     branch: int = 0
 
+    @property
+    def crc(self) -> int:
+        """What the CRC of every record starts from."""
+        return CRC.unpack_from(self.pack(), HEADER.size)[0]
+
     def pack(self) -> bytes:
         """The bytes at the start of the file."""
         text = canonical(as_stored(self.fields))

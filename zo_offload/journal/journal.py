@@ -1,4 +1,4 @@
-"""The journal of a run: create, continue, append, sync, read."""
+"""The journal of a run: create, continue, append, rewind, sync, read."""
 
 import io
 import logging
@@ -13,7 +13,7 @@ from weakref import WeakSet
 from zo_offload.errors import JournalError
 from zo_offload.journal import files
 from zo_offload.journal.header import Header, as_stored, differences, read_header
-from zo_offload.journal.record import Record, pack_record
+from zo_offload.journal.record import Record, pack_record, pack_rewind
 from zo_offload.journal.records import Records, Scan
 
 SYNC_SECONDS = 1.0  # what a power cut may lose; it is computed again
@@ -38,13 +38,18 @@ class Journal:
     """
 
     def __init__(
-        self, path: Path, header: Header, scan: Scan, records: Records, file: io.FileIO | None
+        self,
+        path: Path | None,
+        header: Header,
+        scan: Scan,
+        records: Records,
+        file: io.FileIO | None,
     ) -> None:
         self.path = path
         self.header = header
         self.records = records
         self._scan = scan
-        self._file = file  # None when opened for reading
+        self._file = file  # None when opened for reading, or in memory
         self._broken = False
         self._synced_at = time.monotonic()
         if file is not None:
@@ -104,19 +109,50 @@ class Journal:
         return journal
 
     @classmethod
-    def _load(cls, path: Path, file: io.FileIO, wanted: Header | None = None) -> Self:
+    def memory(cls, header: Mapping[str, Any], *, contract: int = 1) -> Self:
+        """A journal without a file, for a run that keeps its record elsewhere or not at all.
+
+        >>> Journal.memory({"seed": 0}).next_step
+        0
+        """
+        fields = Header(header, contract)
+        crc = fields.crc
+        return cls(None, fields, Scan(Path(), 0, crc, fields.branch), Records(), None)
+
+    @classmethod
+    def of(cls, content: bytes, name: str) -> Self:
+        """A journal in memory from the bytes of a file.
+
+        Args:
+            content: :attr:`content` of another one.
+            name: where the bytes come from, for messages.
+
+        Raises:
+            JournalError: no journal, or damage inside.
+        """
+        journal = cls._load(Path(name), io.BytesIO(content), size=len(content))
+        journal.path = None
+        return journal
+
+    @classmethod
+    def _load(
+        cls,
+        path: Path,
+        file: io.FileIO | io.BytesIO,
+        wanted: Header | None = None,
+        size: int | None = None,
+    ) -> Self:
         try:
             with files.errors_of(path, "read the journal"):
-                reader = io.BufferedReader(file)
-                size = os.fstat(file.fileno()).st_size
-                header, crc, offset = read_header(reader, path, size)
+                size = os.fstat(file.fileno()).st_size if size is None else size
+                header, crc, offset = read_header(file, path, size)
                 if wanted is not None:
                     _check_same(path, header, wanted)
                 scan = Scan(path, offset, crc, header.branch)
-                records, tail = scan.read(reader)
-                reader.detach()
-            journal = cls(path, header, scan, records, file if file.writable() else None)
-            if tail and file.writable():
+                records, tail = scan.read(file)
+            writer = file if isinstance(file, io.FileIO) and file.writable() else None
+            journal = cls(path, header, scan, records, writer)
+            if tail and writer is not None:
                 journal._cut_tail(tail)
         except BaseException:
             file.close()
@@ -132,26 +168,47 @@ class Journal:
         Raises:
             JournalError: not the next step, not open for writing, or the system refuses.
         """
-        if (place := (record.branch, record.step)) != (self.header.branch, self.next_step):
+        if (place := (record.branch, record.step)) != (self.branch, self.next_step):
             raise JournalError(
                 f"{self.path}: (branch, step) {place} cannot follow: "
-                f"{(self.header.branch, self.next_step)} is next"
+                f"{(self.branch, self.next_step)} is next"
             )
         packed = pack_record(record, self._scan.header_crc)
-        self._write(packed, record.step)
+        if self.path is None:
+            self.records.add(packed)
+            return
+        self._write(packed, f"step {record.step}")
         if time.monotonic() - self._synced_at > SYNC_SECONDS:
             self.sync()
         self.records.add(packed)
 
-    def _write(self, packed: bytes, step: int) -> None:
+    def rewind(self, step: int) -> None:
+        """Begins a branch: steps from ``step`` on are no more, though the file keeps them.
+
+        Raises:
+            JournalError: not so many steps, not open for writing, or the system refuses.
+        """
+        if step > self.next_step:
+            raise JournalError(
+                f"{self.path}: cannot rewind to step {step}: there are {self.next_step}"
+            )
+        branch = self.branch + 1
+        packed = pack_rewind(branch, step, self._scan.header_crc)
+        if self.path is not None:
+            self._write(packed, f"a rewind to step {step}")
+            self.sync()
+        self.records.rewind(packed, branch, step)
+
+    def _write(self, packed: bytes, what: str) -> None:
         file, end = self._writable(), self._end
+        assert self.path is not None
         try:
             # At an offset of ours: an interrupted append, tried again, overwrites itself.
-            with files.errors_of(self.path, f"append step {step}, {len(packed)} bytes at {end}"):
+            with files.errors_of(self.path, f"append {what}, {len(packed)} bytes at {end}"):
                 files.write_whole(file, packed, end)
         except JournalError:
             self._broken = True  # until the file is known to end where memory does
-            with files.errors_of(self.path, f"cut a partly written step {step} off at {end}"):
+            with files.errors_of(self.path, f"cut a partly written record, {what}, off at {end}"):
                 os.ftruncate(file.fileno(), end)
             self._broken = False
             raise
@@ -163,6 +220,8 @@ class Journal:
             JournalError: it cannot be known what reached the disk, so nothing more is appended;
                 opened again, the journal continues from what did.
         """
+        if self.path is None:
+            return
         file = self._writable()
         try:
             with files.errors_of(self.path, "sync (what reached the disk is unknown: reopen)"):
@@ -199,6 +258,16 @@ class Journal:
         return len(self.records)
 
     @property
+    def branch(self) -> int:
+        """Which line of the run's history the next step belongs to."""
+        return self.records.branch
+
+    @property
+    def content(self) -> bytes:
+        """The whole journal as a file holds it."""
+        return self.header.pack() + self.records.content
+
+    @property
     def _end(self) -> int:
         return self._scan.offset + self.records.num_bytes
 
@@ -210,6 +279,7 @@ class Journal:
         return self._file
 
     def _cut_tail(self, tail: int) -> None:
+        assert self.path is not None
         with files.errors_of(self.path, f"cut off a torn tail of {tail} bytes"):
             os.ftruncate(self._writable().fileno(), self._end)
         self.sync()

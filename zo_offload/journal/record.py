@@ -10,10 +10,11 @@ from typing import NamedTuple
 from zo_offload.errors import JournalError
 
 MARKER = b"\xb5ZOR"
-STEP = 1  # the only kind of record in format 1; rewinds, agreements, snapshots will be others
+STEP = 1
+REWIND = 2
 CRC = struct.Struct("<I")
-# length, kind, branch, flags, num_probes, num_losses, step, loader, generator, eps, lr, decay
-BODY = struct.Struct("<6I3Q3d")
+# length, kind, branch, flags, num_probes, num_losses, step, loader, generator, eps, lr, decay, owed
+BODY = struct.Struct("<6I3Q4d")
 PROBE = struct.Struct("<Qdd")  # number, projected_grad, coefficient
 BODY_OFFSET = len(MARKER) + CRC.size
 PROBES_OFFSET = BODY_OFFSET + BODY.size
@@ -50,6 +51,7 @@ class Record:
         eps: perturbation scale of the step.
         lr: learning rate of the step.
         decay: factor on the weights for weight decay, 1.0 for none.
+        owed: factor for weight decay that is gathered and not yet applied when the step ends.
         loader_position: samples consumed when the step ends.
         generator_position: position of the lanes' generators when the step ends.
         flags: see :class:`Flags`.
@@ -62,6 +64,7 @@ class Record:
     eps: float
     lr: float
     decay: float = 1.0
+    owed: float = 1.0
     loader_position: int = 0
     generator_position: int = 0
     flags: Flags = Flags.NONE
@@ -84,7 +87,7 @@ def pack_record(record: Record, header_crc: int) -> bytes:
     body = (
         record_bytes(num_probes, num_losses), STEP, record.branch, record.flags,
         num_probes, num_losses, record.step, record.loader_position, record.generator_position,
-        record.eps, record.lr, record.decay,
+        record.eps, record.lr, record.decay, record.owed,
     )
     # fmt: on
     try:
@@ -97,6 +100,17 @@ def pack_record(record: Record, header_crc: int) -> bytes:
         )
     except struct.error as error:
         raise JournalError(f"step {record.step}: a value does not fit: {error}") from error
+    return _sealed(checked, header_crc)
+
+
+def pack_rewind(branch: int, step: int, header_crc: int) -> bytes:
+    """The bytes that begin a branch: of what was recorded before, steps 0 to ``step - 1`` stay."""
+    counts = (0, 0)  # probes, losses
+    body = (record_bytes(*counts), REWIND, branch, 0, *counts, step, 0, 0, 0.0, 0.0, 1.0, 1.0)
+    return _sealed(BODY.pack(*body), header_crc)
+
+
+def _sealed(checked: bytes, header_crc: int) -> bytes:
     return MARKER + CRC.pack(zlib.crc32(checked, header_crc)) + checked
 
 
@@ -127,7 +141,7 @@ def unpack_record(data: bytes | bytearray, offset: int) -> Record:
     """The record at ``offset``, which :func:`valid_record_bytes` has checked."""
     # fmt: off
     (
-        _, _, branch, flags, num_probes, num_losses, step, loader, generator, eps, lr, decay
+        _, _, branch, flags, num_probes, num_losses, step, loader, generator, eps, lr, decay, owed
     ) = BODY.unpack_from(data, offset + BODY_OFFSET)
     # fmt: on
     losses_offset = offset + record_bytes(num_probes, 0)
@@ -138,6 +152,7 @@ def unpack_record(data: bytes | bytearray, offset: int) -> Record:
         eps=eps,
         lr=lr,
         decay=decay,
+        owed=owed,
         loader_position=loader,
         generator_position=generator,
         flags=Flags(flags),

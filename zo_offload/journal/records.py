@@ -28,11 +28,18 @@ class Term(NamedTuple):
 
 
 class Records(Sequence[Record]):
-    """Steps 0, 1, 2, ... of a run: an index is a step, a slice is a list."""
+    """Steps 0, 1, 2, ... of a run: an index is a step, a slice is a list.
 
-    def __init__(self, data: bytearray, starts: "array[int]") -> None:
-        self._data = data
-        self._starts = starts  # byte offset of each step's record in data
+    What a rewind has left behind stays among the bytes, and is not counted.
+
+    Attributes:
+        branch: Which line of the run's history the next step belongs to.
+    """
+
+    def __init__(self, branch: int = 0) -> None:
+        self.branch = branch
+        self._data = bytearray()
+        self._starts = array("Q")  # byte offset of each step's record in data
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -70,11 +77,22 @@ class Records(Sequence[Record]):
         """Length of all records in the file."""
         return len(self._data)
 
+    @property
+    def content(self) -> bytes:
+        """All records as they stand in the file."""
+        return bytes(self._data)
+
     def add(self, packed: bytes) -> None:
         """Takes the packed record of step ``len(self)``; the journal has written it."""
         start = len(self._data)
         self._data += packed  # before the index, so that a reading thread never looks past the end
         self._starts.append(start)
+
+    def rewind(self, packed: bytes, branch: int, step: int) -> None:
+        """Takes a packed rewind: steps from ``step`` on are no more, and ``branch`` begins."""
+        self._data += packed
+        del self._starts[step:]
+        self.branch = branch
 
 
 class Scan(NamedTuple):
@@ -91,35 +109,42 @@ class Scan(NamedTuple):
         Raises:
             JournalError: a bad record that valid ones follow, or one out of sequence.
         """
-        data, starts, end = bytearray(), array("Q"), 0
+        records, pending, end = Records(self.branch), bytearray(), 0
         while chunk := reader.read(CHUNK_BYTES):
-            data += chunk
-            while length := record.valid_record_bytes(data, end, self.header_crc):
-                self._check_place(data, end, len(starts))
-                starts.append(end)
-                end += length
-            if len(data) - end > MAX_TAIL_BYTES:
-                raise self._damage(len(starts), end, f"over {MAX_TAIL_BYTES} bytes lie behind it")
-        tail = len(data) - end
-        self._check_tail(data, end, len(starts))
-        del data[end:]
-        return Records(data, starts), tail
+            pending += chunk
+            at = 0
+            while length := record.valid_record_bytes(pending, at, self.header_crc):
+                self._take(records, bytes(pending[at : at + length]))
+                at += length
+            del pending[:at]
+            end += at
+            if len(pending) > MAX_TAIL_BYTES:
+                raise self._damage(len(records), end, f"over {MAX_TAIL_BYTES} bytes lie behind it")
+        self._check_tail(pending, end, len(records))
+        return records, len(pending)
 
-    def _check_place(self, data: bytearray, at: int, step: int) -> None:
-        found = record.PLACE.unpack_from(data, at)
-        if found != (expected := (record.STEP, self.branch, step)):
+    def _take(self, records: Records, packed: bytes) -> None:
+        """Add a valid record where it belongs."""
+        found = kind, branch, step = record.PLACE.unpack(packed[: record.PLACE.size])
+        if kind == record.REWIND and branch == records.branch + 1 and step <= len(records):
+            records.rewind(packed, branch, step)
+        elif found == (expected := (record.STEP, records.branch, len(records))):
+            records.add(packed)
+        else:
             names = "(kind, branch, step)"
-            raise self._damage(step, at, f"{names} is {found} where {expected} belongs")
+            raise self._damage(
+                len(records), records.num_bytes, f"{names} is {found} where {expected} belongs"
+            )
 
-    def _check_tail(self, data: bytearray, end: int, step: int) -> None:
+    def _check_tail(self, tail: bytearray, end: int, step: int) -> None:
         """A torn tail has nothing valid after its start; what does is damage inside."""
-        candidate, num_false = data.find(record.MARKER, end + 1), 0
+        candidate, num_false = tail.find(record.MARKER, 1), 0
         while candidate >= 0 and num_false < MAX_FALSE_MARKERS:
-            if record.valid_record_bytes(data, candidate, self.header_crc):
-                later = record.PLACE.unpack_from(data, candidate)[2]
-                where = self.offset + candidate
+            if record.valid_record_bytes(tail, candidate, self.header_crc):
+                later = record.PLACE.unpack_from(tail, candidate)[2]
+                where = self.offset + end + candidate
                 raise self._damage(step, end, f"step {later} at byte {where} is intact behind it")
-            candidate, num_false = data.find(record.MARKER, candidate + 1), num_false + 1
+            candidate, num_false = tail.find(record.MARKER, candidate + 1), num_false + 1
         if candidate >= 0:
             raise self._damage(step, end, f"over {MAX_FALSE_MARKERS} false records lie behind it")
 
