@@ -21,8 +21,9 @@ import torch
 
 from zo_offload.config import ZOConfig
 from zo_offload.integrations.hf import load_causal_lm, load_tokenizer
+from zo_offload.objective import Objective, model_loss
 from zo_offload.ops import Draw
-from zo_offload.step import SIGNS, Objective, Stepper, model_loss
+from zo_offload.step import SIGNS, Stepper
 from zo_offload.tasks import Prompt, collate, encode, option_forward, option_loss, read_examples
 
 EPS = (3e-4, 1e-3, 1e-2)
@@ -43,7 +44,8 @@ def differences(
     for batch in batches:
         draws = [(k, s, Draw(0, 0, k, s * eps)) for k in range(DIRECTIONS) for s in SIGNS]
         with context():
-            losses = [loss.total / loss.weight for loss in stepper.measure([batch], draws)]
+            (sums,) = stepper.measure([batch], draws)
+            losses = [total / weight for total, weight in sums]
         found += [losses[2 * k] - losses[2 * k + 1] for k in range(DIRECTIONS)]
     return found
 

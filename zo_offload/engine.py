@@ -17,23 +17,16 @@ from deepspeed.runtime.dataloader import RepeatingLoader
 from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import nn
 
-from zo_offload import estimator, midpoint
+from zo_offload import midpoint
 from zo_offload.config import load_json
 from zo_offload.deepspeed_json import ScheduledScalars, Settings, read_settings, unstarted_scheduler
 from zo_offload.errors import ConfigError, ModelError
 from zo_offload.integrations.hf import load_causal_lm
 from zo_offload.journal import Journal
 from zo_offload.loss_noise import LossNoise
+from zo_offload.objective import Inputs, Objective, loss_sum, model_loss
 from zo_offload.process_group import accelerator, init_distributed
-from zo_offload.step import (
-    SIGNS,
-    Inputs,
-    Objective,
-    Stepper,
-    StepResult,
-    loss_sum,
-    model_loss,
-)
+from zo_offload.step import Stepper, StepResult
 from zo_offload.window import Window
 
 logger = logging.getLogger(__name__)
@@ -353,8 +346,11 @@ class ZOEngine(DeepSpeedEngine):
         lr, decay = float(group["lr"]), float(group.get("weight_decay", 0.0))
         if not math.isfinite(lr) or not math.isfinite(decay):
             raise ConfigError(f"the optimizer's lr is {lr}, its weight_decay {decay}: not finite")
-        grads, lane_losses = self._reduce()
-        self.last_result = self.stepper.apply(grads, lane_losses, lr, decay)
+        if not self._window.is_open:
+            raise ModelError("step: nothing was booked since the last one; call backward first")
+        samples = self.global_samples + self.train_batch_size()
+        means = self.stepper.means(self._window)
+        self.last_result = self.stepper.descend(means, lr, decay, samples)
         self._window = self._new_window()
         self.optimizer.step()  # moves nothing; schedulers want to see it before their own
         self._step_applied = True
@@ -385,7 +381,7 @@ class ZOEngine(DeepSpeedEngine):
                 "were taken; make a new engine"
             )
         journal = Journal.open(path, self.stepper.bit_header())
-        self.stepper.follow(journal, self.optimizer.param_groups[0].get("weight_decay", 0.0))
+        self.stepper.follow(journal)
         self.global_steps = self.stepper.step
         self.global_samples = self.global_steps * self.train_batch_size()
         self.micro_steps = self.global_steps * self.gradient_accumulation_steps()
@@ -393,26 +389,6 @@ class ZOEngine(DeepSpeedEngine):
             for _ in range(self.global_steps):
                 self.optimizer.step()
                 self.lr_scheduler.step()
-
-    def _reduce(self) -> tuple[list[float], tuple[float, ...]]:
-        """Projected gradients, and the loss of every lane in (probe, sign) order."""
-        window, config = self._window, self.stepper.config
-        if not window.is_open:
-            raise ModelError("step: nothing was booked since the last one; call backward first")
-        means = self.stepper.replica.mean_losses(window.lanes, self.stepper.step)
-        if window.scale != 1.0:
-            means = {lane: window.scale * mean for lane, mean in means.items()}
-        if not means:  # the loss was computed outside the lanes: what it is along each direction
-            means = {
-                (k, sign): window.caller_loss + sign * config.eps * g
-                for k, g in enumerate(window.logit_grads)
-                for sign in SIGNS
-            }
-            return window.logit_grads, tuple(means.values())
-        plus, minus = ([means[k, sign] for k in range(config.probes)] for sign in SIGNS)
-        grads = estimator.spsa(plus, minus, config.eps)
-        grads = [g + extra for g, extra in zip(grads, window.logit_grads, strict=True)]
-        return grads, tuple(value for pair in zip(plus, minus, strict=True) for value in pair)
 
     def _tell(self, result: StepResult) -> None:
         if self.steps_per_print() and self.global_steps % self.steps_per_print() == 0:
@@ -423,7 +399,7 @@ class ZOEngine(DeepSpeedEngine):
             )
 
     def _new_window(self) -> Window:
-        return Window(self.stepper.config.probes, self.gradient_accumulation_steps())
+        return self.stepper.new_window(self.gradient_accumulation_steps())
 
     def _drop_window(self) -> None:
         """After a step that failed: the next micro-batch begins a window."""
@@ -457,15 +433,14 @@ class ZOEngine(DeepSpeedEngine):
         self, sums: list[tuple[float, float]], draws: list, grad: torch.Tensor
     ) -> None:
         self._refuse_stale(draws)
-        lanes = [(probe, sign) for probe, sign, _ in draws]
-        self._window.book_losses(lanes, sums, float(grad.double()))
+        self._window.book_losses(sums, float(grad.double()))
 
     def _book_logits(self, values: list[torch.Tensor], draws: list, grad: torch.Tensor) -> None:
         self._refuse_stale(draws)
         for probe in range(self.stepper.config.probes):
             difference = values[2 * probe].double() - values[2 * probe + 1].double()
             slope = float((grad.double() * difference).sum()) / (2.0 * self.stepper.config.eps)
-            self._window.book_logits(probe, slope)
+            self._window.book_slope(probe, slope)
 
     def _refuse_stale(self, draws: list) -> None:
         measured = draws[0][2].step

@@ -206,7 +206,7 @@ def _start_engine(
 
     from zo_offload.engine import initialize
     from zo_offload.integrations.hf import load_causal_lm
-    from zo_offload.step import Objective
+    from zo_offload.objective import Objective
 
     def linear_decay(optimizer: Any) -> LambdaLR:
         return LambdaLR(optimizer, lambda step: max(0.0, 1.0 - step / steps) if steps else 1.0)

@@ -4,10 +4,9 @@
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,59 +14,22 @@ from torch import nn
 from zo_offload import direction, estimator, loss_noise, update
 from zo_offload.ambient import gathered_parameters
 from zo_offload.config import ZOConfig
-from zo_offload.errors import DivergedError, ModelError, TaskError
+from zo_offload.errors import DivergedError
+from zo_offload.history import History
 from zo_offload.journal import Journal, Probe, Record
 from zo_offload.lanes import Call, Lanes
 from zo_offload.loss_noise import LossNoise
+from zo_offload.objective import Objective, loss_sum, move_to
 from zo_offload.offload.planner import make_plan
-from zo_offload.ops import Draw, StepUpdate
-from zo_offload.replica import LaneLoss, Replica
+from zo_offload.ops import Draw
+from zo_offload.prepare import cast_buffers, without_cache
+from zo_offload.replica import Replica
 from zo_offload.units import map_model
 from zo_offload.weights import Placement, Weights
+from zo_offload.window import Means, Sum, Window
 
 SIGNS = (+1, -1)
 DEFAULT_SLOTS = 2
-
-
-class Inputs(NamedTuple):
-    """A batch of positional and keyword arguments together."""
-
-    args: tuple
-    kwargs: dict[str, Any]
-
-
-def call_with(model: nn.Module, batch: Any) -> Any:
-    """The model's output for a batch: a mapping is keyword arguments, a tuple positional ones."""
-    if isinstance(batch, Inputs):
-        return model(*batch.args, **batch.kwargs)
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, tuple) else model(batch)
-
-
-def model_loss(model: nn.Module, batch: Any, outputs: Any) -> torch.Tensor | None:
-    """The model's own loss: ``.loss``, or the output when that is a scalar; else None."""
-    loss = getattr(outputs, "loss", outputs)
-    if isinstance(loss, Mapping):
-        loss = loss.get("loss")
-    if isinstance(loss, tuple) and loss:
-        loss = loss[0]
-    return loss if isinstance(loss, torch.Tensor) and loss.numel() == 1 else None
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What is minimised.
-
-    Attributes:
-        loss: ``fn(model, batch, outputs)`` to a per-example tensor (its mean counts, with weight 1)
-        or
-            to ``(sum, weight)``. Need not be differentiable.
-        forward: ``fn(model, batch)`` to outputs.
-    """
-
-    loss: Callable[[nn.Module, Any, Any], Any] = model_loss
-    forward: Callable[[nn.Module, Any], Any] = call_with
 
 
 @dataclass(frozen=True)
@@ -101,6 +63,10 @@ class Stepper:
         dtype: What forwards compute in (default: as the model is). Masters keep the values given.
         objective: What is minimised (default: the model's own loss).
         scales: Factor on z by parameter name, instead of ``direction_scale``'s.
+        replica: The other ranks (default: there are none).
+
+    Attributes:
+        journal: The record of every step taken; in memory, until :meth:`follow` gives it a file.
 
     Example:
         >>> from torch import nn
@@ -131,6 +97,7 @@ class Stepper:
     dtype: torch.dtype | None = None
     objective: Objective = field(default_factory=Objective)
     scales: Mapping[str, float] | None = None
+    replica: Replica = field(default_factory=Replica)
 
     def __post_init__(self) -> None:
         self._device = torch.device(self.device)
@@ -151,14 +118,12 @@ class Stepper:
         self.plan.check(self.config.device_budget, self.config.host_budget)
         self.weights = Weights(self.model, model_map, placement, self.config.direction)
         self.lanes = Lanes(self.model, self.weights, num_draws)
-        self.replica = Replica()
-        self.journal: Journal | None = None
-        self._owed_decay = 1.0
+        self.follow(Journal.memory({}))
 
     @property
     def step(self) -> int:
         """Steps taken."""
-        return len(self.weights.history)
+        return self.journal.next_step
 
     def train_step(
         self, batches: Sequence[Any], lr: float, weight_decay: float = 0.0
@@ -173,9 +138,9 @@ class Stepper:
         Raises:
             DivergedError: A loss is not finite; the step is not taken.
         """
-        losses = self.measure(batches, self.draws())
-        means = self.replica.mean_losses(losses, self.step)
-        return self.descend(means, lr, weight_decay)
+        window = self.new_window(len(batches))
+        window.book_whole(self.measure(batches, self.draws()))
+        return self.descend(self.means(window), lr, weight_decay)
 
     def draws(self) -> list[tuple[int, int, Draw]]:
         """This step's ``(probe, sign, draw)`` in lane order."""
@@ -187,14 +152,28 @@ class Stepper:
 
     def measure(
         self, batches: Sequence[Any], draws: Sequence[tuple[int, int, Draw]]
-    ) -> list[LaneLoss]:
-        """The loss of every draw on every micro-batch, in one visit."""
+    ) -> list[list[Sum]]:
+        """``(total, weight)`` of every micro-batch's loss along every draw, in one visit.
+
+        Returns:
+            A row a micro-batch, in it a pair a draw.
+        """
         results = self.run_lanes(batches, draws, keep_outputs=False)
-        places = [(probe, sign, i) for probe, sign, _ in draws for i in range(len(batches))]
-        return [
-            LaneLoss(*place, *loss_sum(loss))
-            for place, (loss, _) in zip(places, results, strict=True)
-        ]
+        sums = [loss_sum(loss) for loss, _ in results]  # draws outermost
+        return [sums[i :: len(batches)] for i in range(len(batches))]
+
+    def new_window(self, num_micro_batches: int) -> Window:
+        """Empty books for the step that is next."""
+        lanes = [(probe, sign) for probe, sign, _ in self.draws()]
+        return Window(lanes, num_micro_batches)
+
+    def means(self, window: Window) -> Means:
+        """What was booked, averaged over the micro-batches of all ranks; the same on every rank.
+
+        Raises:
+            DivergedError: A loss is not finite.
+        """
+        return window.means(self.replica.mean(window.booked(), self.step))
 
     def run_lanes(
         self,
@@ -212,39 +191,54 @@ class Stepper:
             return self.lanes.run(calls, generator_seed=self.step)
 
     def descend(
-        self, means: Mapping[tuple[int, int], float], lr: float, weight_decay: float = 0.0
+        self, means: Means, lr: float, weight_decay: float = 0.0, samples: int = 0
     ) -> StepResult:
-        """Turn mean losses by (probe, sign) into this step's update, recorded before applied."""
-        plus = [means[probe, +1] for probe in range(self.config.probes)]
-        minus = [means[probe, -1] for probe in range(self.config.probes)]
-        grads = estimator.spsa(plus, minus, self.config.eps)
-        return self.apply(
-            grads,
-            tuple(means[key] for key in sorted(means, key=lambda k: (k[0], -k[1]))),
-            lr,
-            weight_decay,
-        )
+        """Turn mean losses into this step's update: recorded first, then in effect.
 
-    def apply(
-        self, grads: Sequence[float], lane_losses: tuple[float, ...], lr: float, weight_decay: float
-    ) -> StepResult:
-        """Record a step with these projected gradients, then let it take effect."""
+        Args:
+            means: Of the step's lanes, and what came through logits.
+            lr: Learning rate.
+            weight_decay: Decoupled decay rate.
+            samples: Consumed by the run when the step ends, for the record.
+
+        Raises:
+            DivergedError: A projected gradient is not finite; the step is not taken.
+        """
+        grads, lane_losses = self._projected_grads(means)
         step = self.step
         if not all(math.isfinite(g) for g in grads):
-            raise DivergedError(
-                f"step {step}: projected gradients {list(grads)}; the step was not taken"
-            )
+            raise DivergedError(f"step {step}: projected gradients {grads}; the step was not taken")
         coefficients = update.sgd(grads, lr)
-        decay, owed = update.gather_decay(self._owed_decay, lr, weight_decay)
-        probes = tuple(
-            Probe(k, g, c) for k, (g, c) in enumerate(zip(grads, coefficients, strict=True))
+        owed = self.journal.last.owed if self.journal.last else 1.0
+        decay, owed = update.gather_decay(owed, lr, weight_decay)
+        record = Record(
+            step,
+            tuple(Probe(k, g, c) for k, (g, c) in enumerate(zip(grads, coefficients, strict=True))),
+            tuple(lane_losses),
+            eps=self.config.eps,
+            lr=lr,
+            decay=decay,
+            owed=owed,
+            loader_position=samples,
+            generator_position=step + 1,
+            branch=self.journal.branch,
         )
-        record = Record(step, probes, lane_losses, eps=self.config.eps, lr=lr, decay=decay)
-        if self.journal is not None:
-            self.journal.append(record)
-        self._owed_decay = owed
-        self.weights.history.append(self._update_of(record))
-        return StepResult(step, sum(lane_losses) / len(lane_losses), tuple(grads), lane_losses, lr)
+        self.journal.append(record)
+        loss = sum(lane_losses) / len(lane_losses)
+        return StepResult(step, loss, tuple(grads), tuple(lane_losses), lr)
+
+    def _projected_grads(self, means: Means) -> tuple[list[float], list[float]]:
+        """By probe, and the loss of every lane in (probe, sign) order."""
+        probes = range(self.config.probes)
+        slopes = [means.slopes.get(probe, 0.0) for probe in probes]
+        if not means.lanes:  # the loss was computed outside: what it is along each direction
+            eps = self.config.eps
+            losses = [means.caller_loss + sign * eps * slopes[k] for k in probes for sign in SIGNS]
+            return slopes, losses
+        plus, minus = ([means.lanes[probe, sign] for probe in probes] for sign in SIGNS)
+        grads = estimator.spsa(plus, minus, self.config.eps)
+        grads = [g + slope for g, slope in zip(grads, slopes, strict=True)]
+        return grads, [loss for pair in zip(plus, minus, strict=True) for loss in pair]
 
     def bit_header(self) -> dict[str, Any]:
         """Everything that decides the bits of the weights, for the journal's header.
@@ -271,16 +265,13 @@ class Stepper:
             "counter": "block, parameter, step, probe | stream << 16",
         }
 
-    def follow(self, journal: Journal, weight_decay: float = 0.0) -> None:
-        """Continue a journal: take over the steps it holds, and append to it from now on.
+    def follow(self, journal: Journal) -> None:
+        """Take over the steps that a journal holds, and append to it from now on.
 
         The model must hold the journal's base weights, and no step may have been taken.
         """
-        assert self.step == 0
-        for record in journal.records:
-            self.weights.history.append(self._update_of(record))
-            _, self._owed_decay = update.gather_decay(self._owed_decay, record.lr, weight_decay)
         self.journal = journal
+        self.weights.history = History(journal.records, self.config.seed)
 
     def measure_noise(self, batch: Any, directions: int = 2) -> LossNoise:
         """Rounding noise of the losses on a batch, against the signal of a step; takes no step."""
@@ -290,10 +281,8 @@ class Stepper:
             for number in range(directions)
             for coefficient in points
         ]
-        losses = [
-            loss.total / loss.weight if loss.weight else math.nan
-            for loss in self.measure([batch], draws)
-        ]
+        (sums,) = self.measure([batch], draws)
+        losses = [total / weight if weight else math.nan for total, weight in sums]
         rows = [losses[i : i + len(points)] for i in range(0, len(losses), len(points))]
         return loss_noise.estimate(rows)
 
@@ -320,8 +309,8 @@ class Stepper:
         """End threads and remove hooks; the weights stay readable through ``state_dict()``."""
         self.lanes.close()
         self.weights.close()
-        if self.journal is not None:
-            self.journal.close()
+        self.journal.close()
+        self.replica.close()
 
     def __enter__(self) -> "Stepper":
         return self
@@ -332,18 +321,10 @@ class Stepper:
     def _lane(self, batch: Any, keep_outputs: bool) -> Callable[[], tuple[Any, Any]]:
         def run() -> tuple[Any, Any]:
             outputs = self.objective.forward(self.model, batch)
-            return self.objective.loss(
-                self.model, batch, outputs
-            ), outputs if keep_outputs else None
+            loss = self.objective.loss(self.model, batch, outputs)
+            return loss, outputs if keep_outputs else None
 
         return run
-
-    def _update_of(self, record: Record) -> StepUpdate:
-        draws = (
-            Draw(self.config.seed, record.step, probe.number, probe.coefficient)
-            for probe in record.probes
-        )
-        return StepUpdate(record.decay, tuple(draws))
 
     def _scales(self) -> Mapping[str, float]:
         if self.config.direction_scale == "none":
@@ -361,71 +342,3 @@ class Stepper:
             pin_memory=offload.pin_memory,
             device_budget=self.config.device_budget,
         )
-
-
-def loss_sum(loss: Any) -> tuple[float, float]:
-    """``(sum, weight)`` of what an objective returned, as float64.
-
-    Raises:
-        TaskError: There is none.
-        ModelError: The loss was computed in half precision, whose steps would drown the signal.
-    """
-    if loss is None:
-        raise TaskError(
-            "the model returned no scalar loss: put labels into the batch, or pass "
-            "objective=fn(model, batch, outputs)"
-        )
-    total, weight = loss if isinstance(loss, tuple) else (loss, 1.0)
-    if isinstance(total, torch.Tensor):
-        if total.dtype in (torch.bfloat16, torch.float16):
-            step = torch.finfo(total.dtype).eps * max(abs(float(total.float().mean())), 1e-3)
-            raise ModelError(
-                f"the loss is {str(total.dtype).removeprefix('torch.')}, whose steps here are "
-                f"{step:.1g}, far above the loss difference of a step; compute it in float32 "
-                "(logits.float()) in the model or the objective"
-            )
-        total = total.double()
-        total = float(total.mean() if not isinstance(loss, tuple) else total.sum())
-    return float(total), float(weight)
-
-
-def move_to(batch: Any, device: torch.device) -> Any:
-    """A batch with its tensors on a device; containers keep their types."""
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {key: move_to(value, device) for key, value in batch.items()}
-    if isinstance(batch, Inputs):
-        return Inputs(move_to(batch.args, device), move_to(batch.kwargs, device))
-    if type(batch) in (list, tuple):
-        return type(batch)(move_to(value, device) for value in batch)
-    return batch
-
-
-def cast_buffers(model: nn.Module, dtype: torch.dtype | None, device: torch.device) -> None:
-    """Move buffers to the device; those that a checkpoint holds take the forward's dtype."""
-    saved = set(model.state_dict(keep_vars=True))
-    for path, module in model.named_modules():
-        for name, buffer in module._buffers.items():
-            if buffer is None:
-                continue
-            casts = (
-                dtype is not None
-                and buffer.is_floating_point()
-                and f"{path}.{name}".lstrip(".") in saved
-            )
-            module._buffers[name] = buffer.to(device=device, dtype=dtype if casts else None)
-
-
-@contextmanager
-def without_cache(model: nn.Module) -> Iterator[None]:
-    """Switch key-value caches off, which a training lane would fill and never read."""
-    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
-    switched = [c for c in configs.values() if getattr(c, "use_cache", False)]
-    for config in switched:
-        config.use_cache = False
-    try:
-        yield
-    finally:
-        for config in switched:
-            config.use_cache = True

@@ -10,7 +10,7 @@ of visits, the tier and a resumed run never change a bit.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
@@ -68,7 +68,7 @@ class Weights:
     ) -> None:
         self.map = model_map
         self.direction = direction
-        self.history: list[StepUpdate] = []
+        self.history: Sequence[StepUpdate] = ()
         self.poison = False
         self.arena = Arena(placement.device, placement.device_budget)
         self._refuse_empty()

@@ -7,11 +7,42 @@ differently and any number of ranks adds in one order.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from zo_offload.replica import LaneLoss
+from zo_offload.replica import Booked
 
 Lane = tuple[int, int]  # probe, sign
+Sum = tuple[float, float]  # total, weight
+
+
+@dataclass
+class MicroBatch:
+    """What one ``backward`` booked.
+
+    Attributes:
+        lanes: Loss of each lane as (total, weight), times the factor of the caller's arithmetic.
+        slopes: What came through logits: a projected gradient by probe.
+        caller_loss: The loss that the caller passed to ``backward``.
+    """
+
+    lanes: dict[Lane, Sum] = field(default_factory=dict)
+    slopes: dict[int, float] = field(default_factory=dict)
+    caller_loss: float = 0.0
+
+
+@dataclass(frozen=True)
+class Means:
+    """A window's means over all micro-batches of all ranks.
+
+    Attributes:
+        lanes: Loss by (probe, sign); empty where the loss was computed outside the lanes.
+        slopes: By probe; empty where nothing came through logits.
+        caller_loss: What the caller passed to ``backward``.
+    """
+
+    lanes: dict[Lane, float]
+    slopes: dict[int, float] = field(default_factory=dict)
+    caller_loss: float = 0.0
 
 
 @dataclass
@@ -19,73 +50,85 @@ class Window:
     """One step's books.
 
     Attributes:
-        num_probes: Directions of the step.
+        lanes: Every (probe, sign) of the step, in order.
         num_micro_batches: ``gradient_accumulation_steps``.
-        lanes: Loss of every lane, times the factor that the caller's arithmetic gave it.
-        logit_grads: What came through logits, one projected gradient a probe.
-        caller_loss: The losses that the caller passed to ``backward``, averaged.
+        micro_batches: What was booked, a backward each.
     """
 
-    num_probes: int
+    lanes: Sequence[Lane]
     num_micro_batches: int
-    lanes: list[LaneLoss] = field(default_factory=list)
-    logit_grads: list[float] = field(default_factory=list)
-    caller_loss: float = 0.0
-    _num_backwards: int = 0
+    micro_batches: list[MicroBatch] = field(default_factory=list)
+    _open: MicroBatch = field(default_factory=MicroBatch)
     _caller_averages: bool = True
-
-    def __post_init__(self) -> None:
-        self.logit_grads = [0.0] * self.num_probes
 
     @property
     def is_open(self) -> bool:
         """Something has been booked."""
-        return bool(self._num_backwards or self.lanes)
+        return bool(self.micro_batches)
 
     def begin_backward(self, scale_wrt_gas: bool) -> None:
         """What is booked now belongs to a new micro-batch."""
         self._caller_averages = not scale_wrt_gas
+        self._open = MicroBatch()
 
     def end_backward(self, loss: float) -> None:
         """Everything behind one ``backward`` has been booked."""
-        self.caller_loss += self._share * loss
-        self._num_backwards += 1
+        self._open.caller_loss = loss
+        self.micro_batches.append(self._open)
 
-    def book_losses(
-        self, lanes: Sequence[Lane], sums: Sequence[tuple[float, float]], factor: float
-    ) -> None:
-        """Lane losses as ``(total, weight)``, of which the caller's loss takes ``factor``."""
-        for (probe, sign), (total, weight) in zip(lanes, sums, strict=True):
+    def book_losses(self, sums: Sequence[Sum], factor: float) -> None:
+        """Lane losses in order as ``(total, weight)``, of which the caller's takes ``factor``."""
+        for lane, (total, weight) in zip(self.lanes, sums, strict=True):
             if self._caller_averages:
                 total, weight = (total / weight if weight else 0.0), 1.0
-            self._add(LaneLoss(probe, sign, self._num_backwards, factor * total, weight))
+            total *= factor
+            if lane in self._open.lanes:  # of an earlier forward behind the same backward
+                before, its_weight = self._open.lanes[lane]
+                total = before + total * (its_weight / weight) if weight else before
+                weight = its_weight
+            self._open.lanes[lane] = total, weight
 
-    def book_logits(self, probe: int, slope: float) -> None:
+    def book_slope(self, probe: int, slope: float) -> None:
         """A projected gradient that reached the lanes through their logits."""
-        self.logit_grads[probe] += self._share * slope
+        self._open.slopes[probe] = self._open.slopes.get(probe, 0.0) + slope
 
-    def book_whole(self, lanes: Sequence[LaneLoss]) -> None:
-        """All micro-batches at once."""
-        self.lanes += lanes
-        self._num_backwards, self._caller_averages = self.num_micro_batches, False
+    def book_whole(self, rows: Sequence[Sequence[Sum]]) -> None:
+        """All micro-batches at once: of each, every lane's ``(total, weight)`` in order."""
+        self.micro_batches = [MicroBatch(dict(zip(self.lanes, row, strict=True))) for row in rows]
+        self._caller_averages = False
+
+    def booked(self) -> Booked:
+        """Everything that was booked, as ranks exchange it."""
+        lanes, probes = self._columns()
+        columns = [f"probe {probe}, {'+-'[sign < 0]}eps" for probe, sign in lanes]
+        columns += [f"probe {probe}, slope of the logits" for probe in probes]
+        columns += [] if lanes else ["the caller's loss"]
+        return Booked.of(columns, [self._row(each, lanes, probes) for each in self.micro_batches])
+
+    def means(self, values: Sequence[float]) -> Means:
+        """What the means of :meth:`booked`'s columns are."""
+        lanes, probes = self._columns()
+        if self._scale != 1.0:
+            values = [self._scale * value for value in values]
+        rest = iter(values)
+        return Means(
+            {lane: next(rest) for lane in lanes},
+            {probe: next(rest) for probe in probes},
+            0.0 if lanes else next(rest),
+        )
 
     @property
-    def scale(self) -> float:
+    def _scale(self) -> float:
         """From the mean over what was booked to what the step descends on; 1 for a full window."""
-        if self._caller_averages:
-            return float(max(self._num_backwards, 1))
-        return self._num_backwards / self.num_micro_batches
+        count = len(self.micro_batches)
+        return float(count) if self._caller_averages else count / self.num_micro_batches
 
-    @property
-    def _share(self) -> float:
-        return 1.0 if self._caller_averages else 1.0 / self.num_micro_batches
+    def _columns(self) -> tuple[Sequence[Lane], list[int]]:
+        lanes = self.lanes if any(each.lanes for each in self.micro_batches) else ()
+        probes = sorted({probe for each in self.micro_batches for probe in each.slopes})
+        return lanes, probes
 
-    def _add(self, new: LaneLoss) -> None:
-        """Add to what an earlier forward of the same ``backward`` booked for this lane, if any."""
-        place = (new.probe, new.sign, new.micro_batch)
-        for i, lane in enumerate(self.lanes):
-            if (lane.probe, lane.sign, lane.micro_batch) == place and lane.weight and new.weight:
-                total = lane.total + new.total * (lane.weight / new.weight)
-                self.lanes[i] = replace(lane, total=total)
-                return
-        self.lanes.append(new)
+    def _row(self, each: MicroBatch, lanes: Sequence[Lane], probes: Sequence[int]) -> list[Sum]:
+        row = [each.lanes.get(lane, (0.0, 1.0)) for lane in lanes]
+        row += [(each.slopes.get(probe, 0.0), 1.0) for probe in probes]
+        return row if lanes else [*row, (each.caller_loss, 1.0)]

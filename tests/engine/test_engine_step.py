@@ -10,7 +10,7 @@ from torch.nn import functional
 from engine.common import LR, Output, batch, config, net, same, weights
 from zo_offload.config import ZOConfig
 from zo_offload.errors import DivergedError, ModelError
-from zo_offload.step import Objective
+from zo_offload.objective import Objective
 
 EPS = 1e-2  # wide enough for four digits in fp32; the bias is O(eps^2)
 

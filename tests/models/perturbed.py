@@ -12,8 +12,9 @@ from torch.overrides import TorchFunctionMode
 
 from models.table import cast
 from zo_offload.config import OffloadConfig, ZOConfig
+from zo_offload.objective import call_with, model_loss
 from zo_offload.ops import Draw, reference
-from zo_offload.step import Stepper, call_with, model_loss
+from zo_offload.step import Stepper
 
 
 def perturbed(model: nn.Module, draw: Draw, dtype: torch.dtype) -> nn.Module:
@@ -62,7 +63,8 @@ def assert_equals_plain_forwards(
     with closing(Stepper(copy.deepcopy(model), config, dtype=dtype)) as stepper:
         stepper.weights.poison = True
         draws = [draw for _, _, draw in stepper.draws()]
-        losses = [lane.total for lane in stepper.measure(batches, stepper.draws())]
+        rows = stepper.measure(batches, stepper.draws())
+        losses = [total for lane in zip(*rows, strict=True) for total, _ in lane]
     moved = [perturbed(model, draw, dtype) for draw in draws]
     assert losses == [plain_loss(plain, batch) for plain in moved for batch in batches]
 

@@ -12,8 +12,9 @@ from models.perturbed import perturbed
 from models.table import ROWS, tokens
 from zo_offload.config import OffloadConfig, ZOConfig
 from zo_offload.errors import ModelError
+from zo_offload.objective import Objective
 from zo_offload.ops import Draw
-from zo_offload.step import Objective, Stepper
+from zo_offload.step import Stepper
 
 # Many end tokens, so that random models end early, each at its own length.
 ENDS = list(range(4, 24))

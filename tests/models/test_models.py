@@ -9,6 +9,7 @@ from models.perturbed import assert_equals_plain_forwards, rounded
 from models.table import DTYPES, ROWS, Row
 from zo_offload.config import OffloadConfig, ZOConfig
 from zo_offload.step import Stepper
+from zo_offload.window import Means
 
 STREAMED = OffloadConfig(device="cpu")
 LENGTHS = (5, 8)  # of the micro-batches of a step
@@ -63,7 +64,7 @@ def test_state_dict_follows_the_masters(row: Row, dtype: torch.dtype):
     config = ZOConfig(offload_param=STREAMED)
     with closing(Stepper(row.build(), config, dtype=dtype)) as stepper:
         before, parameters = stepper.model.state_dict(), stepper.weights.map.parameters
-        stepper.descend({(0, 1): 2.0, (0, -1): 1.0}, lr=1e-3)
+        stepper.descend(Means({(0, 1): 2.0, (0, -1): 1.0}), lr=1e-3)
         after, masters = stepper.model.state_dict(), dict(stepper.weights.masters())
     for name, master in masters.items():
         assert same_bits(after[name], rounded(master, after[name].dtype)), name

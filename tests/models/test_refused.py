@@ -12,7 +12,8 @@ from torch import nn
 from models.table import Block, Plain, vectors
 from zo_offload.config import ZOConfig
 from zo_offload.errors import ConfigError, ModelError, TaskError
-from zo_offload.step import Objective, Stepper
+from zo_offload.objective import Objective
+from zo_offload.step import Stepper
 
 
 def refused(model: nn.Module, message: str, **config: Any) -> None:

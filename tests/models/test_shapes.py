@@ -15,7 +15,9 @@ from models.perturbed import assert_equals_plain_forwards, perturbed, plain_loss
 from models.table import DTYPES, ROWS, Block, Plain, tokens, vectors
 from zo_offload.config import OffloadConfig, ZOConfig
 from zo_offload.errors import StoreError
-from zo_offload.step import Objective, Stepper
+from zo_offload.objective import Objective
+from zo_offload.step import Stepper
+from zo_offload.window import Means
 
 STREAMED = ZOConfig(offload_param=OffloadConfig(device="cpu"))
 ROWS_OF_TABLE = 1200  # with 32 columns above the size of which every lane keeps a copy
@@ -86,7 +88,7 @@ def test_a_large_table_has_at_most_one_copy(tied: bool):
 def test_a_tied_parameter_is_updated_once():
     model = Language(tied=True)
     with closing(Stepper(model, STREAMED)) as stepper:
-        stepper.descend({(0, 1): 1.0, (0, -1): 0.0}, lr=1e-3)
+        stepper.descend(Means({(0, 1): 1.0, (0, -1): 0.0}), lr=1e-3)
         state = model.state_dict()
     assert state["head.weight"].data_ptr() == state["embed.weight"].data_ptr()
     assert "head.weight" not in dict(stepper.weights.masters())
@@ -254,7 +256,7 @@ def test_the_state_of_a_part_is_never_stale():
     model = Plain()
     with closing(Stepper(model, STREAMED)) as stepper:
         part = model.blocks.state_dict()
-        stepper.descend({(0, 1): 1.0, (0, -1): 0.0}, lr=1e-3)
+        stepper.descend(Means({(0, 1): 1.0, (0, -1): 0.0}), lr=1e-3)
         whole = model.state_dict()
         assert not torch.equal(part["0.linear.weight"], whole["blocks.0.linear.weight"])
         assert torch.equal(
@@ -304,7 +306,7 @@ def test_lanes_run_under_the_callers_autocast_and_context():
         closing(Stepper(model, STREAMED, objective=Objective(forward=forward))) as stepper,
     ):
         draws = stepper.draws()
-        losses = [lane.total for lane in stepper.measure([batch], draws)]
+        losses = [total for total, _ in stepper.measure([batch], draws)[0]]
         moved = [perturbed(copies, draw, torch.float32) for _, _, draw in draws]
         assert losses == [plain_loss(plain, batch) for plain in moved]
     assert losses != [plain_loss(plain, batch) for plain in moved]

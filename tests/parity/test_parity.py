@@ -12,8 +12,10 @@ from torch import nn
 
 from parity import plain
 from zo_offload.config import OffloadConfig, ZOConfig
+from zo_offload.objective import call_with, model_loss
 from zo_offload.ops import reference
-from zo_offload.step import Stepper, call_with, model_loss
+from zo_offload.step import Stepper
+from zo_offload.window import Means
 
 STREAMED = OffloadConfig(device="cpu")
 PLAN_KEYS = {"slots", "scratch", "ambient", "ambient copies"}
@@ -138,8 +140,8 @@ def test_thread_count_changes_no_master(dtype: torch.dtype):
         torch.manual_seed(0)
         with closing(Stepper(Plain(2, width=300), ZOConfig(probes=2), dtype=dtype)) as stepper:
             for step in range(2):
-                means = {(k, sign): 1.0 + k + 0.3 * sign + step for k in (0, 1) for sign in (1, -1)}
-                stepper.descend(means, lr=1e-3)
+                lanes = {(k, sign): 1.0 + k + 0.3 * sign + step for k in (0, 1) for sign in (1, -1)}
+                stepper.descend(Means(lanes), lr=1e-3)
             return dict(stepper.weights.masters())
 
     one, two = masters(1), masters(2)  # the count that was is restored by a fixture

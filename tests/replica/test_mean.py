@@ -1,0 +1,81 @@
+"""Means of what ranks booked: one order of addition, weights honoured, a bad loss named."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zo_offload.errors import DivergedError
+from zo_offload.replica import Booked, Replica
+from zo_offload.replica.booked import HEADER, WEIGHTED
+from zo_offload.replica.replica import mean_of
+
+COLUMNS = ("probe 0, +eps", "probe 0, -eps")
+sums = st.tuples(st.floats(-1e8, 1e8), st.floats(0.25, 64.0))
+tables = st.lists(st.tuples(sums, sums), min_size=4, max_size=4)
+
+
+def booked(rows: list) -> Booked:
+    return Booked.of(COLUMNS, rows)
+
+
+@given(rows=tables)
+def test_the_number_of_ranks_changes_no_bit(rows: list):
+    """Rank r of W holds micro-batches r, r + W, ..."""
+    alone = mean_of([booked(rows)], 0)
+    for world_size in (2, 4):
+        parts = [booked(rows[rank::world_size]) for rank in range(world_size)]
+        assert mean_of(parts, 0) == alone
+
+
+@given(rows=tables)
+def test_means_are_weighted_sums_in_micro_batch_order(rows: list):
+    for column, mean in enumerate(Replica().mean(booked(rows), 0)):
+        numerator, denominator = rows[0][column]
+        for row in rows[1:]:
+            numerator += row[column][0]
+            denominator += row[column][1]
+        assert mean == numerator / denominator
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_loss_that_is_not_finite_is_named(value: float):
+    rows = [[(1.0, 1.0), (1.0, 1.0)], [(2.0, 1.0), (value, 1.0)]]
+    with pytest.raises(DivergedError) as caught:
+        Replica().mean(booked(rows), step=41)
+    message = str(caught.value)
+    assert message.startswith(f"step 41: the loss is {value} (probe 0, -eps, micro-batch 1); ")
+    assert "\n" not in message
+
+
+def test_weights_that_add_up_to_nothing_are_refused():
+    with pytest.raises(DivergedError, match="step 3: the weights of all micro-batches"):
+        Replica().mean(booked([[(0.0, 0.0), (0.0, 0.0)]]), step=3)
+
+
+@given(rows=tables, step=st.integers(0, 2**40))
+def test_what_travels_is_what_was_booked(rows: list, step: int):
+    ours = booked(rows)
+    packed = ours.pack(step)
+    low_step, num_rows, columns = HEADER.unpack(packed[: HEADER.size])
+    weighted = bool(columns & WEIGHTED)
+    assert (low_step, num_rows, columns & ~WEIGHTED) == (step & 0xFFFF, 4, 2)
+    assert len(packed) == HEADER.size + ours.body_bytes(weighted)
+    theirs = ours.unpack_like(packed[HEADER.size :], weighted)
+    np.testing.assert_array_equal(theirs.totals, ours.totals)
+    np.testing.assert_array_equal(theirs.weights, ours.weights)
+
+
+def test_weights_of_one_do_not_travel():
+    assert len(booked([[(1.0, 1.0), (2.0, 1.0)]]).pack(0)) == 6 + 16
+
+
+def test_alone_nothing_is_sent():
+    replica = Replica()
+    replica.mean(booked([[(1.0, 1.0), (2.0, 1.0)]]), 0)
+    replica.refuse_differences("the weights", "abc", "")
+    assert (replica.rank, replica.world_size, replica.bytes_sent) == (0, 1, 0)
+    assert replica.gather(b"x") == [b"x"]
+    assert replica.share(b"y") == b"y"

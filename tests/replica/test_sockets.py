@@ -1,0 +1,212 @@
+"""Ranks as threads on real sockets: exchange, failures that all raise, ranks that leave."""
+
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+
+from zo_offload.errors import DivergedError, ReplicaError
+from zo_offload.replica import Booked, Replica, sockets
+from zo_offload.replica.sockets import GREETING, INVITATION, SocketLink, connect
+
+HOST = "127.0.0.1"
+Run = Callable[[int, Callable[[Replica], Any]], list[Any]]
+
+
+class Board:
+    """Stands in for the process group: rank 0's bytes on every rank."""
+
+    def __init__(self, world_size: int) -> None:
+        self.copies: SimpleQueue[bytes] = SimpleQueue()
+        self.world_size = world_size
+
+    def first(self, data: bytes) -> bytes:
+        for _ in range(self.world_size - 1):
+            self.copies.put(data)
+        return data
+
+    def other(self, _: bytes) -> bytes:
+        return self.copies.get(timeout=30)
+
+
+def connected(world_size: int) -> list[SocketLink]:
+    board = Board(world_size)
+    with ThreadPoolExecutor(world_size) as pool:
+        shares = [board.first, *[board.other] * (world_size - 1)]
+        links = [pool.submit(connect, r, world_size, HOST, shares[r]) for r in range(world_size)]
+        return [link.result() for link in links]
+
+
+@pytest.fixture
+def on_ranks() -> Iterator[Run]:
+    """Run a function on every rank of a new world; returns results, or what was raised."""
+    worlds: list[list[SocketLink]] = []
+
+    def run(world_size: int, function: Callable[[Replica], Any]) -> list[Any]:
+        links = connected(world_size)
+        worlds.append(links)
+
+        def one(link: SocketLink) -> Any:
+            try:
+                return function(Replica(link))
+            except Exception as error:
+                link.close()
+                return error
+
+        with ThreadPoolExecutor(world_size) as pool:
+            return list(pool.map(one, links))
+
+    yield run
+    for links in worlds:
+        for link in links:
+            link.close()
+
+
+def rows_of(rank: int, world_size: int) -> list:
+    table = [[(0.1 * i + 1 / 3, 1.0 + i), (0.7 * i - 1 / 7, 1.0)] for i in range(4)]
+    return table[rank::world_size]
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_every_rank_gets_the_bits_of_one(on_ranks: Run, world_size: int):
+    alone = Replica().mean(Booked.of(["a", "b"], rows_of(0, 1)), 0)
+
+    def mean(replica: Replica) -> list[float]:
+        booked = Booked.of(["a", "b"], rows_of(replica.rank, world_size))
+        return [replica.mean(booked, step) for step in range(3)][-1]
+
+    assert on_ranks(world_size, mean) == [alone] * world_size
+
+
+def test_bytes_a_step(on_ranks: Run):
+    """Two lanes, one micro-batch a rank: 22 bytes up and 16 down."""
+
+    def sent(replica: Replica) -> int:
+        booked = Booked.of(["+", "-"], [[(1.0, 1.0), (2.0, 1.0)]])
+        for step in range(10):
+            replica.mean(booked, step)
+        return replica.bytes_sent
+
+    assert on_ranks(4, sent) == [10 * 16 * 3, 220, 220, 220]
+
+
+def test_a_loss_that_is_not_finite_is_raised_alike_and_training_goes_on(on_ranks: Run):
+    def diverge(replica: Replica) -> tuple[str, list[float]]:
+        bad = float("nan") if replica.rank == 2 else 1.0
+        with pytest.raises(DivergedError) as caught:
+            replica.mean(Booked.of(["probe 0, +eps"], [[(bad, 1.0)]]), 5)
+        return str(caught.value), replica.mean(Booked.of(["x"], [[(1.0, 1.0)]]), 5)
+
+    found = on_ranks(3, diverge)
+    assert len({message for message, _ in found}) == 1
+    assert found[0][0].startswith("step 5: the loss is nan (probe 0, +eps, micro-batch 2)")
+    assert [mean for _, mean in found] == [[1.0]] * 3
+
+
+@pytest.mark.parametrize(
+    ("rank", "rows", "step", "words"),
+    [
+        (1, 2, 7, r"rank 1 brought .* \(7, 2, 1\) where rank 0 has \(7, 1, 1\)"),
+        (2, 1, 8, r"rank 2 brought .* \(8, 1, 1\) where rank 0 has \(7, 1, 1\)"),
+    ],
+)
+def test_ranks_out_of_step_are_named_on_every_rank(
+    on_ranks: Run, rank: int, rows: int, step: int, words: str
+):
+    def mean(replica: Replica) -> None:
+        mine = replica.rank == rank
+        booked = Booked.of(["x"], [[(1.0, 1.0)]] * (rows if mine else 1))
+        replica.mean(booked, step if mine else 7)
+
+    found = on_ranks(3, mean)
+    assert all(isinstance(error, ReplicaError) for error in found)
+    assert {str(error) for error in found} == {str(found[0])}
+    with pytest.raises(ReplicaError, match=words):
+        raise found[0]
+
+
+@pytest.mark.parametrize("leaver", [0, 1, 2])
+def test_a_rank_that_leaves_is_noticed_by_all(on_ranks: Run, leaver: int):
+    def mean(replica: Replica) -> Any:
+        if replica.rank == leaver:
+            replica.close()
+            return None
+        return replica.mean(Booked.of(["x"], [[(1.0, 1.0)]]), 0)
+
+    found = on_ranks(3, mean)
+    others = [error for rank, error in enumerate(found) if rank != leaver]
+    assert all(isinstance(error, ReplicaError) for error in others)
+    assert f"rank {leaver}" in str(others[0])
+
+
+def test_differences_are_named_on_every_rank(on_ranks: Run):
+    def compare(replica: Replica) -> str:
+        value = "ab" if replica.rank in (1, 3) else "cd"
+        with pytest.raises(ReplicaError) as caught:
+            replica.refuse_differences("the base weights", value, "load the same checkpoint")
+        return str(caught.value)
+
+    (message,) = set(on_ranks(4, compare))
+    assert message == (
+        "the base weights of ranks 1, 3 differ from rank 0's (ab, rank 0 has cd); "
+        "load the same checkpoint"
+    )
+
+
+def test_bytes_of_any_size_are_gathered_and_shared(on_ranks: Run):
+    data = bytes(range(256)) * 8000
+
+    def both(replica: Replica) -> tuple[list[int], bool]:
+        sizes = [len(each) for each in replica.gather(data * replica.rank)]
+        replica.wait_for_all()
+        return sizes, replica.share(data) == data
+
+    found = on_ranks(3, both)
+    assert found == [([0, len(data), 2 * len(data)], True), ([], True), ([], True)]
+
+
+def test_who_does_not_know_the_token_is_turned_away():
+    board = Board(2)
+    intruded = threading.Event()
+
+    def share(data: bytes) -> bytes:
+        port, token = INVITATION.unpack(data)
+        for greeting in (b"GET / HTTP/1.1\r\n\r\n", GREETING.pack(token[::-1], 1), b""):
+            with socket.create_connection((HOST, port), timeout=10) as intruder:
+                intruder.sendall(greeting)
+                intruder.shutdown(socket.SHUT_WR)
+        intruded.set()
+        return board.first(data)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(connect, 0, 2, HOST, share)
+        second = pool.submit(connect, 1, 2, HOST, board.other)
+        links = [first.result(), second.result()]
+    assert intruded.is_set()
+    links[1].send(0, b"hello")
+    assert links[0].receive(1, 5) == b"hello"
+    for link in links:
+        link.close()
+
+
+def test_a_rank_that_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sockets, "CONNECT_SECONDS", 0.1)
+    with pytest.raises(ReplicaError, match="ranks 1, 2 did not connect within 0 s"):
+        connect(0, 3, HOST, lambda data: data)
+
+
+def test_an_announced_size_is_bounded(on_ranks: Run):
+    def lie(replica: Replica) -> Any:
+        if replica.rank:
+            replica.link.send(0, struct.pack("<Q", 1 << 60))
+            return None
+        return replica.gather(b"")
+
+    error = on_ranks(2, lie)[0]
+    assert isinstance(error, ReplicaError)
+    assert "rank 1 announced" in str(error)

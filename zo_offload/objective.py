@@ -1,0 +1,92 @@
+"""What is minimised: how a batch goes into a model, and how a loss comes out.
+
+An objective may be anything that returns a number; nothing needs a gradient.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from zo_offload.errors import ModelError, TaskError
+
+
+class Inputs(NamedTuple):
+    """A batch of positional and keyword arguments together."""
+
+    args: tuple
+    kwargs: dict[str, Any]
+
+
+def call_with(model: nn.Module, batch: Any) -> Any:
+    """The model's output for a batch: a mapping is keyword arguments, a tuple positional ones."""
+    if isinstance(batch, Inputs):
+        return model(*batch.args, **batch.kwargs)
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, tuple) else model(batch)
+
+
+def model_loss(model: nn.Module, batch: Any, outputs: Any) -> torch.Tensor | None:
+    """The model's own loss: ``.loss``, or the output when that is a scalar; else None."""
+    loss = getattr(outputs, "loss", outputs)
+    if isinstance(loss, Mapping):
+        loss = loss.get("loss")
+    if isinstance(loss, tuple) and loss:
+        loss = loss[0]
+    return loss if isinstance(loss, torch.Tensor) and loss.numel() == 1 else None
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised.
+
+    Attributes:
+        loss: ``fn(model, batch, outputs)`` to a per-example tensor (its mean counts, with weight 1)
+            or to ``(sum, weight)``. Need not be differentiable.
+        forward: ``fn(model, batch)`` to outputs.
+    """
+
+    loss: Callable[[nn.Module, Any, Any], Any] = model_loss
+    forward: Callable[[nn.Module, Any], Any] = call_with
+
+
+def loss_sum(loss: Any) -> tuple[float, float]:
+    """``(sum, weight)`` of what an objective returned, as float64.
+
+    Raises:
+        TaskError: There is none.
+        ModelError: The loss was computed in half precision, whose steps would drown the signal.
+    """
+    if loss is None:
+        raise TaskError(
+            "the model returned no scalar loss: put labels into the batch, or pass "
+            "objective=fn(model, batch, outputs)"
+        )
+    total, weight = loss if isinstance(loss, tuple) else (loss, 1.0)
+    if isinstance(total, torch.Tensor):
+        if total.dtype in (torch.bfloat16, torch.float16):
+            step = torch.finfo(total.dtype).eps * max(abs(float(total.float().mean())), 1e-3)
+            raise ModelError(
+                f"the loss is {str(total.dtype).removeprefix('torch.')}, whose steps here are "
+                f"{step:.1g}, far above the loss difference of a step; compute it in float32 "
+                "(logits.float()) in the model or the objective"
+            )
+        total = total.double()
+        total = float(total.mean() if not isinstance(loss, tuple) else total.sum())
+    return float(total), float(weight)
+
+
+def move_to(batch: Any, device: torch.device) -> Any:
+    """A batch with its tensors on a device; containers keep their types."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {key: move_to(value, device) for key, value in batch.items()}
+    if isinstance(batch, Inputs):
+        return Inputs(move_to(batch.args, device), move_to(batch.kwargs, device))
+    if type(batch) in (list, tuple):
+        return type(batch)(move_to(value, device) for value in batch)
+    return batch

@@ -1,0 +1,213 @@
+"""The exchange of a step: every rank's sums to rank 0, the means of all back to every rank.
+
+Sums are added in the order of global micro-batches, whichever rank they come from (rank r of W
+holds micro-batches r, r + W, ...), so that one rank with four micro-batches, two with two and four
+with one compute the same bits.
+
+On the wire a rank sends ``Booked.pack``: 6 bytes, 8 a value, 8 more a value where weights differ
+from 1. Rank 0 answers with 8 bytes a column, or with a failure that all ranks then raise alike.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+import numpy as np
+
+from zo_offload.errors import DivergedError, ReplicaError, ZOError
+from zo_offload.replica.booked import HEADER, WEIGHTED, Booked
+from zo_offload.replica.link import Alone, Link
+
+LENGTH = struct.Struct("<Q")
+MOST_BYTES = 1 << 34  # of one message outside the steps: a journal, evaluated losses
+FAILURE = struct.pack("<Q", 0x7FF85A4F4641494C)  # a NaN that no arithmetic makes
+_ERRORS = {error.__name__: error for error in (DivergedError, ReplicaError)}
+
+
+@dataclass
+class Replica:
+    """One rank among others.
+
+    Args:
+        link: To the others (default: there are none).
+
+    Example:
+        >>> Replica().mean(Booked.of(["loss"], [[(6.0, 3.0)], [(2.0, 1.0)]]), step=0)
+        [2.0]
+    """
+
+    link: Link = field(default_factory=Alone)
+
+    @property
+    def rank(self) -> int:
+        """Of this process."""
+        return self.link.rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.link.world_size
+
+    @property
+    def bytes_sent(self) -> int:
+        """By this rank so far."""
+        return self.link.bytes_sent
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes what the run leaves."""
+        return self.rank == 0
+
+    def mean(self, booked: Booked, step: int) -> list[float]:
+        """Weighted mean of each column over all micro-batches of all ranks, the same on every rank.
+
+        Args:
+            booked: This rank's.
+            step: Which; ranks at different steps are refused.
+
+        Raises:
+            DivergedError: A sum is not finite, or all weights are 0; every rank raises it.
+            ReplicaError: Ranks do not fit together, or one has left.
+        """
+        if self.rank:
+            self.link.send(0, booked.pack(step))
+            first = self.link.receive(0, 8)
+            if first == FAILURE:
+                self._raise_failure()
+            rest = self.link.receive(0, 8 * (len(booked.columns) - 1))
+            return list(struct.unpack(f"<{len(booked.columns)}d", first + rest))
+        try:
+            everyone = [booked, *(self._receive_booked(r, booked, step) for r in self._others)]
+            means = mean_of(everyone, step)
+        except ZOError as error:
+            self._send_failure(error)
+            raise
+        for rank in self._others:
+            self.link.send(rank, struct.pack(f"<{len(means)}d", *means))
+        return means
+
+    def gather(self, data: bytes) -> list[bytes]:
+        """Every rank's bytes by rank, on rank 0; elsewhere nothing."""
+        if self.rank:
+            self._send_sized(0, data)
+            return []
+        return [data, *(self._receive_sized(rank) for rank in self._others)]
+
+    def share(self, data: bytes = b"") -> bytes:
+        """Rank 0's bytes, on every rank."""
+        if self.rank:
+            return self._receive_sized(0)
+        for rank in self._others:
+            self._send_sized(rank, data)
+        return data
+
+    def wait_for_all(self) -> None:
+        """Return when every rank has come here."""
+        self.gather(b"")
+        self.share()
+
+    def refuse_differences(self, what: str, value: str, mend: str) -> None:
+        """Compare a text of every rank with rank 0's.
+
+        Raises:
+            ReplicaError: On every rank, naming those that differ.
+        """
+        found = [each.decode() for each in self.gather(value.encode())]
+        differing = [rank for rank, text in enumerate(found) if text != found[0]]
+        message = ""
+        if differing:
+            ranks = f"rank{'s' * (len(differing) > 1)} {', '.join(map(str, differing))}"
+            message = (
+                f"{what} of {ranks} differ from rank 0's ({_short(found[differing[0]])}, "
+                f"rank 0 has {_short(found[0])}); {mend}"
+            )
+        message = self.share(message.encode()).decode()
+        if message:
+            raise ReplicaError(message)
+
+    def close(self) -> None:
+        """Leave the others."""
+        self.link.close()
+
+    @property
+    def _others(self) -> range:
+        return range(1, self.world_size)
+
+    def _receive_booked(self, rank: int, ours: Booked, step: int) -> Booked:
+        header = HEADER.unpack(self.link.receive(rank, HEADER.size))
+        their_step, num_rows, columns = header
+        weighted = bool(columns & WEIGHTED)
+        theirs = (their_step, num_rows, columns & ~WEIGHTED)
+        expected = (step & 0xFFFF, *ours.totals.shape)
+        if theirs != expected:
+            names = "(step, micro-batches, values)"
+            raise ReplicaError(
+                f"rank {rank} brought {names} {theirs} where rank 0 has {expected}; every rank "
+                "must run the same steps with the same number of micro-batches"
+            )
+        body = self.link.receive(rank, ours.body_bytes(weighted))
+        return ours.unpack_like(body, weighted)
+
+    def _send_failure(self, error: ZOError) -> None:
+        kind = type(error).__name__ if type(error).__name__ in _ERRORS else ReplicaError.__name__
+        text = json.dumps([kind, str(error)]).encode()
+        for rank in self._others:
+            try:
+                self.link.send(rank, FAILURE)
+                self._send_sized(rank, text)
+            except ReplicaError:
+                continue  # it has left; the others must still be told
+
+    def _raise_failure(self) -> NoReturn:
+        kind, message = json.loads(self._receive_sized(0))
+        raise _ERRORS.get(kind, ReplicaError)(message)
+
+    def _send_sized(self, rank: int, data: bytes) -> None:
+        self.link.send(rank, LENGTH.pack(len(data)) + data)
+
+    def _receive_sized(self, rank: int) -> bytes:
+        (size,) = LENGTH.unpack(self.link.receive(rank, LENGTH.size))
+        if size > MOST_BYTES:
+            raise ReplicaError(f"rank {rank} announced {size:,} bytes, at most {MOST_BYTES:,} fit")
+        return self.link.receive(rank, size)
+
+
+def mean_of(everyone: Sequence[Booked], step: int) -> list[float]:
+    """Weighted means of each column, added in the order of global micro-batches.
+
+    Args:
+        everyone: By rank, of one shape ``[M, C]``; row i of rank r of W is micro-batch i W + r.
+        step: For messages.
+
+    Raises:
+        DivergedError: A sum is not finite, or a column's weights add up to 0.
+    """
+    totals = np.stack([booked.totals for booked in everyone], axis=1)  # [M, W, C]
+    weights = np.stack([booked.weights for booked in everyone], axis=1)
+    totals, weights = (table.reshape(-1, table.shape[-1]) for table in (totals, weights))
+    columns = everyone[0].columns
+    for micro_batch, row in enumerate(totals):
+        for column, total in zip(columns, row, strict=True):
+            if not math.isfinite(total):
+                raise DivergedError(
+                    f"step {step}: the loss is {total} ({column}, micro-batch {micro_batch}); "
+                    "the step was not taken. Lower the learning rate or eps, or look at this "
+                    "micro-batch's data"
+                )
+    total, weight = totals[0].copy(), weights[0].copy()
+    for row, its_weight in zip(totals[1:], weights[1:], strict=True):
+        total += row  # elementwise: one order for every column
+        weight += its_weight
+    if not weight.all():
+        raise DivergedError(
+            f"step {step}: the weights of all micro-batches add up to 0, so there is no mean "
+            "loss; the step was not taken. Look at what the objective counts"
+        )
+    return (total / weight).tolist()
+
+
+def _short(text: str, limit: int = 64) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}..."
