@@ -93,6 +93,9 @@ class JournalConfig(_Strict):
     """The record of steps."""
 
     path: str | None = None
+    snapshot_interval: Annotated[int, Field(ge=0)] = 1000
+    keep_snapshots: Annotated[int, Field(ge=1)] = 2
+    checkpoint: Literal["weights", "scalars"] = "weights"
 
 
 class ZOConfig(_Strict):

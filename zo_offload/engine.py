@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from deepspeed.runtime.constants import ROUTE_TRAIN
 from deepspeed.runtime.dataloader import RepeatingLoader
 from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import nn
@@ -20,12 +21,14 @@ from torch import nn
 from zo_offload import midpoint
 from zo_offload.config import load_json
 from zo_offload.deepspeed_json import ScheduledScalars, Settings, read_settings, unstarted_scheduler
+from zo_offload.engine_files import SavesAndLoads
 from zo_offload.errors import ConfigError, ModelError
 from zo_offload.integrations.hf import load_causal_lm
-from zo_offload.journal import Journal
+from zo_offload.loader import Loader, Share
 from zo_offload.loss_noise import LossNoise
 from zo_offload.objective import Inputs, Objective, loss_sum, model_loss
-from zo_offload.process_group import accelerator, init_distributed
+from zo_offload.process_group import accelerator, connect_ranks, init_distributed
+from zo_offload.replica import Booked, Replica
 from zo_offload.step import Stepper, StepResult
 from zo_offload.window import Window
 
@@ -101,7 +104,7 @@ def initialize(
     return engine, engine.basic_optimizer, engine.training_dataloader, engine.lr_scheduler
 
 
-class ZOEngine(DeepSpeedEngine):
+class ZOEngine(SavesAndLoads, DeepSpeedEngine):
     """``forward``, ``backward`` and ``step`` of DeepSpeed, with forwards only.
 
     Attributes:
@@ -127,7 +130,9 @@ class ZOEngine(DeepSpeedEngine):
         config = settings.zeroth_order
         if not isinstance(objective, Objective):
             objective = Objective(loss=objective or model_loss)
-        stepper = Stepper(model, config, device, settings.dtype, objective)
+        replica = Replica(connect_ranks())
+        stepper = Stepper(model, config, device, settings.dtype, objective, replica=replica)
+        self.stepper = stepper
         try:
             with stepper.weights.kept(model), unstarted_scheduler():
                 super().__init__(
@@ -144,17 +149,59 @@ class ZOEngine(DeepSpeedEngine):
             hooks: Any = (self.module_forward_pre_hook, self.module_forward_post_hook)
             for hook in hooks:
                 hook.remove()  # they time one call, and ours are many at once: see _timed
-            self.stepper = stepper
-            self.last_result: StepResult | None = None
+            self.last_result = None
             self.loss_noise: LossNoise | None = None
             self._window = self._new_window()
-            self._repeating_loader: Iterator | None = None
+            self._repeating_loader = None
+            self._snapshots = None
             model.eval()
+            self._agree()
             if config.journal.path is not None:
                 self.continue_journal(config.journal.path)
         except BaseException:
             stepper.close()
             raise
+
+    def deepspeed_io(
+        self,
+        dataset: Any,
+        batch_size: int | None = None,
+        route: str = ROUTE_TRAIN,
+        pin_memory: bool = True,
+        data_sampler: Any = None,
+        collate_fn: Callable | None = None,
+        num_local_io_workers: int | None = None,
+    ) -> Any:
+        """A loader of a data set; for training, one that deals whole global micro-batches.
+
+        Args:
+            dataset: Indexed or iterable.
+            batch_size: Of a micro-batch (default: the JSON's).
+            route: ``train``, ``eval`` or ``predict``; the latter two are DeepSpeed's own.
+            pin_memory: Page-lock batches where there is an accelerator.
+            data_sampler: A sampler of your own: then DeepSpeed's loader.
+            collate_fn: From a list of examples to a batch.
+            num_local_io_workers: Processes that fetch examples.
+        """
+        if route != ROUTE_TRAIN or data_sampler is not None or self.curriculum_learning_enabled():
+            return super().deepspeed_io(
+                dataset, batch_size, route, pin_memory, data_sampler, collate_fn,
+                num_local_io_workers,
+            )  # fmt: skip
+        share = Share(
+            batch_size or self.train_micro_batch_size_per_gpu(),
+            self.gradient_accumulation_steps(),
+            self.stepper.replica.rank,
+            self.stepper.replica.world_size,
+            self.stepper.config.seed,
+        )
+        return Loader(
+            dataset,
+            share,
+            collate_fn or self.collate_fn,
+            num_local_io_workers or 0,
+            pin_memory and torch.device(self.stepper.device).type == "cuda",
+        )
 
     # -- the surface --
 
@@ -233,12 +280,11 @@ class ZOEngine(DeepSpeedEngine):
         return torch.tensor(self.last_result.loss)
 
     def eval_batch(self, data_iter: Iterator) -> torch.Tensor:
-        """Mean loss of ``gradient_accumulation_steps`` micro-batches on the current weights."""
-        totals = [self.stepper.evaluate(batch) for batch in self._pull(data_iter)]
-        total, weight = (sum(column) for column in zip(*totals, strict=True))
-        if not weight:
-            raise ModelError("eval_batch: the objective's weights add up to 0")
-        return torch.tensor(total / weight)
+        """Mean loss of ``gradient_accumulation_steps`` micro-batches a rank, on current weights."""
+        rows = [[self.stepper.evaluate(batch)] for batch in self._pull(data_iter)]
+        booked, steps = Booked.of(["unperturbed"], rows), self.global_steps
+        (loss,) = self.stepper.replica.mean(booked, steps, "evaluation after step")
+        return torch.tensor(loss)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """``model.generate`` on the current weights."""
@@ -253,16 +299,6 @@ class ZOEngine(DeepSpeedEngine):
     def eval(self) -> "ZOEngine":  # pyright: ignore[reportIncompatibleMethodOverride]
         """``train(False)``."""
         return self.train(False)
-
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write a plain Hugging Face directory of the current weights, in the forward's dtype."""
-        model: Any = self.module
-        if not hasattr(model, "save_pretrained"):
-            raise ModelError(
-                f"{type(model).__name__} has no save_pretrained; "
-                "write engine.module.state_dict() with safetensors.torch.save_file"
-            )
-        model.save_pretrained(str(directory), state_dict=model.state_dict())
 
     def get_global_grad_norm(self) -> float | None:
         """Length of the latest step's projected gradients."""
@@ -301,24 +337,6 @@ class ZOEngine(DeepSpeedEngine):
             "compile: a compiled whole model hides its blocks; compile them before the engine is "
             "made: `for block in blocks: block.compile()`"
         )
-
-    def save_checkpoint(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused: DeepSpeed's is a pickle that could not be loaded into a store."""
-        raise ConfigError(
-            "save_checkpoint: base weights and journal are the checkpoint; set "
-            "zeroth_order.journal.path, or write the weights with save_pretrained"
-        )
-
-    def load_checkpoint(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused, as :meth:`save_checkpoint`."""
-        raise ConfigError(
-            "load_checkpoint: an engine on the base weights takes its steps from "
-            "zeroth_order.journal.path, or from continue_journal(path)"
-        )
-
-    def save_16bit_model(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused: it writes a pickle."""
-        raise ConfigError("save_16bit_model: writes a pickle; use save_pretrained(directory)")
 
     # -- what the base class calls --
 
@@ -364,31 +382,6 @@ class ZOEngine(DeepSpeedEngine):
             self._tell(self.last_result)
 
     # -- inside --
-
-    def continue_journal(self, path: str | Path) -> None:
-        """Take over the steps that a journal holds, and append to it; counters and schedule follow.
-
-        Args:
-            path: A journal of the same base weights and settings, or a new one. No step may have
-                been taken.
-
-        Raises:
-            JournalError: It belongs to another run, or another run has it open.
-        """
-        if self.stepper.step:
-            raise ConfigError(
-                f"{path}: a journal is taken up before the first step, and {self.stepper.step} "
-                "were taken; make a new engine"
-            )
-        journal = Journal.open(path, self.stepper.bit_header())
-        self.stepper.follow(journal)
-        self.global_steps = self.stepper.step
-        self.global_samples = self.global_steps * self.train_batch_size()
-        self.micro_steps = self.global_steps * self.gradient_accumulation_steps()
-        if self.lr_scheduler is not None:
-            for _ in range(self.global_steps):
-                self.optimizer.step()
-                self.lr_scheduler.step()
 
     def _tell(self, result: StepResult) -> None:
         if self.steps_per_print() and self.global_steps % self.steps_per_print() == 0:

@@ -33,6 +33,10 @@ class JournalError(ZOError):
     """A journal that is damaged, locked, or belongs to another run."""
 
 
+class CheckpointError(ZOError):
+    """A checkpoint that is damaged, belongs to another run, or cannot be written."""
+
+
 class ReplicaError(ZOError):
     """Ranks that do not agree, or cannot be reached."""
 

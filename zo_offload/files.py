@@ -2,12 +2,14 @@
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 LOCK = ".lock"
 ASIDE = ".new"
+BEFORE = ".old"
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -19,6 +21,46 @@ def write_file(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
     os.replace(aside, path)
     sync(path.parent)
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A directory to fill, which takes its place when it is whole; what stood there goes.
+
+    At every instant the old or the new one is there, whole, at ``path`` or beside it:
+    :func:`whole_directory` finds it.
+    """
+    aside, before = (path.with_name(path.name + suffix) for suffix in (ASIDE, BEFORE))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        shutil.rmtree(before, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(mode=0o700)
+    try:
+        yield aside
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    sync_tree(aside)
+    if path.exists():
+        os.rename(path, before)
+    os.rename(aside, path)
+    sync(path.parent)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def remove_directory(path: Path) -> None:
+    """Remove a directory so that a crash half way leaves none that looks whole."""
+    dead = path.with_name(path.name + BEFORE + ASIDE)
+    shutil.rmtree(dead, ignore_errors=True)
+    os.rename(path, dead)
+    shutil.rmtree(dead, ignore_errors=True)
+
+
+def whole_directory(path: Path) -> Path | None:
+    """Where a directory made by :func:`new_directory` is; None where there is none."""
+    before = path.with_name(path.name + BEFORE)
+    return next((place for place in (path, before) if place.is_dir()), None)
 
 
 def sync_tree(directory: Path) -> None:

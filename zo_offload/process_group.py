@@ -1,35 +1,99 @@
-"""The process group of a run: the launcher's ranks, or this process alone."""
+"""The process group of a run: the launcher's ranks, or this process alone, and the link among them.
 
+``deepspeed``, ``torchrun`` and ``mpirun`` each tell a process its rank in their own way; DeepSpeed
+reads them all. What ranks exchange in a step does not go through the group but over a link of our
+own (``replica``): under MPI, messages; elsewhere, connections with rank 0.
+"""
+
+import atexit
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
-from zo_offload.errors import ConfigError
+from zo_offload.replica import Alone, Link
+
+MPI_LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+LAUNCHED = ("RANK", "SLURM_NTASKS", *MPI_LAUNCHED)
 
 
-def init_distributed(port: int, required: bool | None = None) -> None:
-    """Start the process group of the launcher's ranks, or of this process alone."""
-    if not deepspeed.comm.is_initialized():
-        alone = not {"RANK", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"} & set(os.environ)
-        if alone and not torch.distributed.is_initialized():
+def init_distributed(port: int = 29500, required: bool | None = None) -> None:
+    """Start the process group of the launcher's ranks, or of this process alone.
+
+    It ends with the process: gloo aborts where it is left behind.
+    """
+    if deepspeed.comm.is_initialized():
+        return
+    if not dist.is_initialized():
+        atexit.register(_leave)
+        if not set(LAUNCHED) & set(os.environ):
             os.environ.setdefault("LOCAL_RANK", "0")
-            torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
-        backend = accelerator().communication_backend_name()
-        with _no_native_ops():
-            deepspeed.init_distributed(
-                dist_backend=backend, distributed_port=port, dist_init_required=required
-            )
-    num_ranks = deepspeed.comm.get_world_size()
-    if num_ranks > 1:
-        raise ConfigError(
-            f"{num_ranks} ranks were started, but this version trains on one; "
-            "start one process (deepspeed --num_accelerators 1)"
+            dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    with _no_native_ops():
+        deepspeed.init_distributed(
+            dist_backend=accelerator().communication_backend_name(),
+            distributed_port=port,
+            dist_init_required=required,
+            verbose=False,
         )
+
+
+def connect_ranks() -> Link:
+    """A link of every rank with rank 0; all ranks call this together.
+
+    Raises:
+        ReplicaError: A rank does not come, or cannot be reached.
+    """
+    world_size = dist.get_world_size()
+    if world_size == 1:
+        return Alone()
+    if set(MPI_LAUNCHED) & set(os.environ):
+        from mpi4py import MPI
+
+        from zo_offload.replica.mpi import MPILink
+
+        _abort_with_this_rank(MPI.COMM_WORLD)
+        return MPILink(MPI.COMM_WORLD)
+    from zo_offload.replica.sockets import connect
+
+    return connect(dist.get_rank(), world_size, os.environ["MASTER_ADDR"], _share)
+
+
+def accelerator() -> Any:
+    """DeepSpeed's name for where forwards run."""
+    return deepspeed.get_accelerator()
+
+
+def _share(data: bytes) -> bytes:
+    """Rank 0's bytes on every rank; the others pass as many of their own."""
+    device = accelerator().current_device_name() if dist.get_backend() == "nccl" else "cpu"
+    values = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device)
+    dist.broadcast(values, 0)
+    return bytes(values.cpu().tolist())
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _abort_with_this_rank(communicator: Any) -> None:
+    """Under MPI a rank that ends by an exception would wait at its exit for the others."""
+    inner = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        inner(kind, error, trace)
+        sys.stderr.flush()
+        communicator.Abort(1)
+
+    sys.excepthook = hook
 
 
 @contextmanager
@@ -47,8 +111,3 @@ def _no_native_ops() -> Iterator[None]:
         del known["__compatible_ops__"]
         if before is not None:
             known["__compatible_ops__"] = before
-
-
-def accelerator() -> Any:
-    """DeepSpeed's name for where forwards run."""
-    return deepspeed.get_accelerator()

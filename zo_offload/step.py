@@ -207,7 +207,7 @@ class Stepper:
         grads, lane_losses = self._projected_grads(means)
         step = self.step
         if not all(math.isfinite(g) for g in grads):
-            raise DivergedError(f"step {step}: projected gradients {grads}; the step was not taken")
+            raise DivergedError(f"step {step}: projected gradients {grads}; nothing was changed")
         coefficients = update.sgd(grads, lr)
         owed = self.journal.last.owed if self.journal.last else 1.0
         decay, owed = update.gather_decay(owed, lr, weight_decay)

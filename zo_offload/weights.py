@@ -10,7 +10,7 @@ of visits, the tier and a resumed run never change a bit.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
@@ -145,6 +145,24 @@ class Weights:
                         ops.update(span, span.wire(wire), span.rest(rest), self.direction, due)
                 self._current_to[unit.index] = len(self.history)
         return wire
+
+    def carried(self, unit: Unit) -> int:
+        """Number of steps that the unit's masters carry."""
+        return self._current_to[unit.index]
+
+    def restore(self, unit: Unit, masters: Mapping[str, torch.Tensor], step: int) -> None:
+        """Replace a unit's weights.
+
+        Args:
+            unit: Which.
+            masters: fp32 values by parameter name.
+            step: Number of steps that they carry.
+        """
+        wire, rest = self._store.wire(unit), self._store.rest(unit)
+        with self._updating:
+            for span, segment in unit.segments:
+                _fill(span, segment, masters[segment.name], span.wire(wire), span.rest(rest))
+            self._current_to[unit.index] = step
 
     def master(self, name: str) -> torch.Tensor:
         """A parameter's exact fp32 value at the current step, on the CPU."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from zo_offload.errors import DivergedError, ReplicaError
+from zo_offload.errors import ConfigError, DivergedError, ReplicaError
 from zo_offload.replica import Booked, Replica, sockets
 from zo_offload.replica.sockets import GREETING, INVITATION, SocketLink, connect
 
@@ -164,10 +164,18 @@ def test_bytes_of_any_size_are_gathered_and_shared(on_ranks: Run):
     def both(replica: Replica) -> tuple[list[int], bool]:
         sizes = [len(each) for each in replica.gather(data * replica.rank)]
         replica.wait_for_all()
-        return sizes, replica.share(data) == data
+        return sizes, replica.share(lambda: data) == data
 
     found = on_ranks(3, both)
     assert found == [([0, len(data), 2 * len(data)], True), ([], True), ([], True)]
+
+
+def test_what_rank_0_cannot_make_every_rank_is_told(on_ranks: Run):
+    def make() -> bytes:
+        raise ConfigError("no such file")
+
+    found = on_ranks(3, lambda replica: replica.share(make))
+    assert [(type(error), str(error)) for error in found] == [(ConfigError, "no such file")] * 3
 
 
 def test_who_does_not_know_the_token_is_turned_away():

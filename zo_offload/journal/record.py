@@ -137,6 +137,24 @@ def valid_record_bytes(data: bytes | bytearray, offset: int, header_crc: int) ->
     return length
 
 
+def packed_at(data: bytes | bytearray, start: int) -> bytes:
+    """The bytes of the record at ``start``."""
+    length, *_ = BODY.unpack_from(data, start + BODY_OFFSET)
+    return bytes(data[start : start + length])
+
+
+def moves_at(data: bytes | bytearray, start: int) -> tuple[bytes, ...]:
+    """What decides a replay, of the record at ``start``: its branch does not."""
+    packed = packed_at(data, start)
+    _, num_probes = MOVES.unpack_from(packed)
+    factors = PROBES_OFFSET - 2 * 8  # decay and owed
+    return (
+        packed[20:24],  # flags
+        packed[32:40],  # step
+        packed[factors : PROBES_OFFSET + PROBE.size * num_probes],
+    )
+
+
 def unpack_record(data: bytes | bytearray, offset: int) -> Record:
     """The record at ``offset``, which :func:`valid_record_bytes` has checked."""
     # fmt: off

@@ -5,6 +5,7 @@ unit does at each visit, costs microseconds. NOTE: one thread appends; others ma
 so nothing here holds a view of the bytes across calls (a viewed bytearray cannot grow).
 """
 
+import hashlib
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,6 +72,22 @@ class Records(Sequence[Record]):
                 probes = record.unpack_probes(self._data, at)
                 terms += [Term(step, number, coefficient) for number, _, coefficient in probes]
         return terms
+
+    def lineage(self, stop: int | None = None) -> str:
+        """SHA-256 of the records of the first ``stop`` steps (default: all): equal, equal bits."""
+        stop = len(self) if stop is None else stop
+        digest = hashlib.sha256()
+        for start in self._starts[:stop]:
+            digest.update(record.packed_at(self._data, start))
+        return digest.hexdigest()
+
+    def shared_steps(self, other: "Records") -> int:
+        """How many first steps are the same in another run's records, whatever their branch."""
+        pairs = zip(self._starts, other._starts, strict=False)
+        for step, (ours, theirs) in enumerate(pairs):
+            if record.moves_at(self._data, ours) != record.moves_at(other._data, theirs):
+                return step
+        return min(len(self), len(other))
 
     @property
     def num_bytes(self) -> int:

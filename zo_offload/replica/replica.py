@@ -11,12 +11,13 @@ from 1. Rank 0 answers with 8 bytes a column, or with a failure that all ranks t
 import json
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
 import numpy as np
 
+from zo_offload import errors
 from zo_offload.errors import DivergedError, ReplicaError, ZOError
 from zo_offload.replica.booked import HEADER, WEIGHTED, Booked
 from zo_offload.replica.link import Alone, Link
@@ -24,7 +25,7 @@ from zo_offload.replica.link import Alone, Link
 LENGTH = struct.Struct("<Q")
 MOST_BYTES = 1 << 34  # of one message outside the steps: a journal, evaluated losses
 FAILURE = struct.pack("<Q", 0x7FF85A4F4641494C)  # a NaN that no arithmetic makes
-_ERRORS = {error.__name__: error for error in (DivergedError, ReplicaError)}
+DONE, FAILED = b"\0", b"\1"
 
 
 @dataclass
@@ -61,12 +62,13 @@ class Replica:
         """Whether this rank writes what the run leaves."""
         return self.rank == 0
 
-    def mean(self, booked: Booked, step: int) -> list[float]:
+    def mean(self, booked: Booked, step: int, what: str = "step") -> list[float]:
         """Weighted mean of each column over all micro-batches of all ranks, the same on every rank.
 
         Args:
             booked: This rank's.
             step: Which; ranks at different steps are refused.
+            what: Has this number, for messages.
 
         Raises:
             DivergedError: A sum is not finite, or all weights are 0; every rank raises it.
@@ -76,12 +78,12 @@ class Replica:
             self.link.send(0, booked.pack(step))
             first = self.link.receive(0, 8)
             if first == FAILURE:
-                self._raise_failure()
+                _raise_as_told(self._receive_sized(0))
             rest = self.link.receive(0, 8 * (len(booked.columns) - 1))
             return list(struct.unpack(f"<{len(booked.columns)}d", first + rest))
         try:
             everyone = [booked, *(self._receive_booked(r, booked, step) for r in self._others)]
-            means = mean_of(everyone, step)
+            means = mean_of(everyone, f"{what} {step}")
         except ZOError as error:
             self._send_failure(error)
             raise
@@ -96,18 +98,29 @@ class Replica:
             return []
         return [data, *(self._receive_sized(rank) for rank in self._others)]
 
-    def share(self, data: bytes = b"") -> bytes:
-        """Rank 0's bytes, on every rank."""
+    def share(self, make: Callable[[], bytes]) -> bytes:
+        """What rank 0 makes, on every rank; what it raises, too.
+
+        Raises:
+            ZOError: As ``make`` raised it on rank 0.
+        """
         if self.rank:
-            return self._receive_sized(0)
-        for rank in self._others:
-            self._send_sized(rank, data)
-        return data
+            answer = self._receive_sized(0)
+            if answer[:1] == FAILED:
+                _raise_as_told(answer[1:])
+            return answer[1:]
+        try:
+            made = make()
+        except ZOError as error:
+            self._send_to_all(FAILED + _as_told(error))
+            raise
+        self._send_to_all(DONE + made)
+        return made
 
     def wait_for_all(self) -> None:
         """Return when every rank has come here."""
         self.gather(b"")
-        self.share()
+        self.share(bytes)
 
     def refuse_differences(self, what: str, value: str, mend: str) -> None:
         """Compare a text of every rank with rank 0's.
@@ -116,17 +129,18 @@ class Replica:
             ReplicaError: On every rank, naming those that differ.
         """
         found = [each.decode() for each in self.gather(value.encode())]
-        differing = [rank for rank, text in enumerate(found) if text != found[0]]
-        message = ""
-        if differing:
-            ranks = f"rank{'s' * (len(differing) > 1)} {', '.join(map(str, differing))}"
-            message = (
-                f"{what} of {ranks} differ from rank 0's ({_short(found[differing[0]])}, "
-                f"rank 0 has {_short(found[0])}); {mend}"
-            )
-        message = self.share(message.encode()).decode()
-        if message:
-            raise ReplicaError(message)
+
+        def compare() -> bytes:
+            differing = [rank for rank, text in enumerate(found) if text != found[0]]
+            if differing:
+                ranks = f"rank{'s' * (len(differing) > 1)} {', '.join(map(str, differing))}"
+                raise ReplicaError(
+                    f"{what} of {ranks} differ from rank 0's ({_short(found[differing[0]])}, "
+                    f"rank 0 has {_short(found[0])}); {mend}"
+                )
+            return b""
+
+        self.share(compare)
 
     def close(self) -> None:
         """Leave the others."""
@@ -152,18 +166,16 @@ class Replica:
         return ours.unpack_like(body, weighted)
 
     def _send_failure(self, error: ZOError) -> None:
-        kind = type(error).__name__ if type(error).__name__ in _ERRORS else ReplicaError.__name__
-        text = json.dumps([kind, str(error)]).encode()
         for rank in self._others:
             try:
                 self.link.send(rank, FAILURE)
-                self._send_sized(rank, text)
+                self._send_sized(rank, _as_told(error))
             except ReplicaError:
                 continue  # it has left; the others must still be told
 
-    def _raise_failure(self) -> NoReturn:
-        kind, message = json.loads(self._receive_sized(0))
-        raise _ERRORS.get(kind, ReplicaError)(message)
+    def _send_to_all(self, data: bytes) -> None:
+        for rank in self._others:
+            self._send_sized(rank, data)
 
     def _send_sized(self, rank: int, data: bytes) -> None:
         self.link.send(rank, LENGTH.pack(len(data)) + data)
@@ -175,12 +187,12 @@ class Replica:
         return self.link.receive(rank, size)
 
 
-def mean_of(everyone: Sequence[Booked], step: int) -> list[float]:
+def mean_of(everyone: Sequence[Booked], what: str) -> list[float]:
     """Weighted means of each column, added in the order of global micro-batches.
 
     Args:
         everyone: By rank, of one shape ``[M, C]``; row i of rank r of W is micro-batch i W + r.
-        step: For messages.
+        what: Is being averaged, for messages.
 
     Raises:
         DivergedError: A sum is not finite, or a column's weights add up to 0.
@@ -193,9 +205,8 @@ def mean_of(everyone: Sequence[Booked], step: int) -> list[float]:
         for column, total in zip(columns, row, strict=True):
             if not math.isfinite(total):
                 raise DivergedError(
-                    f"step {step}: the loss is {total} ({column}, micro-batch {micro_batch}); "
-                    "the step was not taken. Lower the learning rate or eps, or look at this "
-                    "micro-batch's data"
+                    f"{what}: the loss is {total} ({column}, micro-batch {micro_batch}); nothing "
+                    "was changed. Lower the learning rate or eps, or look at its data"
                 )
     total, weight = totals[0].copy(), weights[0].copy()
     for row, its_weight in zip(totals[1:], weights[1:], strict=True):
@@ -203,10 +214,22 @@ def mean_of(everyone: Sequence[Booked], step: int) -> list[float]:
         weight += its_weight
     if not weight.all():
         raise DivergedError(
-            f"step {step}: the weights of all micro-batches add up to 0, so there is no mean "
-            "loss; the step was not taken. Look at what the objective counts"
+            f"{what}: the weights of all micro-batches add up to 0, so there is no mean loss; "
+            "nothing was changed. Look at what the objective counts"
         )
     return (total / weight).tolist()
+
+
+def _as_told(error: ZOError) -> bytes:
+    return json.dumps([type(error).__name__, str(error)]).encode()
+
+
+def _raise_as_told(data: bytes) -> NoReturn:
+    name, message = json.loads(data)
+    kind = getattr(errors, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, ZOError)):
+        kind = ReplicaError
+    raise kind(message)
 
 
 def _short(text: str, limit: int = 64) -> str:

@@ -26,7 +26,7 @@ SILENCE_SECONDS = 1800.0  # a step may take long; a rank that died is found out 
 # A host that vanished sends no goodbye: probe after 15 silent seconds, five seconds apart.
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 
-Share = Callable[[bytes], bytes]  # rank 0's bytes on every rank, through the process group
+Share = Callable[[bytes], bytes]  # rank 0's bytes on every rank, which passes as many
 
 
 class SocketLink:
@@ -99,7 +99,7 @@ def connect(rank: int, world_size: int, host: str, share: Share) -> SocketLink:
     """
     if rank == 0:
         return SocketLink(0, world_size, _accept_all(world_size, host, share))
-    port, token = INVITATION.unpack(share(b""))
+    port, token = INVITATION.unpack(share(bytes(INVITATION.size)))
     try:
         peer = socket.create_connection((host, port), timeout=CONNECT_SECONDS)
         peer.sendall(GREETING.pack(token, rank))

@@ -1,0 +1,152 @@
+"""A checkpoint: a tag's directory from which a run goes on to the same bits.
+
+::
+
+    DIR/latest                  the newest tag, written last
+    DIR/TAG/checkpoint.json     counters, schedule, what the user added
+    DIR/TAG/run.journal         every step so far: with the base weights, all that is needed
+    DIR/TAG/weights/            the weights themselves (not with ``"checkpoint": "scalars"``)
+
+Written aside, synced and renamed, so that a tag is whole or not there. JSON, safetensors and our
+own format only: nothing is unpickled.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zo_offload import files
+from zo_offload.errors import CheckpointError
+from zo_offload.journal import Journal
+from zo_offload.snapshot import write_snapshot
+from zo_offload.weights import Weights
+
+FORMAT = 1
+LENGTH = struct.Struct("<Q")
+LATEST = "latest"
+STATE, JOURNAL, WEIGHTS = "checkpoint.json", "run.journal", "weights"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a tag holds.
+
+    Attributes:
+        directory: Of the tag.
+        journal: In memory; every step so far.
+        state: What was given to :func:`save`.
+        weights: Directory of a snapshot, or None.
+    """
+
+    directory: Path
+    journal: Journal
+    state: dict[str, Any]
+    weights: Path | None
+
+    def pack(self) -> bytes:
+        """For another rank, which looks for the weights at the same place."""
+        told = json.dumps([str(self.directory), self.state]).encode()
+        return LENGTH.pack(len(told)) + told + self.journal.content
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Checkpoint":
+        """What :meth:`pack` packed."""
+        (size,) = LENGTH.unpack_from(data)
+        name, state = json.loads(data[LENGTH.size :][:size])
+        journal = Journal.of(data[LENGTH.size + size :], f"{name}/{JOURNAL}")
+        return cls(Path(name), journal, state, _weights_in(Path(name)))
+
+
+def save(
+    directory: Path,
+    journal: Journal,
+    state: Mapping[str, Any],
+    weights: Weights | None,
+    latest: bool = True,
+) -> None:
+    """Write a tag's directory, then the name of the latest.
+
+    Args:
+        directory: Of the tag, ``DIR/TAG``.
+        journal: Of the run so far.
+        state: JSON values.
+        weights: To hold beside the journal, or None.
+        latest: Whether a load without a tag is to find this one.
+
+    Raises:
+        CheckpointError: A value is not JSON, or the system refuses; what was saved before stays.
+    """
+    try:
+        text = json.dumps({"format": FORMAT, "state": dict(state)}, indent=1, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{directory}: {error}; a checkpoint holds JSON only (scheduler and client_state: "
+            "numbers, text, lists, objects)"
+        ) from error
+    try:
+        with files.new_directory(directory) as aside:
+            (aside / STATE).write_text(text + "\n", encoding="utf-8")
+            (aside / JOURNAL).write_bytes(journal.content)
+            if weights is not None:
+                (aside / WEIGHTS).mkdir()
+                records = journal.records
+                write_snapshot(aside / WEIGHTS, weights, len(records), records.lineage())
+        if latest:
+            files.write_file(directory.parent / LATEST, directory.name.encode())
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot save: {error.strerror or error}") from error
+
+
+def latest_tag(directory: Path) -> str | None:
+    """The tag that a load without one means; None where there is none."""
+    try:
+        return checked_tag((directory / LATEST).read_text(encoding="utf-8").strip())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{directory / LATEST}: cannot be read: {error}") from error
+
+
+def checked_tag(tag: object) -> str:
+    """A tag as text.
+
+    Raises:
+        CheckpointError: It is no plain name.
+    """
+    text = str(tag)
+    if not text or Path(text).name != text:
+        raise CheckpointError(f"tag {text!r}: expected a plain name, without slashes")
+    return text
+
+
+def load(directory: Path) -> Checkpoint:
+    """Read a tag's directory, weights excepted.
+
+    Raises:
+        CheckpointError: It is missing or damaged.
+        JournalError: Its journal is.
+    """
+    place = files.whole_directory(directory)
+    if place is None:
+        raise CheckpointError(f"{directory}: no such checkpoint")
+    try:
+        held = json.loads((place / STATE).read_text(encoding="utf-8"))
+        version, state = held["format"], held["state"]
+        content = (place / JOURNAL).read_bytes()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{place}: no checkpoint of zo_offload, or damaged: {type(error).__name__}: {error}"
+        ) from error
+    if version != FORMAT or not isinstance(state, dict):
+        raise CheckpointError(
+            f"{place / STATE}: format {version}, but this zo_offload reads format {FORMAT}"
+        )
+    journal = Journal.of(content, str(place / JOURNAL))
+    return Checkpoint(place, journal, state, _weights_in(place))
+
+
+def _weights_in(place: Path) -> Path | None:
+    return place / WEIGHTS if (place / WEIGHTS).is_dir() else None

@@ -1,0 +1,38 @@
+"""Weights as others read them: one safetensors file, each parameter in the forward's dtype."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from zo_offload import files
+from zo_offload.errors import CheckpointError
+from zo_offload.weights import Weights
+
+
+def write_model(path: Path, weights: Weights, frozen: bool = True) -> None:
+    """Write every parameter under its first name; a tied one once.
+
+    Args:
+        path: Of the file; its directory is made.
+        weights: To write, at the current step.
+        frozen: Also what does not move.
+
+    Raises:
+        CheckpointError: The system refuses; what stood at ``path`` stays.
+    """
+    values = {
+        segment.name: weights.value(segment.name)
+        for unit in weights.map.everything
+        for span, segment in unit.segments
+        if frozen or span.trainable
+    }
+    aside = path.with_name(path.name + files.ASIDE)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(values, aside, {"format": "pt"})
+        files.sync(aside)
+        aside.replace(path)
+        files.sync(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot write the model: {error}") from error

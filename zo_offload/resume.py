@@ -1,0 +1,119 @@
+"""Go on from what was saved: a journal's end, or a tag, wherever the weights stand now.
+
+Weights that are behind are brought forward by replay, which every visit does by itself. Weights
+that are ahead, or on another line of history, cannot be taken back by arithmetic to the same bits:
+they are put in place from a snapshot.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from zo_offload.errors import CheckpointError, JournalError
+from zo_offload.journal import Journal
+from zo_offload.journal.header import differences
+from zo_offload.snapshot import Series, Snapshot, read_snapshot
+from zo_offload.step import Stepper
+
+logger = logging.getLogger(__name__)
+
+
+def rewind(
+    stepper: Stepper, target: Journal, weights: Path | None, series: Series | None = None
+) -> None:
+    """Stand where a journal ends: its steps become this run's, in a branch of their own.
+
+    Args:
+        stepper: Stands anywhere, on the same base weights and settings.
+        target: A checkpoint's journal.
+        weights: A snapshot of the weights at its end, or None.
+        series: The run's own snapshots, or None.
+
+    Raises:
+        JournalError: It belongs to another run.
+        CheckpointError: The weights are ahead and there is no snapshot, or it is damaged. Nothing
+            was changed.
+    """
+    _refuse_another_run(stepper, target)
+    journal = stepper.journal
+    shared = journal.records.shared_steps(target.records)
+    snapshot = _snapshot_for(stepper, target, shared, weights, series)
+    if shared < journal.next_step:
+        journal.rewind(shared)
+    for record in target.records[shared:]:
+        journal.append(replace(record, branch=journal.branch))
+    if snapshot is not None:
+        snapshot.restore(stepper.weights)
+
+
+def begin_with(stepper: Stepper, weights: Path | None) -> None:
+    """Make a checkpoint's weights the base of a run that has taken no step.
+
+    Raises:
+        CheckpointError: It holds none, or they are damaged or of another model.
+    """
+    if weights is None:
+        raise CheckpointError(
+            "this checkpoint holds scalars only; its weights cannot be taken alone"
+        )
+    snapshot = read_snapshot(weights)
+    snapshot.check(stepper.weights)
+    replace(snapshot, step=0).restore(stepper.weights)
+
+
+def recover(stepper: Stepper, series: Series) -> None:
+    """After a journal was taken over: put its newest snapshot in place, which saves a replay."""
+    found = next(_usable(stepper, series, stepper.step), None)
+    if found is not None:
+        found.restore(stepper.weights)
+
+
+def _snapshot_for(
+    stepper: Stepper, target: Journal, shared: int, weights: Path | None, series: Series | None
+) -> Snapshot | None:
+    if weights is not None:
+        snapshot = read_snapshot(weights)
+        held = (snapshot.step, snapshot.lineage)
+        if held != (target.next_step, target.records.lineage()):
+            raise CheckpointError(
+                f"{weights}: holds the weights of step {snapshot.step} of "
+                f"another history than the {target.next_step} steps of the journal beside it"
+            )
+        snapshot.check(stepper.weights)
+        return snapshot
+    carried = max(stepper.weights.carried(unit) for unit in stepper.weights.map.everything)
+    if carried <= shared:
+        return None
+    snapshot = next(_usable(stepper, series, shared), None) if series is not None else None
+    if snapshot is None:
+        raise CheckpointError(
+            f"the checkpoint's {target.next_step} steps share {shared} with this run, whose "
+            f"weights carry {carried} already, and it holds scalars only: load it into a new "
+            'engine on the base weights, or save with "checkpoint": "weights"'
+        )
+    return snapshot
+
+
+def _usable(stepper: Stepper, series: Series, last_step: int) -> Iterator[Snapshot]:
+    """The run's own snapshots up to a step, newest first; damaged ones are passed over."""
+    records = stepper.journal.records
+    for step in series.steps():
+        if step > last_step:
+            continue
+        try:
+            snapshot = series.read(step)
+            if snapshot.lineage == records.lineage(step):
+                snapshot.check(stepper.weights)
+                yield snapshot
+        except CheckpointError as error:
+            logger.warning("%s; an older one or replay takes its place", error)
+
+
+def _refuse_another_run(stepper: Stepper, target: Journal) -> None:
+    ours = stepper.journal.header.fields
+    found = next(differences(target.header.fields, ours), None)
+    if found is not None:
+        raise JournalError(
+            f"the checkpoint belongs to another run: {found}; use its base weights and settings"
+        )

@@ -1,0 +1,209 @@
+"""The exact weights of one step in a directory: a safetensors file a unit, and a manifest.
+
+Replay from the base rebuilds any step, so a snapshot is never needed; it saves the time of replay.
+It holds every parameter under its own name, trainable ones as their fp32 masters, and at most one
+unit is in memory while it is written or read. The manifest says what each file must be; nothing is
+believed before its length and digest are right.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from zo_offload import files
+from zo_offload.errors import CheckpointError
+from zo_offload.units import Unit
+from zo_offload.weights import Weights
+
+FORMAT = 1
+MANIFEST = "weights.json"
+CHUNK_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A directory that holds the weights after ``step`` steps.
+
+    Attributes:
+        directory: Where the files lie.
+        step: Number of steps that the weights carry.
+        lineage: Digest of the records of those steps: which run, and which line of its history.
+    """
+
+    directory: Path
+    step: int
+    lineage: str
+    _files: tuple[tuple[str, int, str], ...]  # name, bytes, SHA-256, in the order of the units
+
+    def check(self, weights: Weights) -> None:
+        """Compare every file with the manifest, before anything is changed.
+
+        Raises:
+            CheckpointError: A file is missing, damaged, or of another model.
+        """
+        if len(self._files) != len(weights.map.everything):
+            raise CheckpointError(
+                f"{self.directory}: {len(self._files)} files, but the model has "
+                f"{len(weights.map.everything)} units; it is of another model"
+            )
+        for name, num_bytes, digest in self._files:
+            path = self.directory / name
+            found = _measure(path)
+            if found != (num_bytes, digest):
+                raise CheckpointError(
+                    f"{path}: damaged: {found[0]:,} bytes (sha256 {found[1][:12]}...), the "
+                    f"manifest says {num_bytes:,} ({digest[:12]}...)"
+                )
+
+    def restore(self, weights: Weights) -> None:
+        """Put every unit's weights in place; call :meth:`check` first.
+
+        Raises:
+            CheckpointError: A tensor is missing, or of another shape or dtype.
+        """
+        for unit, (name, _, _) in zip(weights.map.everything, self._files, strict=True):
+            tensors = _load(self.directory / name)
+            _check_tensors(self.directory / name, unit, tensors)
+            weights.restore(unit, tensors, self.step)
+
+
+def write_snapshot(directory: Path, weights: Weights, step: int, lineage: str) -> None:
+    """Write all weights, current to ``step``, into an empty directory.
+
+    Raises:
+        CheckpointError: The system refuses.
+    """
+    written: list[list[Any]] = []
+    count = len(weights.map.everything)
+    try:
+        for number, unit in enumerate(weights.map.everything, start=1):
+            name = f"unit-{number:05}-of-{count:05}.safetensors"
+            masters = {segment.name: weights.master(segment.name) for _, segment in unit.segments}
+            save_file(masters, directory / name, {"format": "pt"})
+            written.append([name, *_measure(directory / name)])
+        manifest = {"format": FORMAT, "step": step, "lineage": lineage, "files": written}
+        (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{directory}: cannot write the weights: {error}") from error
+
+
+def read_snapshot(directory: Path) -> Snapshot:
+    """A snapshot's manifest.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged.
+    """
+    try:
+        held = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        files_held = tuple((str(n), int(b), str(d)) for n, b, d in held["files"])
+        snapshot = Snapshot(directory, int(held["step"]), str(held["lineage"]), files_held)
+        version = held["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{directory / MANIFEST}: cannot be read: {type(error).__name__}: {error}"
+        ) from error
+    if version != FORMAT:
+        raise CheckpointError(
+            f"{directory / MANIFEST}: format {version}, but this zo_offload reads format {FORMAT}"
+        )
+    for name, _, _ in files_held:
+        if Path(name).name != name:
+            raise CheckpointError(f"{directory / MANIFEST}: {name!r} is no plain file name")
+    return snapshot
+
+
+class Series:
+    """The snapshots of one run, every so many steps; the oldest go.
+
+    Args:
+        directory: Holds them.
+        interval: Steps between two; 0 for none.
+        keep: How many stay.
+    """
+
+    def __init__(self, directory: Path, interval: int, keep: int) -> None:
+        self._directory = directory
+        self._interval = interval
+        self._keep = keep
+
+    def is_due(self, step: int) -> bool:
+        """Whether the weights after ``step`` steps are to be kept."""
+        return bool(self._interval) and step > 0 and step % self._interval == 0
+
+    def write(self, weights: Weights, step: int, lineage: str) -> None:
+        """Add a snapshot, then let the oldest go.
+
+        Raises:
+            CheckpointError: The system refuses; earlier ones are untouched.
+        """
+        try:
+            with files.new_directory(self._path(step)) as aside:
+                write_snapshot(aside, weights, step, lineage)
+            for old in self._paths()[self._keep :]:
+                files.remove_directory(old)
+        except OSError as error:
+            raise CheckpointError(f"{self._directory}: cannot keep a snapshot: {error}") from error
+
+    def read(self, step: int) -> Snapshot:
+        """The snapshot of a step.
+
+        Raises:
+            CheckpointError: There is none, it is damaged, or it is of another step.
+        """
+        directory = self._path(step)
+        snapshot = read_snapshot(directory)
+        if snapshot.step != step:
+            raise CheckpointError(f"{directory}: holds the weights of step {snapshot.step}")
+        return snapshot
+
+    def steps(self) -> list[int]:
+        """Of which there are snapshots, newest first."""
+        return [int(path.name.removeprefix("step-")) for path in self._paths()]
+
+    def _path(self, step: int) -> Path:
+        return self._directory / f"step-{step:09}"
+
+    def _paths(self) -> list[Path]:
+        found = self._directory.glob("step-[0-9]*") if self._directory.is_dir() else ()
+        return sorted((p for p in found if p.name[5:].isdecimal()), reverse=True)
+
+
+def _measure(path: Path) -> tuple[int, str]:
+    """A file's length and SHA-256."""
+    digest, num_bytes = hashlib.sha256(), 0
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+                num_bytes += len(chunk)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return num_bytes, digest.hexdigest()
+
+
+def _load(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+
+
+def _check_tensors(path: Path, unit: Unit, tensors: Mapping[str, torch.Tensor]) -> None:
+    expected = {segment.name: segment.shape for _, segment in unit.segments}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if expected != found:
+        name = next(n for n in {**expected, **found} if expected.get(n) != found.get(n))
+        raise CheckpointError(
+            f"{path}: {name} is {found.get(name, 'missing')}, the model has "
+            f"{expected.get(name, 'none')}; it is of another model"
+        )
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32:
+            raise CheckpointError(f"{path}: {name} is {tensor.dtype}, expected torch.float32")
