@@ -117,7 +117,7 @@ def checked_tag(tag: object) -> str:
         CheckpointError: It is no plain name.
     """
     text = str(tag)
-    if not text or Path(text).name != text:
+    if text in ("", ".", "..") or Path(text).name != text:
         raise CheckpointError(f"tag {text!r}: expected a plain name, without slashes")
     return text
 

@@ -377,7 +377,8 @@ class ZOEngine(SavesAndLoads, DeepSpeedEngine):
             self.lr_scheduler.step(**(lr_kwargs or {}))
         self.losses = None
         self.global_steps += 1
-        self.global_samples += self.train_batch_size()
+        self.global_samples = samples
+        self._keep_snapshot()
         if self.global_rank == 0:
             self._tell(self.last_result)
 

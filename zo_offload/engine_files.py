@@ -178,6 +178,14 @@ class SavesAndLoads:
                 self.optimizer.step()
                 self.lr_scheduler.step()
 
+    def _keep_snapshot(self) -> None:
+        """After a step: the weights, where they are due and this rank writes."""
+        stepper, series = self.stepper, self._snapshots
+        if series is None or not stepper.replica.is_first or not series.is_due(stepper.step):
+            return
+        stepper.journal.sync()  # what a snapshot carries must not be lost behind it
+        series.write(stepper.weights, stepper.step, stepper.journal.records.lineage())
+
     def _count(self, steps: int) -> None:
         """Set what DeepSpeed counts to a number of steps taken."""
         self.global_steps = steps

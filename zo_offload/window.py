@@ -9,6 +9,7 @@ differently and any number of ranks adds in one order.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from zo_offload.errors import ModelError
 from zo_offload.replica import Booked
 
 Lane = tuple[int, int]  # probe, sign
@@ -67,12 +68,30 @@ class Window:
         return bool(self.micro_batches)
 
     def begin_backward(self, scale_wrt_gas: bool) -> None:
-        """What is booked now belongs to a new micro-batch."""
+        """What is booked now belongs to a new micro-batch.
+
+        Raises:
+            ModelError: An earlier one of the step was to be scaled otherwise.
+        """
+        if self.is_open and self._caller_averages is scale_wrt_gas:
+            raise ModelError(
+                f"backward: scale_wrt_gas is {scale_wrt_gas}, and was {not scale_wrt_gas} for an "
+                "earlier micro-batch of this step; give all of them the same"
+            )
         self._caller_averages = not scale_wrt_gas
         self._open = MicroBatch()
 
     def end_backward(self, loss: float) -> None:
-        """Everything behind one ``backward`` has been booked."""
+        """Everything behind one ``backward`` has been booked.
+
+        Raises:
+            ModelError: Nothing was.
+        """
+        if not self._open.lanes and not self._open.slopes:
+            raise ModelError(
+                "backward: this loss does not depend on the engine's forward, so it says nothing "
+                "of the weights; compute it from out.loss or out.logits"
+            )
         self._open.caller_loss = loss
         self.micro_batches.append(self._open)
 
@@ -130,5 +149,7 @@ class Window:
 
     def _row(self, each: MicroBatch, lanes: Sequence[Lane], probes: Sequence[int]) -> list[Sum]:
         row = [each.lanes.get(lane, (0.0, 1.0)) for lane in lanes]
+        if not all(other.lanes for other in self.micro_batches):  # some came through logits alone
+            row = [(total / weight if weight else 0.0, 1.0) for total, weight in row]
         row += [(each.slopes.get(probe, 0.0), 1.0) for probe in probes]
         return row if lanes else [*row, (each.caller_loss, 1.0)]

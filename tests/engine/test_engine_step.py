@@ -113,6 +113,57 @@ def test_what_the_caller_does_to_the_loss_follows_autograd(make_engine, name: st
     assert engine.last_result.projected_grads[0] == pytest.approx(expected, rel=2e-3, abs=2e-3)
 
 
+def test_losses_and_logits_in_one_window(make_engine):
+    """One micro-batch through the model's loss, one through a loss of its logits: half each."""
+
+    def through_logits(engine, data):
+        return functional.cross_entropy(engine(x=data["x"]).logits, data["labels"])
+
+    engine = make_engine(ds=config(gas=2, zeroth_order={"eps": EPS}))
+    one, two = batch(0), batch(1)
+    engine.backward(engine(**one).loss)
+    engine.step()
+    engine.backward(through_logits(engine, two))
+    engine.step()
+    expected = slope(lambda model: (model(**one).loss + model(**two).loss) / 2)
+    assert engine.last_result.projected_grads[0] == pytest.approx(expected, rel=2e-3, abs=2e-3)
+
+
+def test_one_window_is_scaled_in_one_way(make_engine):
+    engine = make_engine(ds=config(gas=2))
+    engine.backward(engine(**batch(0)).loss)
+    engine.step()
+    loss = engine(**batch(1)).loss
+    with pytest.raises(ModelError, match="scale_wrt_gas is False, and was True"):
+        engine.backward(loss / 2, scale_wrt_gas=False)
+    engine.backward(loss)
+    engine.step()
+    assert engine.global_steps == 1
+
+
+def test_a_refused_backward_leaves_nothing_behind(make_engine):
+    engine, plain = make_engine(), make_engine()
+    stale = engine(**batch(0)).loss
+    for each in (engine, plain):
+        each.backward(each(**batch(0)).loss)
+        each.step()
+    fresh = engine(**batch(1)).loss
+    with pytest.raises(ModelError, match="measured for step 0, and step 1 is next"):
+        engine.backward(fresh + stale)
+    for each in (engine, plain):
+        each.backward(each(**batch(1)).loss)
+        each.step()
+    assert engine.last_result == plain.last_result
+
+
+def test_a_loss_of_something_else_is_refused(make_engine):
+    engine = make_engine()
+    engine(**batch())
+    other = torch.ones((), requires_grad=True) * 2
+    with pytest.raises(ModelError, match="does not depend on the engine's forward"):
+        engine.backward(other)
+
+
 def test_two_forwards_behind_one_backward_add_up(make_engine):
     engine = make_engine(ds=config(zeroth_order={"eps": EPS}))
     one, two = batch(0), batch(1, size=3)
