@@ -18,6 +18,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from zo_offload import launched
 from zo_offload.errors import ZOError
 from zo_offload.reporter import Item, Reporter
 
@@ -53,7 +54,9 @@ def fails_in_one_line(command: Callable) -> Callable:
         try:
             return command(*args, **kwargs)
         except ZOError as error:
-            raise click.ClickException(_one_line(str(error))) from error
+            if error.is_told and launched.rank():
+                raise SystemExit(1) from error  # the first rank has said it
+            raise click.ClickException(_of_rank(_one_line(str(error)))) from error
         except MemoryError as error:
             raise click.ClickException(_one_line(f"out of memory {error}")) from error
         except OSError as error:
@@ -115,7 +118,7 @@ def main() -> None:
 def train(local_rank: int | None, **options: Any) -> None:
     """Fine-tune a causal LM on a classification task, and export it."""
     try:
-        with Bar() as bar:
+        with reporter() as bar:
             with bar.phase("starting"):
                 _quiet()
                 from zo_offload import run
@@ -123,6 +126,8 @@ def train(local_rank: int | None, **options: Any) -> None:
             summary = run.train(chosen, bar)
     except KeyboardInterrupt:
         raise Interrupted("interrupted; the same command continues the run") from None
+    if summary is None:  # the first rank speaks
+        return
     if not bar.trained:
         console.print(f"{chosen.output}: this run is finished ({summary.steps} steps)")
     print(f"accuracy before: {summary.accuracy_before:.4f}")
@@ -136,14 +141,21 @@ def train(local_rank: int | None, **options: Any) -> None:
 @fails_in_one_line
 def evaluate(local_rank: int | None, **options: Any) -> None:
     """Evaluate a causal LM on a classification task."""
-    with Bar() as bar:
+    with reporter() as bar:
         with bar.phase("starting"):
             _quiet()
             from zo_offload import run
         found = run.evaluate_model(run.TaskOptions(**options), bar)
+    if launched.rank():
+        return
     print(f"accuracy: {found.accuracy:.4f}")
     print(f"loss: {found.loss:.4f}")
     print(f"examples: {found.num_examples}")
+
+
+def reporter() -> Reporter:
+    """Of this process: among ranks only the first one shows what happens."""
+    return Reporter() if launched.rank() else Bar()
 
 
 class Bar(Reporter):
@@ -300,6 +312,10 @@ class _OneLineWarnings(logging.Handler):
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+def _of_rank(text: str) -> str:
+    return f"rank {launched.rank()}: {text}" if launched.rank() else text
 
 
 def _is_ours_to_show(record: logging.LogRecord) -> bool:

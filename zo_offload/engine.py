@@ -27,8 +27,8 @@ from zo_offload.integrations.hf import load_causal_lm
 from zo_offload.loader import Loader, Share
 from zo_offload.loss_noise import LossNoise
 from zo_offload.objective import Inputs, Objective, loss_sum, model_loss
-from zo_offload.process_group import accelerator, connect_ranks, init_distributed
-from zo_offload.replica import Booked, Replica
+from zo_offload.process_group import accelerator, init_distributed, replica
+from zo_offload.replica import Booked
 from zo_offload.step import Stepper, StepResult
 from zo_offload.window import Window
 
@@ -130,8 +130,7 @@ class ZOEngine(SavesAndLoads, DeepSpeedEngine):
         config = settings.zeroth_order
         if not isinstance(objective, Objective):
             objective = Objective(loss=objective or model_loss)
-        replica = Replica(connect_ranks())
-        stepper = Stepper(model, config, device, settings.dtype, objective, replica=replica)
+        stepper = Stepper(model, config, device, settings.dtype, objective, replica=replica())
         self.stepper = stepper
         try:
             with stepper.weights.kept(model), unstarted_scheduler():

@@ -6,7 +6,13 @@ Our own bugs are ``assert``; these are not.
 
 
 class ZOError(Exception):
-    """Base of all errors raised on purpose by this package."""
+    """Base of all errors raised on purpose by this package.
+
+    Attributes:
+        is_told: Another rank raises the same, and says so.
+    """
+
+    is_told = False
 
 
 class ConfigError(ZOError, ValueError):

@@ -18,10 +18,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
-from zo_offload.replica import Alone, Link
+from zo_offload import launched
+from zo_offload.replica import Alone, Link, Replica
 
-MPI_LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-LAUNCHED = ("RANK", "SLURM_NTASKS", *MPI_LAUNCHED)
+_replica: Replica | None = None
 
 
 def init_distributed(port: int = 29500, required: bool | None = None) -> None:
@@ -31,11 +31,10 @@ def init_distributed(port: int = 29500, required: bool | None = None) -> None:
     """
     if deepspeed.comm.is_initialized():
         return
-    if not dist.is_initialized():
-        atexit.register(_leave)
-        if not set(LAUNCHED) & set(os.environ):
-            os.environ.setdefault("LOCAL_RANK", "0")
-            dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    atexit.register(_leave)
+    if not dist.is_initialized() and not launched.by_launcher():
+        os.environ.setdefault("LOCAL_RANK", "0")
+        dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     with _no_native_ops():
         deepspeed.init_distributed(
             dist_backend=accelerator().communication_backend_name(),
@@ -45,16 +44,23 @@ def init_distributed(port: int = 29500, required: bool | None = None) -> None:
         )
 
 
-def connect_ranks() -> Link:
-    """A link of every rank with rank 0; all ranks call this together.
+def replica() -> Replica:
+    """This rank among the others; connected once a process, by all ranks together.
 
     Raises:
         ReplicaError: A rank does not come, or cannot be reached.
     """
+    global _replica
+    if _replica is None:
+        _replica = Replica(_link())
+    return _replica
+
+
+def _link() -> Link:
     world_size = dist.get_world_size()
     if world_size == 1:
         return Alone()
-    if set(MPI_LAUNCHED) & set(os.environ):
+    if launched.by_mpi():
         from mpi4py import MPI
 
         from zo_offload.replica.mpi import MPILink
@@ -80,6 +86,10 @@ def _share(data: bytes) -> bytes:
 
 
 def _leave() -> None:
+    global _replica
+    if _replica is not None:
+        _replica.close()
+        _replica = None
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -8,7 +8,19 @@ Item = TypeVar("Item")
 
 
 class Reporter:
-    """Is told what happens, and shows nothing; the command line's shows it."""
+    """Is told what happens, and shows nothing; the command line's shows it.
+
+    Attributes:
+        trained: Whether training began.
+    """
+
+    trained = False
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Nothing was begun."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -21,6 +33,7 @@ class Reporter:
 
     def on_start(self, first_step: int, steps: int) -> None:
         """Training begins, or continues where it stopped."""
+        self.trained = True
 
     def on_evaluation(self, step: int, accuracy: float, loss: float) -> None:
         """The dev set was evaluated after ``step`` steps."""

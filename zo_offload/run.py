@@ -19,18 +19,24 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from zo_offload import files
+import numpy as np
+import torch
+
+from zo_offload import files, launched
 from zo_offload.config import load_json, parse_config
 from zo_offload.errors import ConfigError
 from zo_offload.journal import Journal
 from zo_offload.metrics import Metrics, draw_curve
+from zo_offload.replica import Replica
 from zo_offload.reporter import Reporter
 from zo_offload.tasks import (
     Encoded,
@@ -40,11 +46,12 @@ from zo_offload.tasks import (
     batch_at,
     collate,
     encode,
-    evaluate,
     evaluation_batches,
     option_forward,
     option_loss,
     read_examples,
+    score,
+    summarize,
 )
 
 DEFAULT_CONFIG: dict[str, Any] = {
@@ -57,6 +64,8 @@ DEFAULT_CONFIG: dict[str, Any] = {
     },
 }
 NUM_EVALUATIONS = 10
+FINISHED = b"finished"
+SCORES = struct.Struct("<ddQ")  # accuracy, loss, number of examples
 
 
 @dataclass(frozen=True)
@@ -100,26 +109,29 @@ class Summary:
     noise_over_signal: float | None
 
 
-def train(options: RunOptions, reporter: Reporter) -> Summary:
-    """Train, evaluate and export; continues what the output directory holds.
+def train(options: RunOptions, reporter: Reporter) -> Summary | None:
+    """Train, evaluate and export; continues what the output directory holds. Every rank calls it.
+
+    Returns:
+        What was found, on the first rank; None on the others.
 
     Raises:
         ZOError: With one line for the user; whatever was saved stays as it is.
     """
-    if options.steps < 1:
-        raise ConfigError(f"--steps: expected at least 1, found {options.steps}")
-    config = load_json(options.config) if options.config else DEFAULT_CONFIG
-    parse_config(config)
-    task = Task(options, read_examples(options.train))
+    replica = _ranks()
+    config, task, asked = replica.all_or_none(lambda: _asked_for(options))
     directory = Path(options.output)
-    asked = _asked(options, config)
-    if _holds(directory, asked) and (directory / "summary.json").exists():
-        return _read_summary(directory / "summary.json")
-    with _claimed(directory, asked):
-        with reporter.phase("reading the config"):
-            _check_settings(config)
-        task.encode(reporter)
-        engine = _start_engine(task, _without_journal(config), reporter, options.steps)
+    with ExitStack() as stack:
+
+        def claim() -> bytes:
+            if _holds(directory, asked) and (directory / "summary.json").exists():
+                return FINISHED
+            stack.enter_context(_claimed(directory, asked))
+            return b""
+
+        if replica.share(claim) == FINISHED:
+            return _read_summary(directory / "summary.json") if replica.is_first else None
+        engine = _start_engine(replica, task, config, reporter, options.steps)
         try:
             return _run(engine, task, options, _journal_path(config, directory), reporter)
         finally:
@@ -128,43 +140,78 @@ def train(options: RunOptions, reporter: Reporter) -> Summary:
 
 def evaluate_model(options: TaskOptions, reporter: Reporter) -> Evaluation:
     """Accuracy and mean loss of a model on a data set; its weights stream as in training."""
-    config = load_json(options.config) if options.config else DEFAULT_CONFIG
-    parse_config(config)
-    task = Task(options)
-    with reporter.phase("reading the config"):
-        _check_settings(config)
-    task.encode(reporter)
-    engine = _start_engine(task, _without_journal(config), reporter)
+    replica = _ranks()
+    config, task = replica.all_or_none(lambda: _task(options))
+    engine = _start_engine(replica, task, config, reporter)
     try:
         return _evaluate(engine, task.dev, reporter)
     finally:
         engine.destroy()
 
 
+def _ranks() -> Replica:
+    """This rank among those that were launched; one alone need not be connected to find a typo."""
+    if launched.num_ranks() == 1:
+        return Replica()
+    from zo_offload import process_group
+
+    process_group.init_distributed()
+    return process_group.replica()
+
+
+def _asked_for(options: RunOptions) -> tuple[dict[str, Any], "Task", dict[str, Any]]:
+    """Config, task, and what makes this run this run: all that needs no weights."""
+    if options.steps < 1:
+        raise ConfigError(f"--steps: expected at least 1, found {options.steps}")
+    config, task = _task(options, options.train)
+    return config, task, _asked(options, config)
+
+
+def _task(options: TaskOptions, train: str | None = None) -> tuple[dict[str, Any], "Task"]:
+    config = load_json(options.config) if options.config else DEFAULT_CONFIG
+    parse_config(config)
+    return config, Task(options, None if train is None else read_examples(train))
+
+
 def _run(
     engine: Any, task: "Task", options: RunOptions, journal: Path, reporter: Reporter
-) -> Summary:
-    directory, seed = Path(options.output), engine.stepper.config.seed
-    records = Journal.read(journal).records if journal.exists() else ()
-    metrics = Metrics(directory / "metrics.csv", records)
+) -> Summary | None:
+    replica, directory = engine.stepper.replica, Path(options.output)
+    metrics: Metrics | None = None
     try:
-        if records and metrics.evaluation(0) is None:  # the file was lost, the base is at hand
-            metrics.mend_evaluation(0, _evaluate(engine, task.dev, reporter))
+        if replica.is_first:
+            records = Journal.read(journal).records if journal.exists() else ()
+            metrics = Metrics(directory / "metrics.csv", records)
+        lost = metrics is not None and bool(metrics.rows) and metrics.evaluation(0) is None
+        if _on_every_rank(replica, lost):  # the file was lost, the base is at hand
+            found = _evaluate(engine, task.dev, reporter)
+            if metrics is not None:
+                metrics.mend_evaluation(0, found)
         with reporter.phase(f"opening {journal}"):
             engine.continue_journal(journal)
         if engine.global_steps > options.steps:
             raise ConfigError(
                 f"--steps: {journal} holds {engine.global_steps} already, found {options.steps}"
             )
-        _take_steps(engine, task, options, seed, metrics, reporter)
+        _take_steps(engine, task, options, metrics, reporter)
     finally:
-        metrics.close()
+        if metrics is not None:
+            metrics.close()
+    if metrics is None:
+        replica.wait_for_all()
+        return None
     with reporter.phase(f"exporting to {directory / 'model'}"):
         _export(engine, task, directory / "model")
     draw_curve(metrics, directory / "curve.png")
     summary = _summarize(engine, metrics, journal)
     files.write_file(directory / "summary.json", _as_json(asdict(summary)))
+    replica.wait_for_all()
     return summary
+
+
+def _on_every_rank(replica: Replica, answer: bool) -> bool:
+    """The first rank's answer."""
+    return bool(replica.share(lambda: bytes([answer]))[0])
 
 
 class Task:
@@ -200,20 +247,29 @@ def _check_settings(config: Mapping[str, Any]) -> None:
 
 
 def _start_engine(
-    task: Task, config: Mapping[str, Any], reporter: Reporter, steps: int | None = None
+    replica: Replica,
+    task: Task,
+    config: Mapping[str, Any],
+    reporter: Reporter,
+    steps: int | None = None,
 ) -> Any:
     from torch.optim.lr_scheduler import LambdaLR
 
-    from zo_offload.engine import initialize
-    from zo_offload.integrations.hf import load_causal_lm
-    from zo_offload.objective import Objective
+    config = _without_journal(config)
+    with reporter.phase("reading the config"):
+        replica.all_or_none(lambda: _check_settings(config))
+    replica.all_or_none(lambda: task.encode(reporter))
 
     def linear_decay(optimizer: Any) -> LambdaLR:
         return LambdaLR(optimizer, lambda step: max(0.0, 1.0 - step / steps) if steps else 1.0)
 
     with reporter.phase(f"loading {task.model_name}"):
+        from zo_offload.engine import initialize
+        from zo_offload.integrations.hf import load_causal_lm
+        from zo_offload.objective import Objective
+
         engine, _, _, _ = initialize(
-            model=load_causal_lm(task.model_name),
+            model=replica.all_or_none(lambda: load_causal_lm(task.model_name)),
             config=config,
             objective=Objective(loss=option_loss, forward=option_forward),
             lr_scheduler=None if config.get("scheduler") else linear_decay,
@@ -222,37 +278,65 @@ def _start_engine(
 
 
 def _take_steps(
-    engine: Any, task: Task, options: RunOptions, seed: int, metrics: Metrics, reporter: Reporter
+    engine: Any, task: Task, options: RunOptions, metrics: Metrics | None, reporter: Reporter
 ) -> None:
-    steps = options.steps
+    steps, replica = options.steps, engine.stepper.replica
     every = options.eval_every or max(1, steps // NUM_EVALUATIONS)
     reporter.on_start(engine.global_steps, steps)
     for step in range(engine.global_steps, steps + 1):
         if step % every == 0 or step == steps:
-            if metrics.evaluation(step) is None:
-                metrics.add_evaluation(_evaluate(engine, task.dev, reporter))
-            found = metrics.evaluation(step)
-            assert found is not None
-            reporter.on_evaluation(step, *found)
+            missing = metrics is not None and metrics.evaluation(step) is None
+            if _on_every_rank(replica, missing):
+                found = _evaluate(engine, task.dev, reporter)
+                if metrics is not None:
+                    metrics.add_evaluation(found)
+            if metrics is not None:
+                held = metrics.evaluation(step)
+                assert held is not None
+                reporter.on_evaluation(step, *held)
         if step < steps:
             began = time.perf_counter()
-            engine.train_batch(_micro_batches(engine, task.train, seed, step))
-            metrics.add_step(engine.stepper.journal.last, time.perf_counter() - began)
+            engine.train_batch(_micro_batches(engine, task.train, step))
+            if metrics is not None:
+                metrics.add_step(engine.stepper.journal.last, time.perf_counter() - began)
             reporter.on_step(step, engine.last_result.loss)
 
 
-def _micro_batches(engine: Any, examples: list[Encoded], seed: int, step: int) -> Iterator[Any]:
-    chosen = batch_at(seed, step, engine.train_batch_size(), len(examples))
-    size = engine.train_micro_batch_size_per_gpu()
-    for first in range(0, len(chosen), size):
+def _micro_batches(engine: Any, examples: list[Encoded], step: int) -> Iterator[Any]:
+    """This rank's of a step: r, r + W, ... of all."""
+    replica, size = engine.stepper.replica, engine.train_micro_batch_size_per_gpu()
+    chosen = batch_at(engine.stepper.config.seed, step, engine.train_batch_size(), len(examples))
+    starts = range(0, len(chosen), size)
+    for first in starts[replica.rank :: replica.world_size]:
         yield collate([examples[index] for index in chosen[first : first + size]])
 
 
 def _evaluate(engine: Any, examples: list[Encoded], reporter: Reporter) -> Evaluation:
+    """Every rank a share of the batches; the same numbers on every rank, whatever their number."""
+    replica = engine.stepper.replica
     batch_size = 2 * engine.train_micro_batch_size_per_gpu()  # as many rows as a step's two lanes
     count = -(-len(examples) // batch_size)
-    batches = reporter.counted("evaluating", evaluation_batches(examples, batch_size), count)
-    return evaluate(engine.stepper.forward, batches)
+    mine = islice(evaluation_batches(examples, batch_size), replica.rank, None, replica.world_size)
+    share = -(-max(count - replica.rank, 0) // replica.world_size)
+    scores = score(engine.stepper.forward, reporter.counted("evaluating", mine, share))
+    packed = b"".join(each.numpy().tobytes() for each in scores)
+    everyone = replica.gather(packed)
+
+    def merged() -> bytes:
+        sizes = [min(batch_size, len(examples) - i * batch_size) for i in range(count)]
+        found = summarize(_in_order(everyone, sizes))
+        return SCORES.pack(found.accuracy, found.loss, found.num_examples)
+
+    return Evaluation(*SCORES.unpack(replica.share(merged)))
+
+
+def _in_order(everyone: list[bytes], sizes: list[int]) -> list[torch.Tensor]:
+    """Scores batch by batch, from every rank's own; rank r of W has batches r, r + W, ..."""
+    parts = []
+    for rank, data in enumerate(everyone):
+        scores = torch.from_numpy(np.frombuffer(data, np.float64).copy()).view(-1, 2)
+        parts.append(scores.split(sizes[rank :: len(everyone)]))
+    return [parts[i % len(everyone)][i // len(everyone)] for i in range(len(sizes))]
 
 
 def _summarize(engine: Any, metrics: Metrics, journal: Path) -> Summary:

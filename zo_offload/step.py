@@ -310,7 +310,6 @@ class Stepper:
         self.lanes.close()
         self.weights.close()
         self.journal.close()
-        self.replica.close()
 
     def __enter__(self) -> "Stepper":
         return self

@@ -13,7 +13,7 @@ import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import NoReturn, TypeVar, cast
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from zo_offload.replica.link import Alone, Link
 LENGTH = struct.Struct("<Q")
 MOST_BYTES = 1 << 34  # of one message outside the steps: a journal, evaluated losses
 FAILURE = struct.pack("<Q", 0x7FF85A4F4641494C)  # a NaN that no arithmetic makes
+Result = TypeVar("Result")
 DONE, FAILED = b"\0", b"\1"
 
 
@@ -116,6 +117,25 @@ class Replica:
             raise
         self._send_to_all(DONE + made)
         return made
+
+    def all_or_none(self, work: Callable[[], Result]) -> Result:
+        """What each rank's ``work`` gives, once it has succeeded on every rank.
+
+        Raises:
+            ZOError: The first rank's that failed, on every rank.
+        """
+        failure, result = b"", None
+        try:
+            result = work()
+        except ZOError as error:
+            if self.world_size == 1:
+                raise
+            failure = _as_told(error)
+        failures = self.gather(failure)
+        first = self.share(lambda: next(filter(None, failures), b""))
+        if first:
+            _raise_as_told(first)
+        return cast(Result, result)
 
     def wait_for_all(self) -> None:
         """Return when every rank has come here."""
@@ -229,7 +249,9 @@ def _raise_as_told(data: bytes) -> NoReturn:
     kind = getattr(errors, name, None)
     if not (isinstance(kind, type) and issubclass(kind, ZOError)):
         kind = ReplicaError
-    raise kind(message)
+    error = kind(message)
+    error.is_told = True
+    raise error
 
 
 def _short(text: str, limit: int = 64) -> str:

@@ -8,7 +8,7 @@ losses = option_loss(model, batch, option_forward(model, batch))
 """
 
 from zo_offload.tasks.encode import Batch, Encoded, collate, encode
-from zo_offload.tasks.evaluate import Evaluation, evaluate, evaluation_batches
+from zo_offload.tasks.evaluate import Evaluation, evaluate, evaluation_batches, score, summarize
 from zo_offload.tasks.objective import (
     model_inputs,
     option_forward,
@@ -38,4 +38,6 @@ __all__ = [
     "option_scores",
     "predict",
     "read_examples",
+    "score",
+    "summarize",
 ]

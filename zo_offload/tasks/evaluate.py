@@ -35,14 +35,22 @@ def evaluate(forward: Callable[[Batch], Any], batches: Iterable[Batch]) -> Evalu
         forward: From a batch to the model's output, such as `partial(option_forward, model)`.
         batches: At least one, e.g. of `evaluation_batches`.
     """
-    losses, hits = [], []
+    return summarize(score(forward, batches))
+
+
+def score(forward: Callable[[Batch], Any], batches: Iterable[Batch]) -> list[torch.Tensor]:
+    """Loss and hit (1 or 0) of every example, a tensor a batch: float64 `[examples, 2]`."""
+    scores = []
     with torch.no_grad():
         for batch in batches:
             outputs = forward(batch)
-            losses.append(option_loss(None, batch, outputs))
-            hits.append(predict(batch, outputs) == batch["targets"].to(losses[-1].device))
-    loss, hit = (
-        torch.cat(losses).double(),
-        torch.cat(hits).double(),
-    )  # one wait for the device, at the end
-    return Evaluation(hit.mean().item(), loss.mean().item(), len(loss))
+            losses = option_loss(None, batch, outputs)
+            hits = predict(batch, outputs) == batch["targets"].to(losses.device)
+            scores.append(torch.stack([losses.double(), hits.double()], dim=1))
+    return [each.cpu() for each in scores]  # one wait for the device, at the end
+
+
+def summarize(scores: Sequence[torch.Tensor]) -> Evaluation:
+    """Means over all examples, in the order of the batches."""
+    losses, hits = torch.cat(list(scores)).unbind(dim=1)
+    return Evaluation(hits.mean().item(), losses.mean().item(), len(losses))
