@@ -23,7 +23,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq
 GIVEN := $(foreach name,$(filter-out PYTHON VENV BIN READY,$(.VARIABLES)),$(if $(filter command,$(origin $(name))),$(name)))
 OPTIONS = $(foreach name,$(GIVEN),--$(shell echo '$(name)' | tr A-Z_ a-z-) '$($(name))')
 
-.PHONY: help venv new-venv quickstart test doctest lint format clean distclean
+.PHONY: help venv new-venv mpi quickstart test doctest lint format clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
@@ -34,7 +34,7 @@ venv: $(READY)  ## create .venv with every package at its locked version, and th
 quickstart: $(READY)  ## tune a model; MODEL=, TASK= and others become --model, --task, ...
 	$(BIN)/python launcher/quickstart.py $(OPTIONS)
 
-test: $(READY)  ## run the whole test suite; ARGS="-k codec" goes to pytest
+test: $(READY) mpi  ## run the whole test suite; ARGS="-k codec" goes to pytest
 	$(BIN)/pytest $(ARGS)
 
 doctest: $(READY)  ## run the examples in the docstrings only
@@ -70,6 +70,14 @@ $(READY): requirements.lock setup.py pyproject.toml
 	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -m pip check
 	@touch $@
+
+# The tests under mpirun need one; where it cannot be installed they are skipped, and say so.
+mpi:
+	@if ! command -v mpirun >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing Debian's openmpi-bin, for the tests under mpirun"; \
+	  apt-get -qq update && \
+	  DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install openmpi-bin >/dev/null \
+	  || echo "openmpi-bin could not be installed" >&2; fi
 
 new-venv:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \

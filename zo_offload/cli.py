@@ -56,6 +56,7 @@ def fails_in_one_line(command: Callable) -> Callable:
         except ZOError as error:
             if error.is_told and launched.rank():
                 raise SystemExit(1) from error  # the first rank has said it
+            _end_mpi(error)
             raise click.ClickException(_of_rank(_one_line(str(error)))) from error
         except MemoryError as error:
             raise click.ClickException(_one_line(f"out of memory {error}")) from error
@@ -245,14 +246,14 @@ class Bar(Reporter):
 
 def summary_lines(summary: "Summary", directory: str) -> list[str]:
     """What a run found, and where its files lie."""
-    noise = summary.noise_over_signal
+    noise, sent = summary.noise_over_signal, summary.rank_bytes_per_step
     rows = {
         "accuracy": f"{summary.accuracy_before:.4f} -> {summary.accuracy_after:.4f}",
         "dev loss": f"{summary.loss_before:.4f} -> {summary.loss_after:.4f}",
         "model": f"{summary.model_parameters:,} parameters, {as_bytes(summary.model_bytes)}",
         "weights on the device": f"{as_bytes(summary.peak_device_bytes)} at the peak",
         "weights on the host": as_bytes(summary.host_bytes),
-        "sent between ranks": f"{summary.rank_bytes_per_step} bytes a step",
+        "sent between ranks": "not measured" if sent is None else f"{sent} bytes a step",
         "noise over signal": "not measured" if noise is None else f"{noise:.2g}",
         "model directory": f"{directory.rstrip('/')}/model",
         "journal": summary.journal,
@@ -316,6 +317,15 @@ def _one_line(text: str) -> str:
 
 def _of_rank(text: str) -> str:
     return f"rank {launched.rank()}: {text}" if launched.rank() else text
+
+
+def _end_mpi(error: ZOError) -> None:
+    """Under MPI a rank that ends alone would wait at its exit for the others, and they for it."""
+    if launched.by_mpi() and not error.is_told:
+        from zo_offload import process_group
+
+        click.echo(f"Error: {_of_rank(_one_line(str(error)))}", err=True)
+        process_group.abort()
 
 
 def _is_ours_to_show(record: logging.LogRecord) -> bool:

@@ -65,7 +65,7 @@ def _link() -> Link:
 
         from zo_offload.replica.mpi import MPILink
 
-        _abort_with_this_rank(MPI.COMM_WORLD)
+        _abort_with_this_rank()
         return MPILink(MPI.COMM_WORLD)
     from zo_offload.replica.sockets import connect
 
@@ -85,6 +85,13 @@ def _share(data: bytes) -> bytes:
     return bytes(values.cpu().tolist())
 
 
+def abort() -> None:
+    """End all ranks of an MPI run at once, this one too."""
+    from mpi4py import MPI
+
+    MPI.COMM_WORLD.Abort(1)
+
+
 def _leave() -> None:
     global _replica
     if _replica is not None:
@@ -94,14 +101,14 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def _abort_with_this_rank(communicator: Any) -> None:
+def _abort_with_this_rank() -> None:
     """Under MPI a rank that ends by an exception would wait at its exit for the others."""
     inner = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         inner(kind, error, trace)
         sys.stderr.flush()
-        communicator.Abort(1)
+        abort()
 
     sys.excepthook = hook
 

@@ -105,7 +105,7 @@ class Summary:
     model_bytes: int
     peak_device_bytes: int
     host_bytes: int
-    rank_bytes_per_step: int
+    rank_bytes_per_step: int | None
     noise_over_signal: float | None
 
 
@@ -193,6 +193,7 @@ def _run(
             raise ConfigError(
                 f"--steps: {journal} holds {engine.global_steps} already, found {options.steps}"
             )
+        first = engine.global_steps
         _take_steps(engine, task, options, metrics, reporter)
     finally:
         if metrics is not None:
@@ -203,7 +204,7 @@ def _run(
     with reporter.phase(f"exporting to {directory / 'model'}"):
         _export(engine, task, directory / "model")
     draw_curve(metrics, directory / "curve.png")
-    summary = _summarize(engine, metrics, journal)
+    summary = _summarize(engine, metrics, journal, options.steps - first)
     files.write_file(directory / "summary.json", _as_json(asdict(summary)))
     replica.wait_for_all()
     return summary
@@ -339,7 +340,7 @@ def _in_order(everyone: list[bytes], sizes: list[int]) -> list[torch.Tensor]:
     return [parts[i % len(everyone)][i // len(everyone)] for i in range(len(sizes))]
 
 
-def _summarize(engine: Any, metrics: Metrics, journal: Path) -> Summary:
+def _summarize(engine: Any, metrics: Metrics, journal: Path, taken: int) -> Summary:
     weights, steps = engine.stepper.weights, engine.global_steps
     before, after = metrics.evaluation(0), metrics.evaluation(steps)
     assert before is not None
@@ -356,7 +357,7 @@ def _summarize(engine: Any, metrics: Metrics, journal: Path) -> Summary:
         model_bytes=weights.map.forward_bytes,
         peak_device_bytes=weights.arena.peak_bytes,
         host_bytes=weights.host_bytes,
-        rank_bytes_per_step=engine.stepper.replica.bytes_sent // max(steps, 1),
+        rank_bytes_per_step=engine.stepper.replica.step_bytes // taken if taken else None,
         noise_over_signal=noise.ratio if noise else None,
     )
 

@@ -1,13 +1,20 @@
 """What each rank of a test runs: some steps on a small OPT, then what came of them, as JSON.
 
 python worker.py '{"config": {...}, "steps": 6, "out": "DIR", ...}'
+
+A job may also name: ``calls`` (``train_batch`` or ``forward``), ``save`` (a directory: a tag a
+step, from each of which a new engine then goes on to the end), ``odd_rank`` (which rank has other
+weights), ``die`` (``[rank, step]``: a SIGKILL to itself).
 """
 
 import hashlib
 import json
 import os
+import signal
 import socket
 import sys
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +23,8 @@ from engine.common import opt, tokens
 
 import zo_offload
 from zo_offload.loss_noise import LossNoise
+
+TCP_INFO_BYTES_SENT = slice(200, 208)  # tcpi_bytes_sent, Linux 4.19 and later
 
 
 class Sentences(torch.utils.data.Dataset):
@@ -30,49 +39,65 @@ class Sentences(torch.utils.data.Dataset):
 
 def main(job: dict[str, Any]) -> None:
     torch.set_num_threads(1)
-    model = opt(seed=int(os.environ.get("RANK", "0")) if job.get("other_weights") else 0)
-    engine, _, loader, _ = zo_offload.initialize(
-        model=model, config=job["config"], training_data=Sentences()
-    )
-    engine.loss_noise = LossNoise(0.0, 1.0)  # takes seven steps' time
-    if job.get("load"):
-        engine.load_checkpoint(job["load"])
-    sockets = []
-    while engine.global_steps < job["steps"]:
+    engine, loader = start(job)
+    sockets = [socket_bytes()]
+    for step in steps(engine, loader, job):
         sockets.append(socket_bytes())
-        step(engine, loader, job.get("calls", "train_batch"))
-        if job.get("save") and engine.global_steps in job.get("save_at", [job["steps"]]):
+        if "save" in job and step < job["steps"]:
             engine.save_checkpoint(job["save"])
-    sockets.append(socket_bytes())
+        if job.get("die") == [engine.global_rank, step]:
+            os.kill(os.getpid(), signal.SIGKILL)
+    replica = engine.stepper.replica
     report = {
         "weights": digest(engine),
         "losses": [list(record.losses) for record in engine.stepper.journal.records],
-        "bytes_sent": engine.stepper.replica.bytes_sent,
-        "sockets": sockets,
-        "evaluated": float(engine.eval_batch(iter([tokens(100)] * 4))),
-        "link": type(engine.stepper.replica.link).__name__,
+        "step_bytes": replica.step_bytes,
+        "socket_bytes": [after - before for before, after in pairwise(sockets)],
+        "evaluated": float(engine.eval_batch(tokens(100 + i) for i in range(4))),
+        "link": type(replica.link).__name__,
+        "resumed": resume_each(job) if "save" in job else [],
     }
     out = Path(job["out"])
     out.mkdir(parents=True, exist_ok=True)
     (out / f"rank-{engine.global_rank}.json").write_text(json.dumps(report))
-    engine.destroy()
 
 
-def step(engine: Any, loader: Any, calls: str) -> None:
-    """One step, as train_batch or as separate calls."""
-    if calls == "train_batch":
-        engine.train_batch()
-        return
-    before = engine.global_steps
-    if not hasattr(engine, "batches"):
-        engine.__dict__["batches"] = iter(())
-    while engine.global_steps == before:
-        data = next(engine.batches, None)
-        if data is None:
-            engine.__dict__["batches"] = iter(loader)
-            continue
-        engine.backward(engine(**data).loss)
-        engine.step()
+def start(job: dict[str, Any]) -> tuple[Any, Any]:
+    rank = int(os.environ.get("RANK", "0"))
+    engine, _, loader, _ = zo_offload.initialize(
+        model=opt(seed=int(job.get("odd_rank") == rank)),
+        config=job["config"],
+        training_data=Sentences(),
+    )
+    engine.loss_noise = LossNoise(0.0, 1.0)  # its measurement takes seven steps' time
+    return engine, loader
+
+
+def steps(engine: Any, loader: Any, job: dict[str, Any]) -> Iterator[int]:
+    """Train to the job's end; yields the number of steps taken after each."""
+    batches = (batch for _ in range(1000) for batch in loader)
+    while engine.global_steps < job["steps"]:
+        if job.get("calls") == "forward":
+            for _ in range(engine.gradient_accumulation_steps()):
+                engine.backward(engine(**next(batches)).loss)
+                engine.step()
+        else:
+            engine.train_batch()
+        yield engine.global_steps
+
+
+def resume_each(job: dict[str, Any]) -> list[str]:
+    """Digests at the end of runs that go on from each tag, in engines on the base weights."""
+    found = []
+    for step in range(1, job["steps"]):
+        engine, loader = start(job)
+        engine.load_checkpoint(job["save"], f"global_step{step}")
+        assert engine.global_steps == step
+        for _ in steps(engine, loader, job):
+            pass
+        found.append(digest(engine))
+        engine.destroy()
+    return found
 
 
 def digest(engine: Any) -> str:
@@ -83,7 +108,7 @@ def digest(engine: Any) -> str:
 
 
 def socket_bytes() -> int:
-    """What the kernel has sent on every TCP socket of this process, its own counts (TCP_INFO)."""
+    """What the kernel has sent on all TCP sockets of this process, by its own count."""
     total = 0
     for entry in Path("/proc/self/fd").iterdir():
         try:
@@ -93,8 +118,7 @@ def socket_bytes() -> int:
                 info = copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
         except OSError:
             continue
-        if len(info) >= 208:
-            total += int.from_bytes(info[200:208], "little")  # tcpi_bytes_sent
+        total += int.from_bytes(info[TCP_INFO_BYTES_SENT], "little")
     return total
 
 

@@ -36,12 +36,17 @@ class Replica:
     Args:
         link: To the others (default: there are none).
 
+    Attributes:
+        step_bytes: What this rank has sent and received for means so far; on rank 0, in the middle
+            of the star, that is all there was.
+
     Example:
         >>> Replica().mean(Booked.of(["loss"], [[(6.0, 3.0)], [(2.0, 1.0)]]), step=0)
         [2.0]
     """
 
     link: Link = field(default_factory=Alone)
+    step_bytes: int = field(default=0, init=False)
 
     @property
     def rank(self) -> int:
@@ -75,8 +80,11 @@ class Replica:
             DivergedError: A sum is not finite, or all weights are 0; every rank raises it.
             ReplicaError: Ranks do not fit together, or one has left.
         """
+        self.step_bytes += 8 * len(booked.columns) * (1 if self.rank else len(self._others))
         if self.rank:
-            self.link.send(0, booked.pack(step))
+            packed = booked.pack(step)
+            self.step_bytes += len(packed)
+            self.link.send(0, packed)
             first = self.link.receive(0, 8)
             if first == FAILURE:
                 _raise_as_told(self._receive_sized(0))
@@ -183,6 +191,7 @@ class Replica:
                 "must run the same steps with the same number of micro-batches"
             )
         body = self.link.receive(rank, ours.body_bytes(weighted))
+        self.step_bytes += HEADER.size + len(body)
         return ours.unpack_like(body, weighted)
 
     def _send_failure(self, error: ZOError) -> None:

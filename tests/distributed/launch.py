@@ -1,0 +1,85 @@
+"""Starts real ranks: by the deepspeed launcher, torchrun, mpirun, or as bare processes."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TESTS = Path(__file__).resolve().parents[1]
+WORKER = Path(__file__).with_name("worker.py")
+SECONDS = 240
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def environment(**more: str) -> dict[str, str]:
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), "OMP_NUM_THREADS": "1", **more}
+
+
+def command(launcher: str, ranks: int, program: list[str]) -> list[str]:
+    """How a launcher starts ``ranks`` of a Python program."""
+    beside = Path(sys.executable).parent
+    port = str(free_port())
+    if launcher == "deepspeed":
+        flags = ["--num_accelerators", str(ranks), "--master_port", port]
+        return [str(beside / "deepspeed"), *flags, *program]
+    if launcher == "torchrun":
+        flags = ["--nproc_per_node", str(ranks), "--master_port", port]
+        return [str(beside / "torchrun"), *flags, *program]
+    assert launcher == "mpirun"
+    if shutil.which("mpirun") is None:
+        pytest.skip("mpirun is missing (apt-get install openmpi-bin)")
+    flags = ["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", str(ranks)]
+    return ["mpirun", *flags, sys.executable, *program]
+
+
+def run(launcher: str, ranks: int, job: dict[str, Any]) -> list[dict[str, Any]]:
+    """What every rank reported."""
+    program = [str(WORKER), json.dumps(job)]
+    if launcher == "none":
+        done = wait(start(ranks, job))
+    else:
+        done = subprocess.run(
+            command(launcher, ranks, program), env=environment(), timeout=SECONDS,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        done = [(done.returncode, done.stdout + done.stderr)]
+    assert all(code == 0 for code, _ in done), "\n".join(text for _, text in done)
+    return [json.loads((Path(job["out"]) / f"rank-{r}.json").read_text()) for r in range(ranks)]
+
+
+def start(ranks: int, job: dict[str, Any]) -> list[subprocess.Popen]:
+    """Bare processes that know their rank from the environment, as a cluster's own starter does."""
+    port = str(free_port())
+    return [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), json.dumps(job)],
+            env=environment(
+                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks),
+                MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
+            ),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(ranks)
+    ]  # fmt: skip
+
+
+def wait(processes: list[subprocess.Popen]) -> list[tuple[int, str]]:
+    """Exit status and output of each; all are ended where one does not end in time."""
+    try:
+        texts = [process.communicate(timeout=SECONDS)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, text) for process, text in zip(processes, texts, strict=True)]
