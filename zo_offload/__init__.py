@@ -10,16 +10,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zo_offload.config import ZOConfig
     from zo_offload.engine import ZOEngine, initialize
+    from zo_offload.integrations.trainer import install, uninstall
     from zo_offload.step import Stepper
 
 __version__ = "0.1.0"
-__all__ = ["Stepper", "ZOConfig", "ZOEngine", "__version__", "initialize"]
+__all__ = [
+    "Stepper",
+    "ZOConfig",
+    "ZOEngine",
+    "__version__",
+    "initialize",
+    "install",
+    "uninstall",
+]
 
 _HOMES = {
     "Stepper": "zo_offload.step",
     "ZOConfig": "zo_offload.config",
     "ZOEngine": "zo_offload.engine",
     "initialize": "zo_offload.engine",
+    "install": "zo_offload.integrations.trainer",
+    "uninstall": "zo_offload.integrations.trainer",
 }
 
 

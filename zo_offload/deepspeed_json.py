@@ -6,6 +6,7 @@ is cast.
 """
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -137,7 +138,8 @@ def _check_types(part: Mapping[str, Any]) -> None:
             continue
         if key in COUNTS and (type(value) is not int or value < 1):
             raise ConfigError(f"{key}: expected a whole number of at least 1, found {value!r}")
-        if key == "steps_per_print" and type(value) is not int:
+        # accelerate writes infinity for "never"
+        if key == "steps_per_print" and type(value) is not int and value != math.inf:
             raise ConfigError(f"{key}: expected a whole number or null, found {value!r}")
         if key in SWITCHES and not isinstance(value, bool):
             raise ConfigError(f"{key}: expected true or false, found {value!r}")

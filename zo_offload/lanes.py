@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from itertools import groupby
 from typing import Any
 
@@ -134,6 +135,7 @@ class Lanes:
         for unit, module in zip(weights.map.units, weights.map.modules, strict=True):
             self._hooks.append(module.register_forward_pre_hook(_arrival(unit.index), prepend=True))
             self._hooks.append(module.register_forward_hook(self._departure, always_call=True))
+        self._serve_calls_from_outside(model)
 
     def run(self, calls: Sequence[Call], generator_seed: int) -> list[Any]:
         """Results of all calls, in order.
@@ -167,6 +169,18 @@ class Lanes:
         with self._visit():
             return self._run_inline(Call(run))
 
+    def _serve_calls_from_outside(self, model: Any) -> None:
+        """Code that knows the bare model only, such as an evaluation, makes a visit of its own."""
+        forward = model.forward
+
+        @wraps(forward)
+        def serve(*args: Any, **kwargs: Any) -> Any:
+            if getattr(_current, "lane", None) is not None:
+                return forward(*args, **kwargs)
+            return self.run_one(lambda: forward(*args, **kwargs))
+
+        model.forward = serve
+
     def _refuse_nested(self) -> None:
         if getattr(_current, "lane", None) is not None:
             raise StoreError(
@@ -187,7 +201,7 @@ class Lanes:
         _current.lane = lane
         try:
             with (
-                torch.inference_mode(),
+                torch.no_grad(),  # not inference mode: callers may go on with what they are given
                 AmbientMode(self.copies, call.draw, 0, lambda: lane.inside),
             ):
                 return call.run()
@@ -259,6 +273,7 @@ class Lanes:
 
     def close(self) -> None:
         """Remove the hooks and end the threads."""
+        vars(self._model).pop("forward", None)
         for hook in self._hooks:
             hook.remove()
         if self._threads is not None:

@@ -1,0 +1,70 @@
+"""Lets what calls ``deepspeed.initialize`` drive our engine: the stock ``transformers.Trainer``.
+
+``transformers`` and ``accelerate`` look ``deepspeed.initialize`` up when they need an engine, and
+DeepSpeed offers no registry. So, on request, a function stands in for it that looks into the JSON:
+with an enabled ``zeroth_order`` block the engine is ours, without one nothing is different.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any
+
+from zo_offload.config import BLOCK, load_json
+
+_theirs: Callable | None = None
+
+
+def install() -> None:
+    """Stand in for ``deepspeed.initialize``; call it before the Trainer is made. Again: nothing.
+
+    Under ``mpirun`` the ranks are told apart here, before the Trainer looks for them.
+
+    Example:
+        >>> import deepspeed
+        >>> before = deepspeed.initialize
+        >>> install()
+        >>> deepspeed.initialize is before
+        False
+        >>> uninstall()
+        >>> deepspeed.initialize is before
+        True
+    """
+    import deepspeed
+
+    from zo_offload import engine, launched, process_group
+
+    global _theirs
+    if _theirs is not None:
+        return
+    if launched.by_mpi():
+        process_group.init_distributed()
+    theirs = _theirs = deepspeed.initialize
+
+    @wraps(theirs)
+    def initialize(*args: Any, **kwargs: Any) -> Any:
+        if _wants_ours(args, kwargs):
+            return engine.initialize(*args, **kwargs)
+        return theirs(*args, **kwargs)
+
+    deepspeed.initialize = initialize
+
+
+def uninstall() -> None:
+    """Put ``deepspeed.initialize`` back; engines that were made go on."""
+    import deepspeed
+
+    global _theirs
+    if _theirs is not None:
+        deepspeed.initialize = _theirs
+        _theirs = None
+
+
+def _wants_ours(args: tuple, kwargs: Mapping[str, Any]) -> bool:
+    """Whether the JSON of a call has our block, enabled."""
+    config = kwargs.get("config") or kwargs.get("config_params")
+    if config is None:
+        config = getattr(args[0] if args else kwargs.get("args"), "deepspeed_config", None)
+    if isinstance(config, str):
+        config = load_json(config)
+    block = config.get(BLOCK) if isinstance(config, Mapping) else None
+    return isinstance(block, Mapping) and block.get("enabled", True) is not False
