@@ -270,9 +270,20 @@ def test_outside_a_visit_nothing_stale_is_read():
         stepper.train_step([vectors(3)], lr=1e-2)
         assert all(p.isnan().all() for p in model.parameters())
         with pytest.raises(StoreError, match="Block was called outside a visit"):
-            model(**vectors(3))
+            model.blocks[0](vectors(3)["x"])
         with pytest.raises(StoreError, match="load_state_dict on Plain"):
             model.load_state_dict({})
+
+
+def test_the_bare_model_is_served_with_current_weights():
+    model = Plain()
+    with closing(Stepper(model, STREAMED)) as stepper:
+        stepper.train_step([vectors(3)], lr=1e-2)
+        with torch.no_grad():
+            found = model(**vectors(3))
+        assert torch.equal(found, stepper.forward(vectors(3)))
+        found *= 2.0  # an ordinary tensor, which a caller may change
+    assert "forward" not in vars(model)
 
 
 def test_generators_are_left_as_they_were():

@@ -19,15 +19,11 @@ def install() -> None:
 
     Under ``mpirun`` the ranks are told apart here, before the Trainer looks for them.
 
-    Example:
-        >>> import deepspeed
-        >>> before = deepspeed.initialize
-        >>> install()
-        >>> deepspeed.initialize is before
-        False
-        >>> uninstall()
-        >>> deepspeed.initialize is before
-        True
+    Example::
+
+        zo_offload.install()
+        trainer = Trainer(args=TrainingArguments(deepspeed="ds.json", ...), ...)
+        trainer.train()
     """
     import deepspeed
 
@@ -60,7 +56,14 @@ def uninstall() -> None:
 
 
 def _wants_ours(args: tuple, kwargs: Mapping[str, Any]) -> bool:
-    """Whether the JSON of a call has our block, enabled."""
+    """Whether the JSON of a call has our block, enabled.
+
+    Example:
+        >>> _wants_ours((), {"config_params": {"zeroth_order": {}}})
+        True
+        >>> _wants_ours((), {"config": {"zeroth_order": {"enabled": False}}})
+        False
+    """
     config = kwargs.get("config") or kwargs.get("config_params")
     if config is None:
         config = getattr(args[0] if args else kwargs.get("args"), "deepspeed_config", None)

@@ -1,0 +1,53 @@
+"""Standing in for deepspeed.initialize: only where the JSON asks for it, and not for ever."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import deepspeed
+import pytest
+from engine.common import config, net
+
+import zo_offload
+
+
+@pytest.fixture
+def installed() -> Iterator[None]:
+    zo_offload.install()
+    zo_offload.install()  # again: nothing
+    yield
+    zo_offload.uninstall()
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_json_with_our_block_makes_our_engine(tmp_path: Path):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(config()))
+    for given in ({"config": str(path)}, {"config_params": config()}):
+        engine, *_ = deepspeed.initialize(model=net(), **given)
+        assert type(engine).__name__ == "ZOEngine"
+        engine.destroy()
+    arguments = SimpleNamespace(deepspeed_config=str(path))
+    engine, *_ = deepspeed.initialize(arguments, net())
+    assert type(engine).__name__ == "ZOEngine"
+    engine.destroy()
+
+
+@pytest.mark.parametrize("block", [None, {"enabled": False}])
+def test_without_it_deepspeed_is_called(monkeypatch: pytest.MonkeyPatch, block: dict | None):
+    monkeypatch.setattr(deepspeed, "initialize", lambda *args, **kwargs: (args, kwargs))
+    zo_offload.install()
+    try:
+        given = {} if block is None else {"zeroth_order": block}
+        assert deepspeed.initialize(1, config=given) == ((1,), {"config": given})
+    finally:
+        zo_offload.uninstall()
+
+
+def test_uninstalled_it_is_as_before():
+    before = deepspeed.initialize
+    zo_offload.install()
+    zo_offload.uninstall()
+    zo_offload.uninstall()
+    assert deepspeed.initialize is before
