@@ -15,7 +15,9 @@ The mode also keeps losses exact: the output embedding of a half-precision model
 and the inputs of loss functions are upcast. (bfloat16 logits alone cost four times the noise.)
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import copy
+from dataclasses import is_dataclass
 from operator import is_not
 from typing import Any
 
@@ -42,6 +44,11 @@ _METADATA = {
     "size", "dim", "numel", "nelement", "ndimension", "element_size", "is_floating_point",
     "is_complex", "is_signed", "get_device", "__len__", "__hash__",
 }  # fmt: skip
+_IN_PLACE_OPERATORS = {
+    "__set__", "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__",
+    "__imod__", "__ipow__", "__imatmul__", "__iand__", "__ior__", "__ixor__", "__ilshift__",
+    "__irshift__", "__idiv__",
+}  # fmt: skip
 _VALUES = {"data", "T", "mT", "H", "mH", "real", "imag"}  # the attributes that are not metadata
 
 
@@ -56,6 +63,21 @@ def reads_values(func: Callable) -> bool:
     if name == "__get__":
         return getattr(getattr(func, "__self__", None), "__name__", "") in _VALUES
     return name not in _METADATA
+
+
+def writes_in_place(func: Callable, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a torch function changes one of its arguments.
+
+    Example:
+        >>> writes_in_place(torch.Tensor.clamp_, {}), writes_in_place(torch.Tensor.clamp, {})
+        (True, False)
+        >>> writes_in_place(torch.Tensor.__iadd__, {}), writes_in_place(torch.Tensor.__len__, {})
+        (True, False)
+    """
+    name = getattr(func, "__name__", "")
+    if name.startswith("__"):
+        return name in _IN_PLACE_OPERATORS
+    return name.endswith("_") or kwargs.get("out") is not None
 
 
 class AmbientCopies:
@@ -122,6 +144,22 @@ class AmbientCopies:
             draw,
         )
 
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor is a managed parameter, or lies in memory that holds one."""
+        if id(tensor) in self.places or id(tensor) in self.unit_of:
+            return True
+        return _address(tensor) in (
+            self._weights.scratch_address,
+            self._weights.ambient_address,
+            *self.addresses,
+        )
+
+    def name_of(self, tensor: torch.Tensor) -> str | None:
+        """The name of a managed parameter; None for a view of one."""
+        if id(tensor) in self.places:
+            return self.places[id(tensor)][1].name
+        return self.unit_of.get(id(tensor), (0, None))[1]
+
     def invalidate(self) -> None:
         """Forget what the copies hold."""
         self._held.clear()
@@ -131,14 +169,45 @@ def owned(result: Any, addresses: Collection[int]) -> Any:
     """A function's result, copied where it is a view of memory that another lane will overwrite.
 
     Args:
-        result: A tensor, or tensors in tuples and lists; anything else is returned as it is.
+        result: A tensor, or tensors in tuples, lists, mappings and dataclasses, however deep;
+            anything else is returned as it is.
         addresses: Where the storages of such memory begin.
     """
-    if type(result) in (list, tuple):
-        return type(result)(owned(item, addresses) for item in result)
-    if isinstance(result, torch.Tensor) and result.untyped_storage().data_ptr() in addresses:
-        return result.clone()
+    if isinstance(result, torch.Tensor):
+        return result.clone() if _address(result) in addresses else result
+    if isinstance(result, (list, tuple)):
+        items = [owned(item, addresses) for item in result]
+        if not any(map(is_not, items, result)):
+            return result
+        return type(result)(*items) if hasattr(result, "_fields") else type(result)(items)
+    if isinstance(result, dict) or (is_dataclass(result) and not isinstance(result, type)):
+        return _owned_fields(result, addresses)
     return result
+
+
+def _owned_fields(result: Any, addresses: Collection[int]) -> Any:
+    """A mapping or object with the values that must be copied replaced, in a copy of itself."""
+    mapping = isinstance(result, dict)
+    held = result if mapping else vars(result)
+    values = {key: owned(value, addresses) for key, value in held.items()}
+    changed = {key: value for key, value in values.items() if value is not held[key]}
+    if not changed:
+        return result
+    result = copy(result)
+    for key, value in changed.items():
+        if mapping:
+            result[key] = value
+        else:
+            object.__setattr__(result, key, value)
+    return result
+
+
+def _address(tensor: torch.Tensor) -> int | None:
+    """Where a tensor's storage begins; None where it has none (under vmap, sparse)."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return None
 
 
 def gathered_parameters(model: nn.Module, segments: Sequence[tuple[Span, Segment]]) -> set[str]:
@@ -158,6 +227,22 @@ def gathered_parameters(model: nn.Module, segments: Sequence[tuple[Span, Segment
     }
 
 
+def surely_gathered(model: nn.Module, segments: Sequence[tuple[Span, Segment]]) -> set[str]:
+    """Those of :func:`gathered_parameters` that a plan may count on never being copied.
+
+    That is the model's input embedding. Other tables may be read through their ``weight`` as well
+    (Whisper's positions, DeBERTa's relative embeddings), which shows only when it happens.
+    """
+    try:
+        embedding = getattr(model, "get_input_embeddings", lambda: None)()
+    except NotImplementedError:  # transformers' word for "there is none"
+        return set()
+    if type(embedding) is not nn.Embedding:
+        return set()
+    names = {name for name, p in model.named_parameters() if p is embedding.weight}
+    return names & gathered_parameters(model, segments)
+
+
 class AmbientMode(TorchFunctionMode):
     """Active while one lane runs: substitutes ambient parameters and keeps losses exact."""
 
@@ -174,9 +259,11 @@ class AmbientMode(TorchFunctionMode):
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if writes_in_place(func, kwargs):
+            self._refuse_writing(func, [*args[:1], kwargs.get("out"), kwargs.get("weight")])
         if func is F.embedding and self._draw is not None:
             table = args[1] if len(args) > 1 else kwargs["weight"]
-            if id(table) in self._copies.gathered and kwargs.get("max_norm") is None:
+            if id(table) in self._copies.gathered:
                 return self._gather(args[0] if args else kwargs["input"], table)
         upcast = func in _LOSSES or (func is F.linear and self._is_head(args, kwargs))
         values = [self._substitute(func, value) for value in args]
@@ -206,9 +293,19 @@ class AmbientMode(TorchFunctionMode):
                 return self._copies.value(value, self._draw, self._rank)
         elif id(value) in self._copies.unit_of:
             self._check_visited(func, value)
-        elif type(value) in (list, tuple) and any(type(item) is nn.Parameter for item in value):
+        elif type(value) in (list, tuple) and any(isinstance(item, nn.Parameter) for item in value):
             return type(value)(self._substitute(func, item) for item in value)
         return value
+
+    def _refuse_writing(self, func: Callable, targets: Sequence[Any]) -> None:
+        for target in targets:
+            if isinstance(target, torch.Tensor) and self._copies.holds(target):
+                name = self._copies.name_of(target) or "a weight, through a view of it,"
+                raise ModelError(
+                    f"{name} is written in place by {getattr(func, '__name__', func)} in the "
+                    "forward; lanes share its memory and masters change by updates alone: compute "
+                    "a new tensor instead"
+                )
 
     def _check_visited(self, func: Callable, parameter: nn.Parameter) -> None:
         index, name = self._copies.unit_of[id(parameter)]

@@ -123,6 +123,7 @@ class ZOConfig(_Strict):
     device_budget: Bytes | None = None
     host_budget: Bytes | None = None
     unit: UnitChoice | None = None
+    live_lanes: Annotated[int, Field(ge=1)] | None = None
     wire: Literal["identity"] | None = None
     master: Literal["fp32"] = "fp32"
     replica: ReplicaConfig = ReplicaConfig()

@@ -145,9 +145,7 @@ class ZOEngine(SavesAndLoads, DeepSpeedEngine):
                     config_class=settings.deepspeed,
                     dont_change_device=True,
                 )
-            hooks: Any = (self.module_forward_pre_hook, self.module_forward_post_hook)
-            for hook in hooks:
-                hook.remove()  # they time one call, and ours are many at once: see _timed
+            self._remove_hooks()
             self.last_result = None
             self.loss_noise: LossNoise | None = None
             self._window = self._new_window()
@@ -158,8 +156,16 @@ class ZOEngine(SavesAndLoads, DeepSpeedEngine):
             if config.journal.path is not None:
                 self.continue_journal(config.journal.path)
         except BaseException:
+            self._remove_hooks()
             stepper.close()
             raise
+
+    def _remove_hooks(self) -> None:
+        """DeepSpeed's hooks time one call of the module, and ours are many at once: see _timed."""
+        for name in ("module_forward_pre_hook", "module_forward_post_hook"):
+            hook: Any = self.__dict__.pop(name, None)
+            if hook is not None:
+                hook.remove()
 
     def deepspeed_io(
         self,

@@ -7,9 +7,8 @@ and sign, and lets the lanes of that sign through, one after another. Lanes may 
 units (generation, early exits); models that visit one block many times wait at it many times.
 
 What a thread owns is set in each lane: inference mode, autocast, thread count, device and stream,
-context variables. Random generators are swapped with the baton: every lane starts from the same
-state, so both signs of a direction draw the same numbers; the caller's generators are left as they
-were.
+context variables. Random generators are swapped with the baton (``generators.py``); the caller's
+are left as they were.
 
 Why threads and not a rewritten forward: the model's own code stays the only statement of what the
 model computes, for every architecture, at some ten microseconds a handoff.
@@ -17,7 +16,7 @@ model computes, for every architecture, at some ten microseconds a handoff.
 
 import contextvars
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from torch import nn
 from zo_offload import leftovers
 from zo_offload.ambient import AmbientCopies, AmbientMode, owned
 from zo_offload.errors import StoreError
+from zo_offload.generators import Generators
 from zo_offload.ops import Draw
 from zo_offload.units import AMBIENT
 from zo_offload.weights import Weights
@@ -40,10 +40,17 @@ _current = threading.local()
 
 @dataclass(frozen=True)
 class Call:
-    """One forward: what to run, and where the weights stand meanwhile (None: unperturbed)."""
+    """One forward.
+
+    Attributes:
+        run: What to run.
+        draw: Where the weights stand meanwhile (None: unperturbed).
+        generator_seed: What its random generators start from.
+    """
 
     run: Callable[[], Any]
     draw: Draw | None = None
+    generator_seed: int = 0
 
 
 class _Stopped(BaseException):
@@ -53,8 +60,9 @@ class _Stopped(BaseException):
 class Lane:
     """One model call that stops before each unit."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, owner: "Lanes") -> None:
         self.call = call
+        self.owner = owner
         self.inside = AMBIENT
         self.waits_for: int | None = None
         self.result: Any = None
@@ -73,6 +81,8 @@ class Lane:
 
     def arrive(self, unit: int) -> None:
         """Called in the lane: stand before a unit until it has been written."""
+        if self.stopped:  # it is unwinding, and its own clean-up calls a unit
+            raise _Stopped
         self.waits_for = unit
         self._back.release()
         self._go.acquire()
@@ -100,12 +110,13 @@ class Lane:
 class _InlineLane(Lane):
     """A single lane in the caller's own thread: each unit is served as it is reached."""
 
-    def __init__(self, call: Call, weights: Weights) -> None:
-        super().__init__(call)
+    def __init__(self, call: Call, owner: "Lanes", weights: Weights) -> None:
+        super().__init__(call, owner)
         self._weights = weights
 
     def arrive(self, unit: int) -> None:
-        self._weights.load_scratch(self._weights.map.units[unit], self.call.draw)
+        with torch._C.DisableTorchFunction():  # the lane's mode is for the model's code, not ours
+            self._weights.load_scratch(self._weights.map.units[unit], self.call.draw)
         self.inside = unit
 
 
@@ -129,15 +140,18 @@ class Lanes:
         self._device = weights.arena.device
         self._max_live = max_live
         self._threads: ThreadPoolExecutor | None = None
-        self._leaves_nothing = False  # known once lanes have passed
-        self._state_before: dict = {}  # of the first visit
+        self._generators = Generators(weights.arena.device)
+        self._leave_nothing: set[Hashable] = set()  # shapes of inputs that were looked at
+        self._state_before: dict | None = None
         self._hooks: list[Any] = []
         for unit, module in zip(weights.map.units, weights.map.modules, strict=True):
-            self._hooks.append(module.register_forward_pre_hook(_arrival(unit.index), prepend=True))
+            self._hooks.append(
+                module.register_forward_pre_hook(self._arrival(unit.index), prepend=True)
+            )
             self._hooks.append(module.register_forward_hook(self._departure, always_call=True))
         self._serve_calls_from_outside(model)
 
-    def run(self, calls: Sequence[Call], generator_seed: int) -> list[Any]:
+    def run(self, calls: Sequence[Call], shapes: Hashable = None) -> list[Any]:
         """Results of all calls, in order.
 
         Calls of one draw should be neighbours: each perturbed copy is then built once a unit. An
@@ -145,27 +159,36 @@ class Lanes:
 
         Args:
             calls: What to run, each in a lane.
-            generator_seed: State of the random generators that every lane starts from.
+            shapes: Of the inputs; the first visit of each is looked at more closely.
 
         Raises:
-            ModelError: The forward leaves state on a module (looked for on the first visit).
+            ModelError: The forward leaves state on a module.
         """
         self._refuse_nested()
-        if not self._leaves_nothing and not self._state_before:
+        with self._leaving_nothing(shapes):
+            results: list[Any] = []
+            for first in range(0, len(calls), self._max_live):
+                with self._visit(), self._generators.kept():
+                    results += self._run_together(calls[first : first + self._max_live])
+            return results
+
+    @contextmanager
+    def _leaving_nothing(self, shapes: Hashable) -> Iterator[None]:
+        """Refuse a forward that leaves state on a module; asked once for inputs of one shape."""
+        if shapes in self._leave_nothing:
+            yield
+            return
+        if self._state_before is None:  # what an earlier, refused forward left is still refused
             self._state_before = leftovers.state_of(self._model)
-        results: list[Any] = []
-        for first in range(0, len(calls), self._max_live):
-            with self._visit(), _own_generators(self._device, generator_seed):
-                results += self._run_together(calls[first : first + self._max_live])
-        if not self._leaves_nothing:
-            leftovers.refuse_changes(self._model, self._state_before)
-            self._leaves_nothing = True
-            self._state_before = {}
-        return results
+        yield
+        leftovers.refuse_changes(self._model, self._state_before)
+        self._leave_nothing.add(shapes)
+        self._state_before = None
 
     def run_one(self, run: Callable[[], Any]) -> Any:
         """The result of one call on the current weights, in the caller's own thread."""
         self._refuse_nested()
+        self._model.eval()  # whatever the caller did to it meanwhile
         with self._visit():
             return self._run_inline(Call(run))
 
@@ -197,7 +220,7 @@ class Lanes:
             self._weights.finish_visit()
 
     def _run_inline(self, call: Call) -> Any:
-        lane = _InlineLane(call, self._weights)
+        lane = _InlineLane(call, self, self._weights)
         _current.lane = lane
         try:
             with (
@@ -209,12 +232,9 @@ class Lanes:
             _current.lane = None
 
     def _run_together(self, calls: Sequence[Call]) -> list[Any]:
-        lanes = [Lane(call) for call in calls]
+        lanes = [Lane(call, self) for call in calls]
         draws = list(dict.fromkeys(call.draw for call in calls))
-        before = _generator_states(self._device)
         caller = _CallerState(self._device)
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(self._max_live, thread_name_prefix="zo-lane")
 
         def scope(lane: Lane) -> ExitStack:
             stack = caller.enter()
@@ -224,22 +244,33 @@ class Lanes:
             stack.enter_context(mode)
             return stack
 
-        for lane in lanes:
-            lane.generators = before
-            lane.ended = self._threads.submit(contextvars.copy_context().run, lane.run, scope)
         try:
+            for lane in lanes:
+                lane.generators = self._generators.seeded(lane.call.generator_seed)
+                self._start(lane, scope)
             for lane in lanes:
                 self._turn(lane)
             self._serve(lanes)
         finally:
-            for lane in lanes:
+            for (
+                lane
+            ) in lanes:  # also one whose thread could not start: it waits in the pool's queue
                 lane.stopped = True
-                if lane.ended is not None and not lane.ended.done():
-                    lane._go.release()
+                lane._go.release()
             for lane in lanes:
                 if lane.ended is not None:
                     lane.ended.result()
         return [lane.result for lane in lanes]
+
+    def _start(self, lane: Lane, scope: "Callable[[Lane], ExitStack]") -> None:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._max_live, thread_name_prefix="zo-lane")
+        try:
+            lane.ended = self._threads.submit(contextvars.copy_context().run, lane.run, scope)
+        except RuntimeError:  # no more threads: the pool now counts one that does not exist
+            self._threads.shutdown(wait=False)
+            self._threads = None
+            raise
 
     def _serve(self, lanes: list[Lane]) -> None:
         """Until all lanes have ended: the unit with most waiters, one written copy a draw."""
@@ -256,19 +287,32 @@ class Lanes:
                     self._turn(lane)
 
     def _turn(self, lane: Lane) -> None:
-        _set_generator_states(lane.generators, self._device)
+        self._generators.set(lane.generators)
         lane.resume()
-        lane.generators = _generator_states(self._device)
+        lane.generators = self._generators.states()
         if lane.error is not None:
             raise lane.error
+
+    def _arrival(self, index: int) -> Callable[[nn.Module, Any], None]:
+        def arrive(module: nn.Module, args: Any) -> None:
+            lane = getattr(_current, "lane", None)
+            if lane is None or lane.owner is not self:
+                raise StoreError(
+                    f"{type(module).__name__} was called outside a visit, where its weights are "
+                    "not on the device; call the engine instead: engine(...), engine.generate(...)"
+                )
+            lane.arrive(index)
+
+        return arrive
 
     def _departure(self, module: nn.Module, args: Any, output: Any) -> Any:
         lane = getattr(_current, "lane", None)
         if lane is not None:
             lane.inside = AMBIENT
-        output = owned(output, (self._weights.scratch_address,))
-        if self._weights.poison:
-            self._weights.empty_scratch()
+        with torch._C.DisableTorchFunction():
+            output = owned(output, (self._weights.scratch_address,))
+            if self._weights.poison:
+                self._weights.empty_scratch()
         return output
 
     def close(self) -> None:
@@ -278,19 +322,6 @@ class Lanes:
             hook.remove()
         if self._threads is not None:
             self._threads.shutdown()
-
-
-def _arrival(index: int) -> Callable[[nn.Module, Any], None]:
-    def arrive(module: nn.Module, args: Any) -> None:
-        lane = getattr(_current, "lane", None)
-        if lane is None:
-            raise StoreError(
-                f"{type(module).__name__} was called outside a visit, where its weights are not on "
-                "the device; call the engine instead: engine(...), engine.generate(...)"
-            )
-        lane.arrive(index)
-
-    return arrive
 
 
 class _CallerState:
@@ -315,30 +346,3 @@ class _CallerState:
             stack.enter_context(torch.cuda.device(self._device))
             stack.enter_context(torch.cuda.stream(self._stream))
         return stack
-
-
-@contextmanager
-def _own_generators(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed the generators for a while, then put the caller's states back."""
-    before = _generator_states(device)
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
-    try:
-        yield
-    finally:
-        _set_generator_states(before, device)
-
-
-def _generator_states(device: torch.device) -> list[torch.Tensor]:
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return states
-
-
-def _set_generator_states(states: list[torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)

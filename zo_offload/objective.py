@@ -3,7 +3,7 @@
 An objective may be anything that returns a number; nothing needs a gradient.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -90,3 +90,19 @@ def move_to(batch: Any, device: torch.device) -> Any:
     if type(batch) in (list, tuple):
         return type(batch)(move_to(value, device) for value in batch)
     return batch
+
+
+def shapes_of(batch: Any) -> Hashable:
+    """The shapes of a batch's tensors; equal for batches that a model takes the same way through.
+
+    Example:
+        >>> shapes_of({"x": torch.ones(2, 3), "n": 4})
+        (('x', torch.Size([2, 3])), ('n', <class 'int'>))
+    """
+    if isinstance(batch, torch.Tensor):
+        return batch.shape
+    if isinstance(batch, Mapping):
+        return tuple((key, shapes_of(value)) for key, value in batch.items())
+    if isinstance(batch, list | tuple):
+        return tuple(shapes_of(value) for value in batch)
+    return type(batch)

@@ -12,24 +12,27 @@ import torch
 from torch import nn
 
 from zo_offload import direction, estimator, loss_noise, update
-from zo_offload.ambient import gathered_parameters
+from zo_offload.ambient import surely_gathered
 from zo_offload.config import ZOConfig
 from zo_offload.errors import DivergedError
+from zo_offload.generators import lane_seed
 from zo_offload.history import History
 from zo_offload.journal import Journal, Probe, Record
 from zo_offload.lanes import Call, Lanes
 from zo_offload.loss_noise import LossNoise
-from zo_offload.objective import Objective, loss_sum, move_to
+from zo_offload.objective import Objective, loss_sum, move_to, shapes_of
 from zo_offload.offload.planner import make_plan
 from zo_offload.ops import Draw
 from zo_offload.prepare import cast_buffers, without_cache
 from zo_offload.replica import Replica
 from zo_offload.units import map_model
+from zo_offload.unmanageable import refuse_empty, refuse_unmanageable
 from zo_offload.weights import Placement, Weights
 from zo_offload.window import Means, Sum, Window
 
 SIGNS = (+1, -1)
 DEFAULT_SLOTS = 2
+MOST_LANES = 64
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,8 @@ class Stepper:
 
     def __post_init__(self) -> None:
         self._device = torch.device(self.device)
+        refuse_unmanageable(self.model)
+        refuse_empty(self.model)
         self.model.eval()
         if self.scales is None:
             self.scales = self._scales()
@@ -113,11 +118,16 @@ class Stepper:
             placement.tier == "host",
             placement.num_slots,
             num_draws,
-            gathered_parameters(self.model, model_map.ambient.segments),
+            surely_gathered(self.model, model_map.ambient.segments),
         )
         self.plan.check(self.config.device_budget, self.config.host_budget)
         self.weights = Weights(self.model, model_map, placement, self.config.direction)
-        self.lanes = Lanes(self.model, self.weights, num_draws)
+        try:
+            most = self.config.live_lanes or MOST_LANES
+            self.lanes = Lanes(self.model, self.weights, num_draws, most)
+        except BaseException:
+            self.weights.close()
+            raise
         self.follow(Journal.memory({}))
 
     @property
@@ -185,10 +195,17 @@ class Stepper:
         self.model.eval()  # whatever the caller did to it meanwhile
         moved = [move_to(batch, self._device) for batch in batches]
         calls = [
-            Call(self._lane(batch, keep_outputs), draw) for _, _, draw in draws for batch in moved
+            Call(self._lane(batch, keep_outputs), draw, self._lane_seed(i))
+            for _, _, draw in draws
+            for i, batch in enumerate(moved)
         ]
         with without_cache(self.model):
-            return self.lanes.run(calls, generator_seed=self.step)
+            return self.lanes.run(calls, tuple(shapes_of(batch) for batch in moved))
+
+    def _lane_seed(self, micro_batch: int) -> int:
+        """For this rank's micro-batch: of its number among those of all ranks."""
+        number = micro_batch * self.replica.world_size + self.replica.rank
+        return lane_seed(self.config.seed, self.step, number)
 
     def descend(
         self, means: Means, lr: float, weight_decay: float = 0.0, samples: int = 0
@@ -281,7 +298,9 @@ class Stepper:
             for number in range(directions)
             for coefficient in points
         ]
-        (sums,) = self.measure([batch], draws)
+        at_once = len(SIGNS) * self.config.probes  # no more forwards alive than in a step
+        parts = [draws[i : i + at_once] for i in range(0, len(draws), at_once)]
+        sums = [pair for part in parts for pair in self.measure([batch], part)[0]]
         losses = [total / weight if weight else math.nan for total, weight in sums]
         rows = [losses[i : i + len(points)] for i in range(0, len(losses), len(points))]
         return loss_noise.estimate(rows)
@@ -306,7 +325,7 @@ class Stepper:
         return self.lanes.run_one(run)
 
     def close(self) -> None:
-        """End threads and remove hooks; the weights stay readable through ``state_dict()``."""
+        """End threads and remove hooks; the model has its weights back."""
         self.lanes.close()
         self.weights.close()
         self.journal.close()

@@ -18,6 +18,7 @@ from torch import nn
 
 from zo_offload.errors import ConfigError, ModelError
 from zo_offload.ops import Segment, Span
+from zo_offload.unmanageable import refuse_compiled
 
 FORWARD_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 AMBIENT = -1  # index of the pseudo-unit that holds ambient parameters
@@ -107,7 +108,7 @@ def map_model(
         ConfigError: A class name matches nothing.
     """
     blocks = _named_classes(model, classes) if classes else repeated_blocks(model)
-    _refuse_compiled(model, [path for path, _ in blocks])
+    refuse_compiled(model, [path for path, _ in blocks])
     names, aliases = _parameter_names(model)
     owner = _owners(model, [module for _, module in blocks])
     indices = {name: i for i, name in enumerate(names)}
@@ -278,15 +279,3 @@ def _forward_dtype(
     if dtype == torch.float16:
         exact |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
     return torch.float32 if exact & set(name.split(".")) else dtype
-
-
-def _refuse_compiled(model: nn.Module, paths: Sequence[str]) -> None:
-    for name, module in model.named_modules():
-        holds_blocks = not name or any(path.startswith(f"{name}.") for path in paths)
-        compiled = getattr(module, "_compiled_call_impl", None) is not None
-        if holds_blocks and (compiled or type(module).__name__ == "OptimizedModule"):
-            raise ModelError(
-                f"{name or 'the whole model'} is wrapped in torch.compile, which hides the blocks "
-                "inside; pass the plain model and compile the blocks instead: "
-                "`for block in blocks: block.compile()`"
-            )

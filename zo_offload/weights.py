@@ -10,21 +10,23 @@ of visits, the tier and a resumed run never change a bit.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
+from typing import Any
 
 import torch
 from torch import nn
 
 from zo_offload import ops
-from zo_offload.errors import ModelError, StoreError
+from zo_offload.errors import StoreError
 from zo_offload.offload.arena import Arena
 from zo_offload.offload.store import DeviceStore, HostStore, Store
 from zo_offload.offload.streamer import Resident, Streamer
 from zo_offload.ops import Draw, Segment, Span, StepUpdate
 from zo_offload.units import AMBIENT, ModelMap, Unit
+from zo_offload.unmanageable import taken
 
 NAN_BYTE = 0xFF  # repeated, it is NaN in every floating-point format
 
@@ -67,11 +69,11 @@ class Weights:
         self, model: nn.Module, model_map: ModelMap, placement: Placement, direction: str
     ) -> None:
         self.map = model_map
+        self._model = model
         self.direction = direction
         self.history: Sequence[StepUpdate] = ()
         self.poison = False
         self.arena = Arena(placement.device, placement.device_budget)
-        self._refuse_empty()
         self._current_to = {unit.index: 0 for unit in model_map.everything}
         self._updating = Lock()
         self._scratch = self.arena.take("scratch", max(unit.wire_bytes for unit in model_map.units))
@@ -86,8 +88,10 @@ class Weights:
             self._store = DeviceStore(self.arena)
             self.pipeline = Resident(self.bring_current)
         self._take_over()
+        taken.add(model)
+        self._hooks: list[Any] = []
         self._ambient_wire = self._place_ambient(placement.device)
-        self._hooks = list(self._serve_state_dict(model))
+        self._hooks += self._serve_state_dict(model)
 
     # -- visits --
 
@@ -121,6 +125,11 @@ class Weights:
     def scratch_address(self) -> int:
         """Where the memory begins that units' parameters point into."""
         return self._scratch.untyped_storage().data_ptr()
+
+    @property
+    def ambient_address(self) -> int:
+        """Where the memory of the ambient parameters' unperturbed values begins."""
+        return self._ambient_wire.untyped_storage().data_ptr()
 
     def finish_visit(self) -> None:
         """Leave no unit in flight, and no values in the scratch."""
@@ -209,28 +218,34 @@ class Weights:
             module._buffers.update(kept)
 
     def close(self) -> None:
-        """Stop the pipeline. The masters stay readable."""
+        """Stop the pipeline, and give the model its weights back, where they rest, uncopied."""
+        if self._model not in taken:
+            return
         self.pipeline.close()
+        for hook in self._hooks:
+            hook.remove()
+        for unit in self.map.everything:
+            self.bring_current(unit)
+        self._give_back(self.map.parameters)
+        taken.discard(self._model)
 
     # -- taking over --
 
-    def _refuse_empty(self) -> None:
-        for name, parameter in self.map.parameters.items():
-            if parameter.is_meta:
-                raise ModelError(
-                    f"parameter {name} has no values (meta device); load the model first"
-                )
-
     def _take_over(self) -> None:
-        for unit in self.map.everything:
-            self._add(unit)
-            wire, rest = self._store.wire(unit), self._store.rest(unit)
-            for span in unit.spans:
-                for segment in span.segments:
+        done: list[str] = []
+        try:
+            for unit in self.map.everything:
+                self._add(unit)
+                wire, rest = self._store.wire(unit), self._store.rest(unit)
+                for span, segment in unit.segments:
                     parameter = self.map.parameters[segment.name]
                     _fill(span, segment, parameter.detach(), span.wire(wire), span.rest(rest))
                     parameter.data = self._empty_view(unit, span, segment)
-        self.empty_scratch()
+                    done.append(segment.name)
+            self.empty_scratch()
+        except BaseException:
+            self._give_back(done)
+            raise
 
     def _add(self, unit: Unit) -> None:
         if isinstance(self._store, DeviceStore):
@@ -251,6 +266,13 @@ class Weights:
         if isinstance(self._store, DeviceStore):
             return self._store.wire(ambient)
         return self.arena.take("ambient", ambient.wire_bytes)
+
+    def _give_back(self, names: Iterable[str]) -> None:
+        for name in names:
+            unit, span, segment = self._places[name]
+            flat = span.wire(self._store.wire(unit))
+            part = flat[segment.start : segment.start + segment.numel]
+            self.map.parameters[name].data = part.view(segment.shape)
 
     def _locate(self, name: str) -> tuple[Span, Segment, torch.Tensor, torch.Tensor]:
         name = self.map.aliases.get(name, name)

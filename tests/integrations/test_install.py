@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import deepspeed
 import pytest
@@ -24,6 +25,7 @@ def installed() -> Iterator[None]:
 def test_a_json_with_our_block_makes_our_engine(tmp_path: Path):
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(config()))
+    given: dict[str, Any]
     for given in ({"config": str(path)}, {"config_params": config()}):
         engine, *_ = deepspeed.initialize(model=net(), **given)
         assert type(engine).__name__ == "ZOEngine"

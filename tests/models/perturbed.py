@@ -56,12 +56,16 @@ def as_bf16(bits: np.ndarray) -> torch.Tensor:
 
 
 def assert_equals_plain_forwards(
-    model: nn.Module, batches: list[Any], dtype: torch.dtype = torch.float32, **settings: Any
+    model: nn.Module,
+    batches: list[Any],
+    dtype: torch.dtype = torch.float32,
+    poison: bool = True,
+    **settings: Any,
 ) -> None:
     """Streamed lanes on a copy of the model give the losses of plain perturbed copies."""
     config = ZOConfig(eps=1e-2, offload_param=OffloadConfig(device="cpu"), **settings)
     with closing(Stepper(copy.deepcopy(model), config, dtype=dtype)) as stepper:
-        stepper.weights.poison = True
+        stepper.weights.poison = poison
         draws = [draw for _, _, draw in stepper.draws()]
         rows = stepper.measure(batches, stepper.draws())
         losses = [total for lane in zip(*rows, strict=True) for total, _ in lane]

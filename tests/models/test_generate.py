@@ -12,6 +12,7 @@ from models.perturbed import perturbed
 from models.table import ROWS, tokens
 from zo_offload.config import OffloadConfig, ZOConfig
 from zo_offload.errors import ModelError
+from zo_offload.generators import lane_seed
 from zo_offload.objective import Objective
 from zo_offload.ops import Draw
 from zo_offload.step import Stepper
@@ -66,7 +67,9 @@ def test_in_lanes(name: str, mode: dict[str, Any]):
         stepper.weights.poison = True
         draws = stepper.draws()
         results = [outputs for _, outputs in stepper.run_lanes(batches, draws)]
-    expected = [alone(model, draw, batch) for _, _, draw in draws for batch in batches]
+    expected = [
+        alone(model, draw, batch, i) for _, _, draw in draws for i, batch in enumerate(batches)
+    ]
     assert [result.tolist() for result in results] == [other.tolist() for other in expected]
     assert len({result.shape[1] for result in results}) > 1
 
@@ -88,7 +91,9 @@ def test_static_cache_in_lanes_is_refused():
     assert stepper.step == 0
 
 
-def alone(model: nn.Module, draw: Draw, batch: dict[str, Any]) -> torch.Tensor:
+def alone(
+    model: nn.Module, draw: Draw, batch: dict[str, Any], micro_batch: int = 0
+) -> torch.Tensor:
     """What a separate perturbed copy generates, from the generator state of every lane."""
-    torch.manual_seed(draw.step)
+    torch.manual_seed(lane_seed(draw.seed, draw.step, micro_batch))
     return generate(perturbed(model, draw, torch.float32), batch)

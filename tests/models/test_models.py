@@ -34,6 +34,7 @@ def trained(
         stepper.weights.poison = True
         batches = [row.inputs(length, dtype) for length in LENGTHS]
         losses = [stepper.train_step(batches, lr=1e-3).lane_losses for _ in range(3)]
+        assert stepper.weights.arena.peak_bytes <= stepper.plan.device_bytes
         return losses, dict(stepper.weights.masters())
 
 
@@ -48,6 +49,12 @@ def test_streamed_equals_resident(row: Row, dtype: torch.dtype):
 
 def test_lanes_equal_plain_forwards(row: Row, dtype: torch.dtype):
     assert_equals_plain_forwards(row.build(), [row.inputs(6, dtype)], dtype)
+
+
+def test_micro_batches_of_a_draw_share_its_copies(row: Row, dtype: torch.dtype):
+    """Without poison, which makes every lane's copy anew."""
+    batches = [row.inputs(6, dtype), row.inputs(4, dtype)]
+    assert_equals_plain_forwards(row.build(), batches, dtype, poison=False)
 
 
 def test_state_dict_is_that_of_an_untouched_model(row: Row, dtype: torch.dtype):

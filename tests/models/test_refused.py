@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from models.table import Block, Plain, vectors
-from zo_offload.config import ZOConfig
-from zo_offload.errors import ConfigError, ModelError, TaskError
+from zo_offload.config import OffloadConfig, ZOConfig
+from zo_offload.errors import ConfigError, ModelError, StoreError, TaskError
 from zo_offload.objective import Objective
 from zo_offload.step import Stepper
 
@@ -181,3 +181,181 @@ def test_no_loss():
         pytest.raises(TaskError, match="no scalar loss: put labels"),
     ):
         stepper.train_step([vectors(2)], lr=1e-3)
+
+
+# -- parameters that could not be managed --
+
+
+class Complex(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.phase = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+
+
+class TiedByMemory(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.again = nn.Parameter(self.leave.weight.data)
+
+
+class Aliased(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.transposed = self.leave.weight.data.t()
+
+
+class Clipped(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(4, 8, max_norm=1.0)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Complex, "parameter phase is torch.complex64"),
+        (TiedByMemory, "leave.weight lies in the memory of parameter again without being the same"),
+        (Aliased, "transposed lies in the memory of parameter leave.weight"),
+        (Clipped, "table has max_norm=1.0: its forward writes to its weight"),
+        (lambda: torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), "is a ScriptModule"),
+        (lambda: Plain().requires_grad_(False), "Plain has no trainable parameter"),
+        (lambda: Plain().to("meta"), "has no values .meta device."),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*jit.trace.*:DeprecationWarning")
+@pytest.mark.parametrize("scale", ["none", "rms"])
+def test_what_cannot_be_managed(model: Callable[[], nn.Module], message: str, scale: str):
+    refused(model(), message, direction_scale=scale)
+
+
+def test_parts_of_one_memory_that_do_not_overlap_are_fine():
+    model = Plain()
+    both = torch.randn(2, 8)
+    model.one, model.two = nn.Parameter(both[0]), nn.Parameter(both[1])
+    Stepper(model).close()
+
+
+# -- weights written by a forward --
+
+
+class Writing(Plain):
+    """Changes a weight in its forward."""
+
+    def __init__(self, write: Callable[[Any], None]) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.write = write
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            self.write(self)
+        return super().forward(x * self.scale, labels)
+
+
+class WritingBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.weight.data.mul_(0.9)
+        return x @ self.weight
+
+
+def set_item(model: Any) -> None:
+    model.scale[0] = 0.5
+
+
+def set_data(model: Any) -> None:
+    model.scale.data = torch.zeros(1)
+
+
+def add(model: Any) -> None:
+    model.scale += 1.0
+
+
+WRITES = {
+    "clamp_": lambda model: model.scale.clamp_(0.0, 0.5),
+    "an item": set_item,
+    "data": set_data,
+    "+=": add,
+    "out": lambda model: torch.mul(torch.ones(1), 2.0, out=model.scale),
+}
+
+
+@pytest.mark.parametrize("device", ["none", "cpu"])
+@pytest.mark.parametrize("name", WRITES)
+def test_a_forward_that_writes_to_a_weight(name: str, device: Any):
+    with closing(
+        Stepper(Writing(WRITES[name]), ZOConfig(offload_param=OffloadConfig(device=device)))
+    ) as s:
+        before = dict(s.weights.masters())
+        for run in (lambda: s.train_step([vectors(2)], lr=0.0), lambda: s.forward(vectors(2))):
+            with pytest.raises(ModelError, match="written in place by"):
+                run()
+        assert all(torch.equal(value, before[name]) for name, value in s.weights.masters())
+
+
+def test_a_block_that_writes_to_its_weight():
+    model = nn.Sequential(WritingBlock(), WritingBlock())
+    with closing(Stepper(model, ZOConfig(unit=("WritingBlock",)))) as stepper:
+        stepper.weights.poison = False
+        with pytest.raises(ModelError, match="a view of it, is written in place by mul_"):
+            stepper.forward(torch.ones(2, 8))
+
+
+# -- one store a model --
+
+
+def test_a_model_has_one_store_at_a_time():
+    model = Plain()
+    with closing(Stepper(model)) as first:
+        refused(model, "the weights of this Plain are in the store of another Stepper")
+        first.train_step([vectors(2)], lr=1e-2)
+        expected = dict(first.weights.masters())
+    assert all(torch.equal(p, expected[name]) for name, p in model.named_parameters())
+    with closing(Stepper(model)) as second:  # goes on from where the first one ended
+        assert all(torch.equal(value, expected[n]) for n, value in second.weights.masters())
+
+
+@pytest.mark.parametrize("device", ["none", "cpu"])
+def test_a_construction_that_fails_leaves_the_model_as_it_was(
+    device: Any, monkeypatch: pytest.MonkeyPatch
+):
+    model = Plain()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def fail(*_: Any) -> None:
+        raise ArithmeticError("late")
+
+    for target in ("zo_offload.weights.Weights.empty_scratch", "zo_offload.step.Lanes"):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, fail)
+            with pytest.raises(ArithmeticError, match="late"):
+                Stepper(model, ZOConfig(offload_param=OffloadConfig(device=device)))
+        assert all(torch.equal(value, before[n]) for n, value in model.state_dict().items())
+
+
+def test_a_unit_of_another_store_is_outside_a_visit():
+    other = Plain()
+
+    def loss(model: nn.Module, batch: Any, outputs: torch.Tensor) -> torch.Tensor:
+        return outputs + other.blocks[0](batch["x"]).mean()
+
+    with (
+        closing(Stepper(other)),
+        closing(Stepper(Plain(), objective=Objective(loss))) as stepper,
+        pytest.raises(StoreError, match="Block was called outside a visit"),
+    ):
+        stepper.train_step([vectors(2)], lr=0.0)
+
+
+def test_state_that_only_longer_inputs_leave():
+    def longest(model: Any, x: torch.Tensor) -> None:
+        if len(x) > 3:
+            model.longest = len(x)
+
+    with closing(Stepper(Leaving(longest))) as stepper:
+        stepper.train_step([vectors(2)], lr=0.0)
+        with pytest.raises(ModelError, match="leaves state in 'longest'"):
+            stepper.train_step([vectors(4)], lr=0.0)

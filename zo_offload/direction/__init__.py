@@ -33,6 +33,9 @@ def rms_scales(parameters: Mapping[str, torch.Tensor]) -> dict[str, float]:
         >>> rms_scales({"a": torch.full((4,), 3.0), "b": torch.full((4,), 4.0)})
         {'a': 0.84765625, 'b': 1.1328125}
     """
+    parameters = {name: values for name, values in parameters.items() if values.numel()}
+    if not parameters:
+        return {}
     squares = {
         name: float(values.detach().double().square().sum()) for name, values in parameters.items()
     }
