@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from zo_offload.cli import fails_in_one_line
 from zo_offload.errors import ConfigError
-from zo_offload.tasks import read_examples
+from zo_offload.tasks import split_file
 from zo_offload.tasks.named import fetch_task
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,26 +111,20 @@ def chosen_job(model: str, task: str, dev: Path | None) -> Job:
         console.print(f"fetching task {task}")
         named = fetch_task(task, folder)
         return Job(model, folder / "train.tsv", folder / "dev.tsv", named.template, named.labels)
-    train, held_out = (path, dev) if dev is not None else split_file(path)
+    train, held_out = (path, dev) if dev is not None else split(path)
     return Job(model, train, held_out, "{sentence} It was", " terrible, great")
 
 
-def split_file(path: Path) -> tuple[Path, Path]:
+def split(path: Path) -> tuple[Path, Path]:
     """A copy of a data file without every fifth example, and one of those."""
-    read_examples(path)  # refuse a faulty file before it is copied
-    lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    head = [] if lines[0].lstrip().startswith("{") else lines[:1]
-    body = lines[len(head) :]
-    parts = {
-        "train": [line for i, line in enumerate(body) if i % 5],
-        "dev": [line for i, line in enumerate(body) if i % 5 == 0],
-    }
+    parts = zip(("train", "dev"), split_file(path), strict=True)
     folder = RUNS / "tasks" / path.stem
     folder.mkdir(parents=True, exist_ok=True)
-    for name, part in parts.items():
-        text = "\n".join([*head, *part]) + "\n"
-        (folder / f"{name}{path.suffix}").write_text(text, encoding="utf-8")
-    return folder / f"train{path.suffix}", folder / f"dev{path.suffix}"
+    written = []
+    for name, lines in parts:
+        written.append(folder / f"{name}{path.suffix}")
+        written[-1].write_bytes("".join(f"{line}\n" for line in lines).encode())
+    return written[0], written[1]
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ MISTAKES = [
     ),
     (
         block(replica={"xyz": 1}),
-        "zeroth_order.replica.xyz: unknown key; valid keys: probe_parallel",
+        "zeroth_order.replica.xyz: unknown key; valid keys: probe_parallel, check_interval",
     ),
     (block(eps="1e-3"), 'zeroth_order.eps: expected a number, found "1e-3"'),
     (block(eps=True), "zeroth_order.eps: expected a number, found true"),
@@ -313,3 +313,32 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):
 def test_a_file_is_read_as_it_is(tmp_path: Path):
     config = {"zeroth_order": {"eps": 1e-2}, "bf16": {"enabled": True}}
     assert load_json(write(tmp_path / "ds.json", json.dumps(config))) == config
+
+
+def test_the_whole_block_may_be_written_out():
+    """Every key of the documented block at its default."""
+    written = {
+        "enabled": True, "seed": 0, "eps": 1e-3, "probes": 1, "estimator": "spsa",
+        "direction": "rademacher", "direction_scale": "none", "trainable": {"mode": "full"},
+        "update": {"type": "sgd", "where": None, "lag": 0},
+        "offload_param": {
+            "device": "none", "nvme_path": None, "pin_memory": True, "buffer_count": None,
+        },
+        "device_budget": None, "host_budget": None, "unit": None, "wire": None, "master": "fp32",
+        "replica": {"probe_parallel": 1, "check_interval": 100},
+        "journal": {"path": None, "snapshot_interval": 1000},
+    }  # fmt: skip
+    assert parse_config({"zeroth_order": written}) == ZOConfig()
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ({"offload_param": {"nvme_path": "/x"}}, "offload_param.nvme_path: not yet"),
+        ({"update": {"where": "host"}}, "update.where: not yet"),
+        ({"replica": {"check_interval": 7}}, "replica.check_interval: expected 100, found 7"),
+    ],
+)
+def test_what_is_not_there_yet_is_refused(written: dict, words: str):
+    with pytest.raises(ConfigError, match=words):
+        parse_config({"zeroth_order": written})

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from zo_offload import launched
 from zo_offload.errors import ZOError
 from zo_offload.reporter import Item, Reporter
+from zo_offload.wording import one_line
 
 if TYPE_CHECKING:
     from zo_offload.run import Summary
@@ -57,13 +58,18 @@ def fails_in_one_line(command: Callable) -> Callable:
             if error.is_told and launched.rank():
                 raise SystemExit(1) from error  # the first rank has said it
             _end_mpi(error)
-            raise click.ClickException(_of_rank(_one_line(str(error)))) from error
+            raise click.ClickException(_of_rank(one_line(str(error)))) from error
         except MemoryError as error:
-            raise click.ClickException(_one_line(f"out of memory {error}")) from error
+            raise click.ClickException(one_line(f"out of memory {error}")) from error
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            message = one_line(str(error)).split(" Exception raised from", maxsplit=1)[0]
+            raise click.ClickException(_of_rank(f"out of memory: {message}")) from error
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader of our output has gone
                 raise
-            raise click.ClickException(_one_line(str(error))) from error
+            raise click.ClickException(one_line(str(error))) from error
         except KeyboardInterrupt:
             raise Interrupted("interrupted") from None
 
@@ -308,11 +314,13 @@ class _OneLineWarnings(logging.Handler):
     """Our own warnings, in the style of our errors."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(f"Warning: {_one_line(record.getMessage())}", err=True)
+        click.echo(f"Warning: {one_line(record.getMessage())}", err=True)
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Torch has a class for it on accelerators only; on a CPU it says so in words."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return any(word in str(error) for word in words)
 
 
 def _of_rank(text: str) -> str:
@@ -324,7 +332,7 @@ def _end_mpi(error: ZOError) -> None:
     if launched.by_mpi() and not error.is_told:
         from zo_offload import process_group
 
-        click.echo(f"Error: {_of_rank(_one_line(str(error)))}", err=True)
+        click.echo(f"Error: {_of_rank(one_line(str(error)))}", err=True)
         process_group.abort()
 
 

@@ -9,13 +9,13 @@ import json
 import re
 from collections.abc import Mapping
 from decimal import Decimal
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from zo_offload.errors import ConfigError
+from zo_offload.wording import hint
 
 BLOCK = "zeroth_order"
 _UNITS = {"": 0, "B": 0, "KiB": 1, "MiB": 2, "GiB": 3, "TiB": 4}
@@ -79,6 +79,7 @@ class OffloadConfig(_Strict):
     """Where weights rest; DeepSpeed's ``offload_param`` with its own keys."""
 
     device: Literal["none", "cpu"] = "none"
+    nvme_path: None = None
     pin_memory: bool = True
     buffer_count: Annotated[int, Field(ge=1)] | None = None
 
@@ -86,7 +87,8 @@ class OffloadConfig(_Strict):
 class ReplicaConfig(_Strict):
     """The other ranks."""
 
-    probe_parallel: Annotated[int, Field(ge=1, le=1)] = 1
+    probe_parallel: Literal[1] = 1
+    check_interval: Literal[100] = 100
 
 
 class JournalConfig(_Strict):
@@ -264,10 +266,9 @@ def _explain(error: ValidationError, offload_beside: bool) -> str:
     beside = offload_beside and where[0] == "offload_param"
     path = _dotted(where, "zero_optimization" if beside else BLOCK)
     if first["type"] in ("extra_forbidden", "invalid_key"):
-        known = _keys_at(parents)
-        near = get_close_matches(str(key), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(known)}"
-        return f"{path}: unknown key; {hint}"
+        return f"{path}: unknown key; {hint(key, _keys_at(parents))}"
+    if first["type"] == "none_required":
+        return f"{path}: not yet to be had; write null, found {_show(first['input'])}"
     if first["type"] in _EXPECTED:
         message = "expected " + _EXPECTED[first["type"]].format(**first.get("ctx", {}))
     else:

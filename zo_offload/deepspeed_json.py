@@ -16,16 +16,19 @@ from typing import Any
 import torch
 from deepspeed.runtime import lr_schedules
 from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.utils import logger as deepspeed_logger
 from pydantic import ValidationError
 from torch import nn
 
 from zo_offload.config import ZOConfig, parse_config
 from zo_offload.errors import ConfigError
+from zo_offload.wording import one_line, refuse_unknown
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_LR = 1e-6  # MeZO's for full-parameter tuning of OPT
+LEAST_BF16_EPS = 1e-3
 OUR_OPTIMIZER = "ZO"
 OUR_PARAMS = ("lr", "weight_decay")
 COUNTS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
@@ -33,6 +36,27 @@ SWITCHES = ("wall_clock_breakdown", "memory_breakdown", "dump_state")
 BLOCKS = (
     "activation_checkpointing", "aio", "autotuning", "checkpoint", "comms_logger", "csv_monitor",
     "data_efficiency", "data_types", "flops_profiler", "scheduler", "tensorboard", "wandb",
+)  # fmt: skip
+# What DeepSpeed reads without looking for unknown keys, or does not get to see.
+KEYS_INSIDE: dict[str, tuple[str, ...]] = {
+    "scheduler": ("type", "params"),
+    "aio": (
+        "block_size", "queue_depth", "intra_op_parallelism", "thread_count", "single_submit",
+        "overlap_events", "use_gds",
+    ),
+    "bf16": (
+        "enabled", "immediate_grad_update", "check_grad_overflow", "bf16_master_weights_and_grads",
+        "bf16_optimizer_states",
+    ),
+    "fp16": (
+        "enabled", "auto_cast", "loss_scale", "initial_scale_power", "loss_scale_window",
+        "hysteresis", "consecutive_hysteresis", "min_loss_scale", "fp16_master_weights_and_grads",
+    ),
+}  # fmt: skip
+OTHER_PARAMS = (
+    *OUR_PARAMS, "betas", "eps", "momentum", "dampening", "nesterov", "amsgrad", "adam_w_mode",
+    "torch_adam", "fused", "bias_correction", "max_coeff", "min_coeff", "freeze_step", "alpha",
+    "centered", "set_grad_none", "foreach", "maximize", "capturable", "differentiable",
 )  # fmt: skip
 KNOWN = (
     "zeroth_order", "zero_optimization", "optimizer", "bf16", "fp16", "steps_per_print",
@@ -65,6 +89,9 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     Raises:
         ConfigError: On the first mistake, in one line.
     """
+    if "zeroth_order" not in config:
+        _refuse_misspelt(config)
+        raise ConfigError('no "zeroth_order" block in the JSON; add "zeroth_order": {}')
     _refuse_misspelt(config)
     zeroth_order = parse_config(config)
     if not zeroth_order.enabled:
@@ -76,7 +103,13 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     deepspeed = _read_deepspeed(config)
     if config.get("scheduler") is not None:
         _try_scheduler(deepspeed, ScheduledScalars(lr, weight_decay))
-    return Settings(zeroth_order, deepspeed, lr, weight_decay, _forward_dtype(config))
+    dtype = _forward_dtype(config)
+    if dtype == torch.bfloat16 and zeroth_order.eps < LEAST_BF16_EPS:
+        logger.warning(
+            "zeroth_order.eps %g: in bf16 rounding drowns the differences below %g; raise it, or "
+            "use fp16", zeroth_order.eps, LEAST_BF16_EPS,
+        )  # fmt: skip
+    return Settings(zeroth_order, deepspeed, lr, weight_decay, dtype)
 
 
 class ScheduledScalars(torch.optim.Optimizer):
@@ -125,6 +158,14 @@ def _refuse_misspelt(config: Mapping[str, Any]) -> None:
         near = get_close_matches(str(key), KNOWN, n=1, cutoff=0.85)
         if near and key not in KNOWN:
             raise ConfigError(f"{key}: unknown key; did you mean {near[0]!r}?")
+    for key, known in KEYS_INSIDE.items():
+        if isinstance(config.get(key), Mapping):
+            refuse_unknown(key, config[key], known)
+    zero = config.get("zero_optimization")
+    if isinstance(zero, Mapping):
+        fields = DeepSpeedZeroConfig.model_fields
+        aliases = [field.alias for field in fields.values() if field.alias]
+        refuse_unknown("zero_optimization", zero, [*fields, *aliases])
 
 
 def _check_types(part: Mapping[str, Any]) -> None:
@@ -164,9 +205,9 @@ def _read_deepspeed(config: Mapping[str, Any]) -> DeepSpeedConfig:
         path = ".".join(map(str, first["loc"]))
         raise ConfigError(f"DeepSpeed refuses the config: {path}: {first['msg']}") from error
     except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError) as error:
-        raise ConfigError(f"DeepSpeed refuses the config: {_one_line(error)}") from error
+        raise ConfigError(f"DeepSpeed refuses the config: {one_line(error)}") from error
     except (DeepSpeedConfigError, ValueError) as error:
-        raise ConfigError(f"DeepSpeed refuses the config: {_one_line(error)}") from error
+        raise ConfigError(f"DeepSpeed refuses the config: {one_line(error)}") from error
 
 
 def _try_scheduler(deepspeed: DeepSpeedConfig, optimizer: ScheduledScalars) -> None:
@@ -186,7 +227,7 @@ def _try_scheduler(deepspeed: DeepSpeedConfig, optimizer: ScheduledScalars) -> N
         with unstarted_scheduler():
             make(optimizer, **params)
     except Exception as error:
-        raise ConfigError(f"scheduler: {name} refuses its params: {_one_line(error)}") from error
+        raise ConfigError(f"scheduler: {name} refuses its params: {one_line(error)}") from error
 
 
 def _optimizer_scalars(block: Any) -> tuple[float, float]:
@@ -197,10 +238,11 @@ def _optimizer_scalars(block: Any) -> tuple[float, float]:
         raise ConfigError(
             f'optimizer: expected {{"type": "ZO", "params": {{"lr": ...}}}}, found {block!r}'
         )
+    refuse_unknown("optimizer", block, ("type", "params", "legacy_fusion"))
     if block.get("type", OUR_OPTIMIZER) == OUR_OPTIMIZER:
-        _refuse_unknown("optimizer", block, ("type", "params"))
-        _refuse_unknown("optimizer.params", params, OUR_PARAMS)
+        refuse_unknown("optimizer.params", params, OUR_PARAMS)
     else:
+        refuse_unknown("optimizer.params", params, OTHER_PARAMS)
         logger.warning(
             "optimizer.type %s: only its lr and weight_decay are used; the update is zeroth-order",
             block["type"],
@@ -217,14 +259,6 @@ def _number(params: Mapping[str, Any], key: str) -> float | None:
     if not number or not 0 <= value < float("inf"):
         raise ConfigError(f"optimizer.params.{key}: expected a number >= 0, found {value!r}")
     return float(value)
-
-
-def _refuse_unknown(path: str, found: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    for key in found:
-        if key not in known:
-            near = get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(known)}"
-            raise ConfigError(f"{path}.{key}: unknown key; {hint}")
 
 
 def _autos(value: Any, path: str) -> Iterator[str]:
@@ -244,7 +278,3 @@ def _forward_dtype(config: Mapping[str, Any]) -> torch.dtype | None:
         if enabled:
             return dtype
     return None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

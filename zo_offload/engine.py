@@ -355,6 +355,8 @@ class ZOEngine(SavesAndLoads, DeepSpeedEngine):
             else client_optimizer(model_parameters)
         )
         self.basic_optimizer = self.optimizer
+        if not isinstance(self.optimizer, ScheduledScalars):
+            self._check_optimizer(self.optimizer)
         for key in ("lr", "weight_decay"):
             found = {float(group.get(key, 0.0)) for group in self.optimizer.param_groups}
             if len(found) > 1:
@@ -362,6 +364,22 @@ class ZOEngine(SavesAndLoads, DeepSpeedEngine):
                     f"optimizer: its groups differ in {key} ({sorted(found)}), but one step moves "
                     "all weights alike; give every group the same"
                 )
+
+    def _check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """A caller's own carries rate and decay only; what moves, the model says."""
+        given = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        trainable = {id(p): name for name, p in self.module.named_parameters() if p.requires_grad}
+        missing = [name for key, name in trainable.items() if key not in given]
+        if missing:
+            raise ConfigError(
+                f"optimizer: {missing[0]} is trainable but not among its parameters "
+                f"({len(missing)} such); call requires_grad_(False) on what should not move"
+            )
+        group = optimizer.param_groups[0]
+        logger.warning(
+            "optimizer %s: only its lr (%g) and weight_decay (%g) are used; the update is "
+            "zeroth-order", type(optimizer).__name__, group["lr"], group.get("weight_decay", 0.0),
+        )  # fmt: skip
 
     def _take_model_step(self, lr_kwargs: dict | None = None) -> None:
         """On the accumulation boundary: reduce, record, update; then what DeepSpeed counts."""

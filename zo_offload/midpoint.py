@@ -10,7 +10,6 @@ which is exact in the outer function and zeroth-order in the model.
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from copy import copy
-from dataclasses import is_dataclass, replace
 from typing import Any
 
 import torch
@@ -58,18 +57,26 @@ def mean(values: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def with_field(outputs: Any, name: str, value: torch.Tensor) -> Any:
-    """A copy of a model's output with one field replaced; a bare tensor is replaced whole."""
+    """A copy of a model's output, of its own type, with one field replaced.
+
+    A bare tensor is replaced whole, a plain tuple in its first place.
+
+    Example:
+        >>> with_field({"loss": 1, "n": 2}, "loss", 3)
+        {'loss': 3, 'n': 2}
+    """
     if isinstance(outputs, torch.Tensor):
         return value
-    if isinstance(outputs, MutableMapping):
-        changed = copy(outputs)  # a ModelOutput may have no such field: set, not constructed
-        changed[name] = value
-        return changed
     if isinstance(outputs, tuple):
+        if name in getattr(outputs, "_fields", ()):
+            return outputs._replace(**{name: value})  # pyright: ignore[reportAttributeAccessIssue]
         return (value, *outputs[1:])
-    if is_dataclass(outputs) and not isinstance(outputs, type):
-        return replace(outputs, **{name: value})
-    raise TypeError(f"cannot replace {name} in a {type(outputs).__name__}")
+    changed = copy(outputs)
+    if isinstance(outputs, MutableMapping):  # a ModelOutput may have no such field yet
+        changed[name] = value
+    else:
+        object.__setattr__(changed, name, value)
+    return changed
 
 
 def field_of(outputs: Any, name: str) -> torch.Tensor | None:

@@ -3,7 +3,8 @@
 An objective may be anything that returns a number; nothing needs a gradient.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, MutableMapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,12 +22,12 @@ class Inputs(NamedTuple):
 
 
 def call_with(model: nn.Module, batch: Any) -> Any:
-    """The model's output for a batch: a mapping is keyword arguments, a tuple positional ones."""
+    """The model's output for a batch: a mapping is keywords, a sequence positional."""
     if isinstance(batch, Inputs):
         return model(*batch.args, **batch.kwargs)
     if isinstance(batch, Mapping):
         return model(**batch)
-    return model(*batch) if isinstance(batch, tuple) else model(batch)
+    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
 
 
 def model_loss(model: nn.Module, batch: Any, outputs: Any) -> torch.Tensor | None:
@@ -34,7 +35,7 @@ def model_loss(model: nn.Module, batch: Any, outputs: Any) -> torch.Tensor | Non
     loss = getattr(outputs, "loss", outputs)
     if isinstance(loss, Mapping):
         loss = loss.get("loss")
-    if isinstance(loss, tuple) and loss:
+    if isinstance(loss, tuple | list) and loss:
         loss = loss[0]
     return loss if isinstance(loss, torch.Tensor) and loss.numel() == 1 else None
 
@@ -83,12 +84,16 @@ def move_to(batch: Any, device: torch.device) -> Any:
     """A batch with its tensors on a device; containers keep their types."""
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
+    if isinstance(batch, MutableMapping):  # a BatchEncoding, say
+        moved = copy(batch)
+        for key, value in batch.items():
+            moved[key] = move_to(value, device)
+        return moved
     if isinstance(batch, Mapping):
         return {key: move_to(value, device) for key, value in batch.items()}
-    if isinstance(batch, Inputs):
-        return Inputs(move_to(batch.args, device), move_to(batch.kwargs, device))
-    if type(batch) in (list, tuple):
-        return type(batch)(move_to(value, device) for value in batch)
+    if isinstance(batch, tuple | list):
+        values = [move_to(value, device) for value in batch]
+        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
     return batch
 
 

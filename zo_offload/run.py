@@ -17,6 +17,7 @@ another command may take the directory over.
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import struct
@@ -33,7 +34,7 @@ import torch
 
 from zo_offload import files, launched
 from zo_offload.config import load_json, parse_config
-from zo_offload.errors import ConfigError
+from zo_offload.errors import ConfigError, ModelError
 from zo_offload.journal import Journal
 from zo_offload.metrics import Metrics, draw_curve
 from zo_offload.replica import Replica
@@ -229,14 +230,29 @@ class Task:
 
     def encode(self, reporter: Reporter) -> None:
         """Read the tokenizer, and turn examples into tokens that fit the model's context."""
-        from zo_offload.integrations.hf import context_length, load_tokenizer
+        from zo_offload.integrations.hf import limits, load_tokenizer
 
         with reporter.phase(f"encoding {sum(map(len, self._examples)):,} examples"):
             self.tokenizer = load_tokenizer(self.model_name)
-            limit = context_length(self.model_name)
+            limit, rows = limits(self.model_name)
             self.train, self.dev = (
                 encode(part, self._prompt, self.tokenizer, limit, truncate=self._options.truncate)
                 for part in self._examples
+            )
+        self._check_vocabulary(rows)
+
+    def _check_vocabulary(self, rows: int | None) -> None:
+        """Tokens are looked up in the embedding; a row that is not there ends in a crash."""
+        tokens = [
+            (max((*one.context, *(t for option in one.options for t in option))), example.where)
+            for part, examples in zip((self.train, self.dev), self._examples, strict=True)
+            for one, example in zip(part, examples, strict=True)
+        ]
+        largest, where = max(tokens, default=(0, ""))
+        if rows is not None and largest >= rows:
+            raise ModelError(
+                f"{self.model_name}: token {largest} of {where} has no row in the embedding, which "
+                f"has {rows}; tokenizer and model do not belong together"
             )
 
 
@@ -358,7 +374,7 @@ def _summarize(engine: Any, metrics: Metrics, journal: Path, taken: int) -> Summ
         peak_device_bytes=weights.arena.peak_bytes,
         host_bytes=weights.host_bytes,
         rank_bytes_per_step=engine.stepper.replica.step_bytes // taken if taken else None,
-        noise_over_signal=noise.ratio if noise else None,
+        noise_over_signal=noise.ratio if noise and math.isfinite(noise.ratio) else None,
     )
 
 

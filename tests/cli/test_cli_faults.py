@@ -89,6 +89,18 @@ def no_numbers(values: dict[str, torch.Tensor]) -> None:
         values[name] = torch.full_like(values[name], torch.nan)
 
 
+def drop_rows(task: Task) -> Changes:
+    """A smaller embedding, in weights and config alike, beside the same tokenizer."""
+    model_config(vocab_size=8)(task)
+
+    def cut(values: dict[str, torch.Tensor]) -> None:
+        for name in list(values):
+            if "embed_tokens" in name or "lm_head" in name:
+                values[name] = values[name][:8].clone()
+
+    return tensors(cut)(task)
+
+
 MODELS = {
     "nowhere": (given(model="/nowhere/model"), "/nowhere/model: no such directory"),
     "nowhere, relative": (given(model="./no/such/model"), r"\./no/such/model: no such directory"),
@@ -137,6 +149,10 @@ MODELS = {
         tensors(lambda v: v.update({"model.decoder.layers.0.fc1.weight": torch.ones(2, 2)})),
         r"fc1.weight is \[2, 2\], config.json makes it \[64, 32\]",
     ),
+    "more tokens than rows": (
+        drop_rows,
+        r"token \d+ of .* has no row in the embedding, which has 8; tokenizer and model",
+    ),
 }
 
 DATA = {
@@ -182,7 +198,10 @@ CONFIGS = {
         config({**block(), "zero_optimization": {"stage": 3}}),
         r"zero_optimization\.stage: .*found 3",
     ),
-    "no room": (config(block(device_budget=1000)), "device_budget|budget"),
+    "no room": (
+        config(block(device_budget=1000)),
+        r"zeroth_order\.device_budget: the weights need .* the budget is 1,000",
+    ),
     "half a loss": (config({**block(), "scheduler": {"type": "Warm"}}), "scheduler.type: unknown"),
 }
 

@@ -81,6 +81,22 @@ def test_a_callable_makes_the_optimizer(make_engine):
     assert rates(engine, 1) == [0.25]
 
 
+def test_an_optimizer_of_some_parameters_is_refused(make_engine):
+    model = net()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD(model.inputs.parameters(), lr=1.0)
+    with pytest.raises(ConfigError, match=r"blocks.0.weight is trainable but not among .*6 such"):
+        make_engine(model, optimizer=optimizer)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    make_engine(model)  # nothing of the refused engine is left on it
+
+
+def test_what_is_taken_from_a_clients_optimizer_is_said(make_engine, caplog):
+    model = net()
+    make_engine(model, optimizer=torch.optim.AdamW(model.parameters(), lr=0.5))
+    assert "optimizer AdamW: only its lr (0.5) and weight_decay (0.01) are used" in caplog.text
+
+
 def test_a_clients_optimizer_brings_its_decay(make_engine):
     model = net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.5, weight_decay=0.5)

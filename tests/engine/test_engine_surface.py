@@ -83,9 +83,38 @@ def faults() -> dict[str, tuple[dict, str]]:
             "train_batch_size or train_micro_batch_size_per_gpu",
         ),
         "batch arithmetic": (config(train_batch_size=7), r"7 != 4 \* 1 \* 1"),
-        "batch of nothing": ({"train_batch_size": 0}, "train_batch_size: .* at least 1, found 0"),
-        "batch in words": ({"train_batch_size": "8"}, "train_batch_size: .*, found '8'"),
-        "batch by half": ({"train_batch_size": 2.5}, "train_batch_size: .*, found 2.5"),
+        "batch of nothing": (
+            config(train_batch_size=0),
+            "train_batch_size: .* least 1, found 0",
+        ),
+        "batch in words": (config(train_batch_size="8"), "train_batch_size: .*, found '8'"),
+        "batch by half": (config(train_batch_size=2.5), "train_batch_size: .*, found 2.5"),
+        "no block": ({"train_batch_size": 4}, 'add "zeroth_order": {}'),
+        "a block misspelt": (
+            {"train_batch_size": 4, "zeroth_ordre": {}},
+            "zeroth_ordre: unknown key; did you mean 'zeroth_order'",
+        ),
+        "bf16 misspelt inside": (
+            config(bf16={"enabeld": True}),
+            "bf16.enabeld: unknown key; did you mean 'enabled'",
+        ),
+        "offloading misspelt": (
+            config(zero_optimization={"offload_params": {}}),
+            "zero_optimization.offload_params: unknown key; did you mean 'offload_param'",
+        ),
+        "stage misspelt": (
+            config(zero_optimization={"stagee": 3}),
+            "zero_optimization.stagee: unknown key; did you mean 'stage'",
+        ),
+        "the rate of another optimizer misspelt": (
+            config(optimizer={"type": "AdamW", "params": {"lrr": 0.1}}),
+            "optimizer.params.lrr: unknown key; did you mean 'lr'",
+        ),
+        "params misspelt": (
+            config(scheduler={"type": "WarmupLR", "parms": {}}),
+            "scheduler.parms: unknown key; did you mean 'params'",
+        ),
+        "aio misspelt": (config(aio={"foo": 1}), "aio.foo: unknown key; valid keys: block_size"),
         "no accumulation": (config(gas=0), "gradient_accumulation_steps: .* found 0"),
         "auto": (config(train_batch_size="auto"), 'train_batch_size: "auto" is filled in by'),
         "auto below": (
@@ -130,6 +159,11 @@ def test_a_faulty_config_is_refused_before_the_model(name: str):
     with pytest.raises(ConfigError, match=words) as caught:
         zo_offload.initialize(model=NOWHERE, config=given)
     assert "\n" not in str(caught.value)
+
+
+def test_bf16_with_a_small_eps_is_warned_of(make_engine, caplog):
+    make_engine(ds=config(bf16={"enabled": True}, zeroth_order={"eps": 3e-4}))
+    assert "zeroth_order.eps 0.0003: in bf16 rounding drowns" in caplog.text
 
 
 def test_arguments_that_cannot_be_honoured():

@@ -58,8 +58,8 @@ def load_tokenizer(name: str | Path) -> Any:
     return tokenizer
 
 
-def context_length(name: str | Path) -> int | None:
-    """Most tokens that the model takes, or None where it has no limit.
+def limits(name: str | Path) -> tuple[int | None, int | None]:
+    """Most tokens that the model takes, and rows of its embedding; None where it does not say.
 
     Raises:
         ModelError: As for the model.
@@ -67,7 +67,7 @@ def context_length(name: str | Path) -> int | None:
     from transformers import AutoConfig
 
     config = _load(AutoConfig, name, "configuration").get_text_config()
-    return getattr(config, "max_position_embeddings", None)
+    return getattr(config, "max_position_embeddings", None), getattr(config, "vocab_size", None)
 
 
 def _load(auto_class: Any, name: str | Path, what: str, **options: Any) -> Any:

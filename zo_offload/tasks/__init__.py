@@ -17,7 +17,7 @@ from zo_offload.tasks.objective import (
     predict,
 )
 from zo_offload.tasks.prompt import Prompt
-from zo_offload.tasks.reader import Example, read_examples
+from zo_offload.tasks.reader import Example, read_examples, split_file
 from zo_offload.tasks.sampler import batch_at, epoch_order
 
 __all__ = [
@@ -39,5 +39,6 @@ __all__ = [
     "predict",
     "read_examples",
     "score",
+    "split_file",
     "summarize",
 ]

@@ -54,6 +54,24 @@ def read_examples(path: str | Path) -> list[Example]:
     return list(parse(shown, lines))
 
 
+def split_file(path: str | Path, every: int = 5) -> tuple[list[str], list[str]]:
+    """The lines of a data file without every fifth example, and those of the held-out ones.
+
+    Both keep the header of a TSV. The file must be one that `read_examples` accepts.
+
+    Raises:
+        TaskError: It is not, or holds too few examples to hold any out.
+    """
+    count = len(read_examples(path))
+    if count < 2:
+        refuse(str(path), "only one example", "expected at least 2, to hold one out")
+    lines = _split_lines(str(path), _read_bytes(path, str(path)))
+    head = [] if _is_jsonl(path, lines[0]) else lines[:1]
+    body = lines[len(head) :]
+    train = [line for number, line in enumerate(body) if number % every]
+    return head + train, head + body[::every]
+
+
 def _is_jsonl(path: str | Path, first_line: str) -> bool:
     extension = Path(path).suffix.lower()
     if extension == ".tsv":

@@ -1,0 +1,54 @@
+"""The quick start's own few functions: what it makes of the files that a user names."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from zo_offload.errors import TaskError
+from zo_offload.tasks import read_examples, split_file
+
+PROGRAM = Path(__file__).resolve().parents[1] / "launcher" / "quickstart.py"
+
+
+@pytest.fixture
+def quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("quickstart", PROGRAM)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(__import__("sys").modules, "quickstart", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
+    return module
+
+
+ODD = ["plain", "a line\u2028separator", "a form\x0cfeed", "a next\x85line", "tail", "more"]
+
+
+def test_every_fifth_example_is_held_out_and_none_is_damaged(quickstart, tmp_path):
+    rows = [json.dumps({"sentence": text, "label": i % 2}) for i, text in enumerate(ODD * 2)]
+    for name, lines in (
+        ("data.jsonl", rows),
+        ("data.tsv", ["sentence\tlabel", *(f"{text}\t{i % 2}" for i, text in enumerate(ODD * 2))]),
+    ):
+        path = tmp_path / name
+        path.write_bytes("\n".join(lines).encode())
+        train, dev = map(read_examples, quickstart.split(path))
+        assert [example.fields["sentence"] for example in dev] == (ODD * 2)[::5]
+        assert len(train) + len(dev) == len(ODD * 2)
+
+
+def test_a_tsv_whose_header_begins_with_a_brace_keeps_it(tmp_path):
+    path = tmp_path / "data.tsv"
+    path.write_text("{text}\tlabel\na\t0\nb\t1\n")
+    assert split_file(path) == (["{text}\tlabel", "b\t1"], ["{text}\tlabel", "a\t0"])
+
+
+def test_one_example_cannot_be_divided(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"sentence": "a", "label": 0}\n')
+    with pytest.raises(TaskError, match="only one example; expected at least 2"):
+        split_file(path)
