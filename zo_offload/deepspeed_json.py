@@ -188,11 +188,6 @@ def _check_types(part: Mapping[str, Any]) -> None:
             raise ConfigError(f"{key}: expected an object, found {value!r}")
     if (part.get("autotuning") or {}).get("enabled"):
         raise ConfigError("autotuning: tries ZeRO stages, which do not exist here; remove the key")
-    if (part.get("flops_profiler") or {}).get("enabled"):
-        raise ConfigError(
-            "flops_profiler: counts one forward at a time, and a step's forwards pass the blocks "
-            'together; use "wall_clock_breakdown": true, or remove the key'
-        )
     if part.get("gradient_clipping"):
         logger.warning("gradient_clipping has no effect: there are no gradients to clip")
 

@@ -6,6 +6,7 @@ monitors, timers, counters); this subclass keeps it away from the weights, which
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from deepspeed.comm import comm
 from deepspeed.runtime.constants import ROUTE_TRAIN
 from deepspeed.runtime.dataloader import RepeatingLoader
 from deepspeed.runtime.engine import DeepSpeedEngine
@@ -35,6 +37,7 @@ from zo_offload.window import Window
 logger = logging.getLogger(__name__)
 
 MOST_NOISE = 0.5
+EXCHANGE = "zeroth_order_scalars"  # as the comms logger names it
 
 
 def initialize(
@@ -161,7 +164,7 @@ class ZOEngine(SavesAndLoads, DeepSpeedEngine):
             raise
 
     def _remove_hooks(self) -> None:
-        """DeepSpeed's hooks time one call of the module, and ours are many at once: see _timed."""
+        """DeepSpeed's hooks time one call; ours are many at once: _timed, _profile."""
         for name in ("module_forward_pre_hook", "module_forward_post_hook"):
             hook: Any = self.__dict__.pop(name, None)
             if hook is not None:
@@ -218,6 +221,7 @@ class ZOEngine(SavesAndLoads, DeepSpeedEngine):
         batch = Inputs(args, kwargs) if args and kwargs else kwargs or args
         if not self.training or not torch.is_grad_enabled():
             return self.stepper.forward(batch)
+        self._profile(batch)
         self.tput_timer.start()
         with self._timed("forward"):
             draws = self.stepper.draws()
@@ -276,9 +280,12 @@ class ZOEngine(SavesAndLoads, DeepSpeedEngine):
             )
         batches = self._pull(data_iter)
         self._measure_noise(batches[0])
+        self._profile(batches[0])
         self.tput_timer.start()
         with self._timed("forward"):
-            self._window.book_whole(self.stepper.measure(batches, self.stepper.draws()))
+            rows = self.stepper.measure(batches, self.stepper.draws())
+        with self._timed("backward"):
+            self._window.book_whole(rows)
         self.micro_steps += len(batches) - 1
         self.step()
         assert self.last_result is not None
@@ -390,7 +397,8 @@ class ZOEngine(SavesAndLoads, DeepSpeedEngine):
         if not self._window.is_open:
             raise ModelError("step: nothing was booked since the last one; call backward first")
         samples = self.global_samples + self.train_batch_size()
-        means = self.stepper.means(self._window)
+        with self._logged_exchange():
+            means = self.stepper.means(self._window)
         self.last_result = self.stepper.descend(means, lr, decay, samples)
         self._window = self._new_window()
         self.optimizer.step()  # moves nothing; schedulers want to see it before their own
@@ -407,12 +415,40 @@ class ZOEngine(SavesAndLoads, DeepSpeedEngine):
 
     # -- inside --
 
+    def _profile(self, batch: Any) -> None:
+        """In the step that the JSON names: profile one forward; ``step`` prints what was found.
+
+        One unperturbed forward, by itself: a step is two a probe and micro-batch, side by side.
+        """
+        due = self.flops_profiler_enabled() and self.global_rank == 0
+        if not due or self.global_steps != self.flops_profiler_profile_step():
+            return
+        if not self.flops_profiler.started:
+            self.flops_profiler.start_profile(ignore_list=None)
+            self.stepper.forward(batch)
+            self.flops_profiler.stop_profile()
+
+    @contextmanager
+    def _logged_exchange(self) -> Iterator[None]:
+        """Show DeepSpeed's comms logger what goes over our own link."""
+        replica, began = self.stepper.replica, time.perf_counter()
+        before = replica.step_bytes
+        yield
+        if comm.comms_logger.enabled and replica.world_size > 1:
+            milliseconds = (time.perf_counter() - began) * 1e3
+            sent = replica.step_bytes - before
+            comm.comms_logger.append("all_gather", EXCHANGE, milliseconds, sent)
+
     def _tell(self, result: StepResult) -> None:
         if self.steps_per_print() and self.global_steps % self.steps_per_print() == 0:
             self._report_progress(self.global_steps)
         if self.monitor.enabled:
+            norm = self.get_global_grad_norm()
             self.monitor.write_events(
-                [("Train/Samples/train_loss", result.loss, self.global_samples)]
+                [
+                    ("Train/Samples/train_loss", result.loss, self.global_samples),
+                    ("Train/Samples/grad_norm", norm, self.global_samples),
+                ]
             )
 
     def _new_window(self) -> Window:

@@ -60,12 +60,17 @@ def test_ranks_end_in_the_bits_of_one(
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_bytes_a_lane_on_the_sockets(tmp_path: Path, ranks: int):
     """Counted by the kernel, on all TCP sockets of all ranks; one micro-batch a rank."""
-    config = CONFIG | {"train_batch_size": 2 * ranks}
+    logger = {"enabled": True, "prof_all": False, "verbose": False}
+    config = CONFIG | {"train_batch_size": 2 * ranks, "comms_logger": logger}
     reports = run("none", ranks, job(tmp_path, config=config, steps=20))
     sent = sum(sum(report["socket_bytes"]) for report in reports)
     lanes = 20 * 2 * ranks
     assert sent == reports[0]["step_bytes"]
     assert 0 < sent / lanes <= 16
+    per_step = reports[0]["step_bytes"] // 20
+    assert reports[0]["comms"] == {"zeroth_order_scalars": [str(per_step)]} or (
+        reports[0]["comms"]["zeroth_order_scalars"] == [per_step]
+    )
 
 
 def test_other_base_weights_are_named(tmp_path: Path):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from deepspeed.comm import comm
 from engine.common import opt, tokens
 
 import zo_offload
@@ -55,6 +56,7 @@ def main(job: dict[str, Any]) -> None:
         "socket_bytes": [after - before for before, after in pairwise(sockets)],
         "evaluated": float(engine.eval_batch(tokens(100 + i) for i in range(4))),
         "link": type(replica.link).__name__,
+        "comms": {name: list(sizes) for name, sizes in comm.comms_logger.get_raw_data().items()},
         "resumed": resume_each(job) if "save" in job else [],
     }
     out = Path(job["out"])

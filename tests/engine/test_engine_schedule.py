@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import re
 from typing import Any
 
 import pytest
@@ -147,6 +148,36 @@ def test_the_csv_monitor_gets_loss_and_rate(make_engine, tmp_path, gas: int):
     assert samples == [4 * gas, 8 * gas, 12 * gas]
     assert shown == pytest.approx(losses)
     assert column(tmp_path / "job" / "Train_Samples_lr.csv") == (samples, [LR] * 3)
+    norms = column(tmp_path / "job" / "Train_Samples_grad_norm.csv")[1]
+    assert norms[-1] == pytest.approx(engine.get_global_grad_norm())
+
+
+@pytest.mark.parametrize("calls", ["forward", "train_batch"])
+def test_the_flops_profiler_reports_one_forward(make_engine, tmp_path, calls: str):
+    path = tmp_path / "profile.txt"
+    profiler = {"enabled": True, "profile_step": 1, "output_file": str(path), "detailed": True}
+    engine, plain = make_engine(ds=config(flops_profiler=profiler)), make_engine()
+    for each in (engine, plain):
+        for number in range(3):
+            if calls == "train_batch":
+                each.train_batch(iter([batch(number)]))
+            else:
+                each.backward(each(**batch(number)).loss)
+                each.step()
+    report = path.read_text()
+    assert "Profile Summary at step" in report
+    # each of four linear layers: 8 x 8 + 8 parameters, 8 x 8 products for each of four rows
+    assert report.count("Linear(72 = 25% Params, 256 MACs = 25% MACs") == 4
+    assert same(weights(engine), weights(plain))
+
+
+def test_throughput_and_timers_are_told_in_deepspeeds_form(make_engine, capsys, caplog):
+    caplog.set_level(logging.INFO, "DeepSpeed")
+    engine = make_engine(ds=config(gas=2, steps_per_print=1, wall_clock_breakdown=True))
+    for number in range(4):
+        engine.train_batch(iter([batch(number), batch(number + 10)]))
+    assert re.search(r"time \(ms\) \| fwd: [\d.]+ \| bwd", capsys.readouterr().out + caplog.text)
+    assert "RunningAvgSamplesPerSec=" in caplog.text
 
 
 def test_timers_reach_the_monitor(make_engine, tmp_path):

@@ -148,7 +148,6 @@ def faults() -> dict[str, tuple[dict, str]]:
         "both precisions": (config(bf16={"enabled": True}, fp16={"enabled": True}), "keep one"),
         "precision in words": (config(bf16={"enabled": "yes"}), "bf16.enabled: expected true"),
         "autotuning": (config(autotuning={"enabled": True}), "autotuning: "),
-        "flops profiler": (config(flops_profiler={"enabled": True}), "flops_profiler: "),
         "switched off": (config(zeroth_order={"enabled": False}), "call deepspeed.initialize"),
     }
 
