@@ -1,5 +1,7 @@
 """The scripts in docs/examples run as they stand."""
 
+import difflib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from zo_offload.embedded.pretrain import make_embedded
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "docs" / "examples"
+DEEPSPEED = EXAMPLES / "deepspeed"
 
 
 def test_plain_loop(tmp_path: Path):
@@ -23,3 +26,34 @@ def test_plain_loop(tmp_path: Path):
     after = AutoModelForCausalLM.from_pretrained(out).state_dict()
     assert before.keys() == after.keys()
     assert any(not before[name].equal(after[name]) for name in before)
+
+
+def changed_lines(suffix: str) -> list[str]:
+    before, after = ((DEEPSPEED / f"{n}.{suffix}").read_text() for n in ("before", "after"))
+    names = f"before.{suffix}", f"after.{suffix}"
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), *names, lineterm="", n=0)
+    return list(lines)
+
+
+def test_a_zero_offload_script_becomes_ours_with_few_changed_lines():
+    shown = changed_lines("py") + changed_lines("json")
+    page = (EXAMPLES.parent / "deepspeed.md").read_text()
+    assert "```diff\n" + "\n".join(shown) + "\n```" in page
+    marks = [line[0] for line in shown if not line.startswith(("+++", "---", "@@"))]
+    assert max(marks.count("+"), marks.count("-")) <= 12
+
+
+def test_the_changed_script_runs(tmp_path: Path):
+    make_embedded(tmp_path / "embedded", steps=0, layers=2)
+    shutil.copy(DEEPSPEED / "after.json", tmp_path / "ds.json")
+    script = [sys.executable, str(DEEPSPEED / "after.py")]
+    folders = [str(tmp_path / "embedded" / "model"), str(tmp_path / "out")]
+    run = subprocess.run(
+        [*script, *folders], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert [line[:8] for line in run.stdout.splitlines() if "loss" in line] == [
+        "epoch 0:",
+        "epoch 1:",
+    ]
+    assert (tmp_path / "out" / "latest").read_text() == "global_step8"
