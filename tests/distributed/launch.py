@@ -14,6 +14,7 @@ import pytest
 TESTS = Path(__file__).resolve().parents[1]
 WORKER = Path(__file__).with_name("worker.py")
 SECONDS = 240
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def free_port() -> int:
@@ -23,8 +24,10 @@ def free_port() -> int:
 
 
 def environment(**more: str) -> dict[str, str]:
+    """Of a child; without what an engine in this process has set for itself."""
     path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), "OMP_NUM_THREADS": "1", **more}
+    ours = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
+    return {**ours, "PYTHONPATH": path.rstrip(os.pathsep), "OMP_NUM_THREADS": "1", **more}
 
 
 def command(launcher: str, ranks: int, program: list[str]) -> list[str]:
