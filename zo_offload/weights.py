@@ -326,4 +326,4 @@ def _fill(
         resting = rest[part] if span.rest_bytes else rest
         ops.store_master(span.dtype, flat.float(), wire[part], resting)
     else:
-        wire[part].copy_(flat)
+        ops.encode(span.dtype, flat.float(), wire[part])

@@ -167,6 +167,17 @@ def test_frozen_parameters_are_not_perturbed(dtype: torch.dtype):
     assert_equals_plain_forwards(frozen(), [vectors_in(dtype)], dtype)
 
 
+def test_frozen_parameters_are_rounded_as_trainable_ones():
+    """Exactly between two bfloat16 values: away from zero, where torch goes to even."""
+    model = frozen()
+    between = torch.tensor(1.0 + 2.0**-8)
+    for parameter in model.parameters():
+        parameter.data.fill_(between)
+    with closing(Stepper(model, STREAMED, dtype=torch.bfloat16)) as stepper:
+        values = {float(v) for p in stepper.model.state_dict().values() for v in p.flatten()}
+    assert values == {1.0 + 2.0**-7} != {float(between.bfloat16())}
+
+
 def test_frozen_parameters_stay():
     model = frozen()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}

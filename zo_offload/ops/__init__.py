@@ -4,6 +4,7 @@ from zo_offload.ops.span import ALIGNMENT, Segment, Span
 from zo_offload.ops.torch_ops import (
     Draw,
     StepUpdate,
+    encode,
     load_master,
     noise,
     perturb,
@@ -18,6 +19,7 @@ __all__ = [
     "Segment",
     "Span",
     "StepUpdate",
+    "encode",
     "load_master",
     "noise",
     "perturb",

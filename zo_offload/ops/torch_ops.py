@@ -135,6 +135,20 @@ def store_master(
         rest.copy_(master)
 
 
+def encode(dtype: torch.dtype, values: torch.Tensor, wire: torch.Tensor) -> None:
+    """Write fp32 values that no master stands behind as the wire has them, rounded as masters are.
+
+    Args:
+        dtype: What the forward computes in.
+        values: ``[n]`` fp32; left as they are.
+        wire: ``[n]`` in ``dtype``.
+    """
+    if dtype == torch.bfloat16:
+        _round_bf16_(values.clone(), wire)
+    else:
+        wire.copy_(values)
+
+
 def noise(
     span: Span, direction: str, draw: Draw, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
