@@ -188,6 +188,8 @@ def _check_types(part: Mapping[str, Any]) -> None:
             raise ConfigError(f"{key}: expected an object, found {value!r}")
     if (part.get("autotuning") or {}).get("enabled"):
         raise ConfigError("autotuning: tries ZeRO stages, which do not exist here; remove the key")
+    if (part.get("amp") or {}).get("enabled"):
+        raise ConfigError('amp: forwards compute in what "bf16" or "fp16" says; remove the key')
     if part.get("gradient_clipping"):
         logger.warning("gradient_clipping has no effect: there are no gradients to clip")
 

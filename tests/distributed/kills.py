@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -23,11 +24,11 @@ from cli.common import Results, Task, make_task, results
 from distributed.launch import command, environment
 
 PROGRAM = Path(__file__).resolve().parents[2] / "launcher" / "train.py"
-STEPS, RANKS = 400, 2
+STEPS, RANKS = 200, 2
 
 
 def start(task: Task, output: Path) -> subprocess.Popen:
-    arguments = task.arguments(output, steps=STEPS, **{"eval-every": 50})[1:]
+    arguments = task.arguments(output, steps=STEPS, **{"eval-every": 25})[1:]
     return subprocess.Popen(
         command("torchrun", RANKS, [str(PROGRAM), *arguments]),
         env=environment(),
@@ -49,9 +50,11 @@ def kill(process: subprocess.Popen, alone: bool) -> None:
     if alone and ranks:
         os.kill(random.choice(ranks), signal.SIGKILL)
         process.communicate(timeout=120)  # the others end by themselves
-    else:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        return
+    for pid in [process.pid, *ranks]:  # torchrun's ranks are in sessions of their own
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate(timeout=120)
 
 
 def undisturbed(task: Task, output: Path) -> tuple[Results, float]:

@@ -56,7 +56,7 @@ def main(job: dict[str, Any]) -> None:
         "socket_bytes": [after - before for before, after in pairwise(sockets)],
         "evaluated": float(engine.eval_batch(tokens(100 + i) for i in range(4))),
         "link": type(replica.link).__name__,
-        "comms": {name: list(sizes) for name, sizes in comm.comms_logger.get_raw_data().items()},
+        "comms": {name: list(sizes) for name, sizes in comm.comms_logger.comms_dict.items()},
         "resumed": resume_each(job) if "save" in job else [],
     }
     out = Path(job["out"])
