@@ -20,15 +20,15 @@ from deepspeed.runtime.dataloader import RepeatingLoader
 from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import nn
 
-from zo_offload import midpoint
 from zo_offload.config import load_json
 from zo_offload.deepspeed_json import ScheduledScalars, Settings, read_settings, unstarted_scheduler
 from zo_offload.engine_files import SavesAndLoads
+from zo_offload.engine_outputs import ReturnsMidpoints
 from zo_offload.errors import ConfigError, ModelError
 from zo_offload.integrations.hf import load_causal_lm
 from zo_offload.loader import Loader, Share
 from zo_offload.loss_noise import LossNoise
-from zo_offload.objective import Inputs, Objective, loss_sum, model_loss
+from zo_offload.objective import Inputs, Objective, model_loss
 from zo_offload.process_group import accelerator, init_distributed, replica
 from zo_offload.replica import Booked
 from zo_offload.step import Stepper, StepResult
@@ -107,7 +107,7 @@ def initialize(
     return engine, engine.basic_optimizer, engine.training_dataloader, engine.lr_scheduler
 
 
-class ZOEngine(SavesAndLoads, DeepSpeedEngine):
+class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
     """``forward``, ``backward`` and ``step`` of DeepSpeed, with forwards only.
 
     Attributes:
@@ -463,46 +463,6 @@ class ZOEngine(SavesAndLoads, DeepSpeedEngine):
             if self.timers(name).started_:
                 self.timers(name).stop()
 
-    def _midpoint_output(self, results: list[tuple[Any, Any]], draws: list) -> Any:
-        outputs = results[0][1]
-        found = [_logits(output) for _, output in results]
-        logits = [value for value in found if value is not None]
-        if logits and not (isinstance(outputs, torch.Tensor) and results[0][0] is not None):
-            tied = midpoint.tie(midpoint.mean(logits), partial(self._book_logits, logits, draws))
-            outputs = midpoint.with_field(outputs, "logits", tied)
-        if results[0][0] is None:
-            if not logits:
-                raise ModelError(
-                    f"the model returned neither loss nor logits (found {type(outputs).__name__})"
-                )
-            return outputs
-        sums = [loss_sum(loss) for loss, _ in results]
-        values = [total / weight if weight else 0.0 for total, weight in sums]
-        mean = torch.tensor(sum(values) / len(values), device=self.stepper.device)
-        tied = midpoint.tie(mean, partial(self._book_losses, sums, draws))
-        return midpoint.with_field(outputs, "loss", tied)
-
-    def _book_losses(
-        self, sums: list[tuple[float, float]], draws: list, grad: torch.Tensor
-    ) -> None:
-        self._refuse_stale(draws)
-        self._window.book_losses(sums, float(grad.double()))
-
-    def _book_logits(self, values: list[torch.Tensor], draws: list, grad: torch.Tensor) -> None:
-        self._refuse_stale(draws)
-        for probe in range(self.stepper.config.probes):
-            difference = values[2 * probe].double() - values[2 * probe + 1].double()
-            slope = float((grad.double() * difference).sum()) / (2.0 * self.stepper.config.eps)
-            self._window.book_slope(probe, slope)
-
-    def _refuse_stale(self, draws: list) -> None:
-        measured = draws[0][2].step
-        if measured != self.stepper.step:
-            raise ModelError(
-                f"backward: this loss was measured for step {measured}, and step "
-                f"{self.stepper.step} is next, along other directions; call forward again"
-            )
-
     def _measure_noise(self, batch: Any) -> None:
         """Once, on the first finite losses: say how well a step can be told from rounding."""
         if self.loss_noise is not None:
@@ -543,9 +503,3 @@ class ZOEngine(SavesAndLoads, DeepSpeedEngine):
 
 def _scalars(settings: Settings, parameters: Any) -> ScheduledScalars:
     return ScheduledScalars(settings.lr, settings.weight_decay)
-
-
-def _logits(output: Any) -> torch.Tensor | None:
-    if isinstance(output, tuple) and output:
-        output = output[0]
-    return output if isinstance(output, torch.Tensor) else midpoint.field_of(output, "logits")

@@ -15,7 +15,6 @@ at any instant continues as if it had not been. Until there is a journal nothing
 another command may take the directory over.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -23,7 +22,7 @@ import shutil
 import struct
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -39,6 +38,7 @@ from zo_offload.journal import Journal
 from zo_offload.metrics import Metrics, draw_curve
 from zo_offload.replica import Replica
 from zo_offload.reporter import Reporter
+from zo_offload.run_directory import as_json, claimed, holds, journal_path, what_is_asked
 from zo_offload.tasks import (
     Encoded,
     Evaluation,
@@ -125,16 +125,16 @@ def train(options: RunOptions, reporter: Reporter) -> Summary | None:
     with ExitStack() as stack:
 
         def claim() -> bytes:
-            if _holds(directory, asked) and (directory / "summary.json").exists():
+            if holds(directory, asked) and (directory / "summary.json").exists():
                 return FINISHED
-            stack.enter_context(_claimed(directory, asked))
+            stack.enter_context(claimed(directory, asked))
             return b""
 
         if replica.share(claim) == FINISHED:
             return _read_summary(directory / "summary.json") if replica.is_first else None
         engine = _start_engine(replica, task, config, reporter, options.steps)
         try:
-            return _run(engine, task, options, _journal_path(config, directory), reporter)
+            return _run(engine, task, options, journal_path(config, directory), reporter)
         finally:
             engine.destroy()
 
@@ -165,7 +165,7 @@ def _asked_for(options: RunOptions) -> tuple[dict[str, Any], "Task", dict[str, A
     if options.steps < 1:
         raise ConfigError(f"--steps: expected at least 1, found {options.steps}")
     config, task = _task(options, options.train)
-    return config, task, _asked(options, config)
+    return config, task, what_is_asked(asdict(options), config)
 
 
 def _task(options: TaskOptions, train: str | None = None) -> tuple[dict[str, Any], "Task"]:
@@ -206,7 +206,7 @@ def _run(
         _export(engine, task, directory / "model")
     draw_curve(metrics, directory / "curve.png")
     summary = _summarize(engine, metrics, journal, options.steps - first)
-    files.write_file(directory / "summary.json", _as_json(asdict(summary)))
+    files.write_file(directory / "summary.json", as_json(asdict(summary)))
     replica.wait_for_all()
     return summary
 
@@ -378,89 +378,6 @@ def _summarize(engine: Any, metrics: Metrics, journal: Path, taken: int) -> Summ
     )
 
 
-def _asked(options: RunOptions, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a run this run and not another; where it goes is not part of it."""
-    asked = {**asdict(options), "config": config}
-    del asked["output"]
-    for name in ("train", "dev"):
-        content = Path(asked[name]).read_bytes()
-        asked[f"content of {name} (sha256)"] = hashlib.sha256(content).hexdigest()
-    return json.loads(json.dumps(asked))
-
-
-def _holds(directory: Path, asked: Mapping[str, Any]) -> bool:
-    """Whether the directory holds this run; False where it holds none.
-
-    Raises:
-        ConfigError: It cannot be used, holds another run, or what is no run.
-    """
-    record = directory / "run.json"
-    try:
-        entries = {path.name for path in directory.iterdir()} if directory.exists() else set()
-        text = record.read_bytes() if record.name in entries else None
-    except OSError as error:
-        raise ConfigError(f"--output: cannot use {directory}: {error.strerror}") from error
-    if text is None:
-        if entries - {files.LOCK, record.name + files.ASIDE}:
-            raise ConfigError(
-                f"--output: {directory} is not empty and holds no run; choose another"
-            )
-        _refuse_journal(_journal_path(asked["config"], directory))
-        return False
-    try:
-        held = json.loads(text)
-        journal = _journal_path(held["config"], directory)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        held, journal = None, _journal_path({}, directory)
-    if held is None and journal.exists():
-        raise ConfigError(f"{record}: damaged; restore it, or choose another --output")
-    if held == asked:
-        return True
-    if held is None or not journal.exists():  # nothing was learnt yet
-        _refuse_journal(_journal_path(asked["config"], directory))
-        return False
-    raise ConfigError(
-        f"--output: {directory} holds another run: {next(_differences(held, asked))}; "
-        "give the same command, or another --output"
-    )
-
-
-def _refuse_journal(path: Path) -> None:
-    if path.exists():
-        raise ConfigError(
-            f"zeroth_order.journal.path: {path} exists already, from another run; choose another"
-        )
-
-
-def _differences(held: Any, asked: Any, path: str = "") -> Iterator[str]:
-    if isinstance(held, dict) and isinstance(asked, dict):
-        for key in {**asked, **held}:
-            below = f"{path}.{key}" if path else key
-            yield from _differences(held.get(key), asked.get(key), below)
-    elif held != asked:
-        yield f"{path} was {json.dumps(held)}, is now {json.dumps(asked)}"
-
-
-@contextmanager
-def _claimed(directory: Path, asked: Mapping[str, Any]) -> Iterator[None]:
-    """Make the directory this run's, and hold it alone meanwhile."""
-    with ExitStack() as stack:
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(files.locked(directory))
-            if not _holds(directory, asked):  # asked again: now nobody else writes here
-                (directory / "metrics.csv").unlink(missing_ok=True)
-                files.write_file(directory / "run.json", _as_json(asked))
-        except BlockingIOError:
-            raise ConfigError(
-                f"--output: another process is at work in {directory}; "
-                "wait for it, or choose another"
-            ) from None
-        except OSError as error:
-            raise ConfigError(f"--output: cannot write {directory}: {error.strerror}") from error
-        yield
-
-
 def _read_summary(path: Path) -> Summary:
     try:
         return Summary(**json.loads(path.read_text(encoding="utf-8")))
@@ -468,11 +385,6 @@ def _read_summary(path: Path) -> Summary:
         raise ConfigError(
             f"{path}: damaged ({error}); remove this file, and the same command writes it again"
         ) from None
-
-
-def _journal_path(config: Mapping[str, Any], directory: Path) -> Path:
-    path = ((config.get("zeroth_order") or {}).get("journal") or {}).get("path")
-    return Path(path) if path else directory / "journal" / "run.journal"
 
 
 def _without_journal(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -496,7 +408,3 @@ def _export(engine: Any, task: Task, directory: Path) -> None:
         os.replace(aside, directory)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"cannot export to {directory}: {error}") from error
-
-
-def _as_json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1) + "\n").encode()

@@ -29,7 +29,7 @@ POINTS = [
     At("zo_offload.files", "sync_tree", 1),
     At("zo_offload.run", "draw_curve", 1, "before"),
     At("zo_offload.run", "draw_curve", 1),
-    At("zo_offload.run", "_as_json", 2),  # run.json's was the first, this is summary.json's
+    At("zo_offload.run", "as_json", 1),  # of summary.json
 ]
 
 

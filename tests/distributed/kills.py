@@ -28,7 +28,7 @@ STEPS, RANKS = 200, 2
 
 
 def start(task: Task, output: Path) -> subprocess.Popen:
-    arguments = task.arguments(output, steps=STEPS, **{"eval-every": 25})[1:]
+    arguments = task.arguments(output, steps=STEPS, eval_every=25)[1:]
     return subprocess.Popen(
         command("torchrun", RANKS, [str(PROGRAM), *arguments]),
         env=environment(),

@@ -1,0 +1,65 @@
+"""What an engine's forward returns: the model's own output, of which ``backward`` can be asked."""
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from zo_offload import midpoint
+from zo_offload.errors import ModelError
+from zo_offload.objective import loss_sum
+from zo_offload.step import Stepper
+from zo_offload.window import Window
+
+
+class ReturnsMidpoints:
+    """The part of the engine that ties lanes' results to the accumulation window."""
+
+    stepper: Stepper
+    _window: Window
+
+    def _midpoint_output(self, results: list[tuple[Any, Any]], draws: list) -> Any:
+        outputs = results[0][1]
+        found = [_logits(output) for _, output in results]
+        logits = [value for value in found if value is not None]
+        if logits and not (isinstance(outputs, torch.Tensor) and results[0][0] is not None):
+            tied = midpoint.tie(midpoint.mean(logits), partial(self._book_logits, logits, draws))
+            outputs = midpoint.with_field(outputs, "logits", tied)
+        if results[0][0] is None:
+            if not logits:
+                raise ModelError(
+                    f"the model returned neither loss nor logits (found {type(outputs).__name__})"
+                )
+            return outputs
+        sums = [loss_sum(loss) for loss, _ in results]
+        values = [total / weight if weight else 0.0 for total, weight in sums]
+        mean = torch.tensor(sum(values) / len(values), device=self.stepper.device)
+        tied = midpoint.tie(mean, partial(self._book_losses, sums, draws))
+        return midpoint.with_field(outputs, "loss", tied)
+
+    def _book_losses(
+        self, sums: list[tuple[float, float]], draws: list, grad: torch.Tensor
+    ) -> None:
+        self._refuse_stale(draws)
+        self._window.book_losses(sums, float(grad.double()))
+
+    def _book_logits(self, values: list[torch.Tensor], draws: list, grad: torch.Tensor) -> None:
+        self._refuse_stale(draws)
+        for probe in range(self.stepper.config.probes):
+            difference = values[2 * probe].double() - values[2 * probe + 1].double()
+            slope = float((grad.double() * difference).sum()) / (2.0 * self.stepper.config.eps)
+            self._window.book_slope(probe, slope)
+
+    def _refuse_stale(self, draws: list) -> None:
+        measured = draws[0][2].step
+        if measured != self.stepper.step:
+            raise ModelError(
+                f"backward: this loss was measured for step {measured}, and step "
+                f"{self.stepper.step} is next, along other directions; call forward again"
+            )
+
+
+def _logits(output: Any) -> torch.Tensor | None:
+    if isinstance(output, tuple) and output:
+        output = output[0]
+    return output if isinstance(output, torch.Tensor) else midpoint.field_of(output, "logits")

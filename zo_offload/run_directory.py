@@ -1,0 +1,110 @@
+"""The directory of a run: whose it is, and that one process works in it at a time."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from zo_offload import files
+from zo_offload.errors import ConfigError
+
+
+def what_is_asked(options: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a run this run and not another; where it goes is not part of it.
+
+    Args:
+        options: Of the command, with the files ``train`` and ``dev``.
+        config: The JSON.
+    """
+    asked = {**options, "config": config}
+    del asked["output"]
+    for name in ("train", "dev"):
+        content = Path(asked[name]).read_bytes()
+        asked[f"content of {name} (sha256)"] = hashlib.sha256(content).hexdigest()
+    return json.loads(json.dumps(asked))
+
+
+def holds(directory: Path, asked: Mapping[str, Any]) -> bool:
+    """Whether the directory holds this run; False where it holds none.
+
+    Raises:
+        ConfigError: It cannot be used, holds another run, or what is no run.
+    """
+    record = directory / "run.json"
+    try:
+        entries = {path.name for path in directory.iterdir()} if directory.exists() else set()
+        text = record.read_bytes() if record.name in entries else None
+    except OSError as error:
+        raise ConfigError(f"--output: cannot use {directory}: {error.strerror}") from error
+    if text is None:
+        if entries - {files.LOCK, record.name + files.ASIDE}:
+            raise ConfigError(
+                f"--output: {directory} is not empty and holds no run; choose another"
+            )
+        _refuse_journal(journal_path(asked["config"], directory))
+        return False
+    try:
+        held = json.loads(text)
+        journal = journal_path(held["config"], directory)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        held, journal = None, journal_path({}, directory)
+    if held is None and journal.exists():
+        raise ConfigError(f"{record}: damaged; restore it, or choose another --output")
+    if held == asked:
+        return True
+    if held is None or not journal.exists():  # nothing was learnt yet
+        _refuse_journal(journal_path(asked["config"], directory))
+        return False
+    raise ConfigError(
+        f"--output: {directory} holds another run: {next(_differences(held, asked))}; "
+        "give the same command, or another --output"
+    )
+
+
+def _refuse_journal(path: Path) -> None:
+    if path.exists():
+        raise ConfigError(
+            f"zeroth_order.journal.path: {path} exists already, from another run; choose another"
+        )
+
+
+def _differences(held: Any, asked: Any, path: str = "") -> Iterator[str]:
+    if isinstance(held, dict) and isinstance(asked, dict):
+        for key in {**asked, **held}:
+            below = f"{path}.{key}" if path else key
+            yield from _differences(held.get(key), asked.get(key), below)
+    elif held != asked:
+        yield f"{path} was {json.dumps(held)}, is now {json.dumps(asked)}"
+
+
+@contextmanager
+def claimed(directory: Path, asked: Mapping[str, Any]) -> Iterator[None]:
+    """Make the directory this run's, and hold it alone meanwhile."""
+    with ExitStack() as stack:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(files.locked(directory))
+            if not holds(directory, asked):  # asked again: now nobody else writes here
+                (directory / "metrics.csv").unlink(missing_ok=True)
+                files.write_file(directory / "run.json", as_json(asked))
+        except BlockingIOError:
+            raise ConfigError(
+                f"--output: another process is at work in {directory}; "
+                "wait for it, or choose another"
+            ) from None
+        except OSError as error:
+            raise ConfigError(f"--output: cannot write {directory}: {error.strerror}") from error
+        yield
+
+
+def journal_path(config: Mapping[str, Any], directory: Path) -> Path:
+    """Where a run's journal is: the JSON says, or in its directory."""
+    path = ((config.get("zeroth_order") or {}).get("journal") or {}).get("path")
+    return Path(path) if path else directory / "journal" / "run.journal"
+
+
+def as_json(value: Any) -> bytes:
+    """A file's content."""
+    return (json.dumps(value, indent=1) + "\n").encode()
