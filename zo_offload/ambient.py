@@ -15,9 +15,7 @@ The mode also keeps losses exact: the output embedding of a half-precision model
 and the inputs of loss functions are upcast. (bfloat16 logits alone cost four times the noise.)
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from copy import copy
-from dataclasses import is_dataclass
+from collections.abc import Callable, Sequence
 from operator import is_not
 from typing import Any
 
@@ -30,7 +28,9 @@ from zo_offload import ops
 from zo_offload.errors import ModelError
 from zo_offload.offload.planner import copy_bytes, is_small
 from zo_offload.ops import Draw, Segment, Span
+from zo_offload.views import address_of, owned
 from zo_offload.weights import Weights
+from zo_offload.writes import VALUES, written_by
 
 _HALF = (torch.bfloat16, torch.float16)
 _LOSSES = {
@@ -44,12 +44,6 @@ _METADATA = {
     "size", "dim", "numel", "nelement", "ndimension", "element_size", "is_floating_point",
     "is_complex", "is_signed", "get_device", "__len__", "__hash__",
 }  # fmt: skip
-_IN_PLACE_OPERATORS = {
-    "__set__", "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__",
-    "__imod__", "__ipow__", "__imatmul__", "__iand__", "__ior__", "__ixor__", "__ilshift__",
-    "__irshift__", "__idiv__",
-}  # fmt: skip
-_VALUES = {"data", "T", "mT", "H", "mH", "real", "imag"}  # the attributes that are not metadata
 
 
 def reads_values(func: Callable) -> bool:
@@ -61,23 +55,8 @@ def reads_values(func: Callable) -> bool:
     """
     name = getattr(func, "__name__", "")
     if name == "__get__":
-        return getattr(getattr(func, "__self__", None), "__name__", "") in _VALUES
+        return getattr(getattr(func, "__self__", None), "__name__", "") in VALUES
     return name not in _METADATA
-
-
-def writes_in_place(func: Callable, kwargs: Mapping[str, Any]) -> bool:
-    """Whether a torch function changes one of its arguments.
-
-    Example:
-        >>> writes_in_place(torch.Tensor.clamp_, {}), writes_in_place(torch.Tensor.clamp, {})
-        (True, False)
-        >>> writes_in_place(torch.Tensor.__iadd__, {}), writes_in_place(torch.Tensor.__len__, {})
-        (True, False)
-    """
-    name = getattr(func, "__name__", "")
-    if name.startswith("__"):
-        return name in _IN_PLACE_OPERATORS
-    return name.endswith("_") or kwargs.get("out") is not None
 
 
 class AmbientCopies:
@@ -107,7 +86,8 @@ class AmbientCopies:
         }
         self._buffers: dict[tuple[str, int], torch.Tensor] = {}
         self._held: dict[tuple[str, int], tuple[int, Draw]] = {}
-        self.addresses: set[int] = set()
+        self.addresses: set[int | None] = {weights.ambient_address}  # views of it never get out
+        self.addresses.discard(None)
         head = getattr(model, "get_output_embeddings", lambda: None)()
         self.head = getattr(head, "weight", None)
 
@@ -123,7 +103,7 @@ class AmbientCopies:
         if buffer is None:
             buffer = self._weights.arena.take("ambient copies", copy_bytes(span, segment))
             buffer = self._buffers[key] = buffer.view(span.dtype)
-            self.addresses.add(buffer.untyped_storage().data_ptr())
+            self.addresses.add(address_of(buffer))
         if self._held.get(key) != wanted:
             wire = self._weights.ambient_values(span)
             ops.perturb(
@@ -148,10 +128,9 @@ class AmbientCopies:
         """Whether a tensor is a managed parameter, or lies in memory that holds one."""
         if id(tensor) in self.places or id(tensor) in self.unit_of:
             return True
-        return _address(tensor) in (
-            self._weights.scratch_address,
-            self._weights.ambient_address,
-            *self.addresses,
+        address = address_of(tensor)
+        return address is not None and (
+            address == self._weights.scratch_address or address in self.addresses
         )
 
     def name_of(self, tensor: torch.Tensor) -> str | None:
@@ -163,51 +142,6 @@ class AmbientCopies:
     def invalidate(self) -> None:
         """Forget what the copies hold."""
         self._held.clear()
-
-
-def owned(result: Any, addresses: Collection[int]) -> Any:
-    """A function's result, copied where it is a view of memory that another lane will overwrite.
-
-    Args:
-        result: A tensor, or tensors in tuples, lists, mappings and dataclasses, however deep;
-            anything else is returned as it is.
-        addresses: Where the storages of such memory begin.
-    """
-    if isinstance(result, torch.Tensor):
-        return result.clone() if _address(result) in addresses else result
-    if isinstance(result, (list, tuple)):
-        items = [owned(item, addresses) for item in result]
-        if not any(map(is_not, items, result)):
-            return result
-        return type(result)(*items) if hasattr(result, "_fields") else type(result)(items)
-    if isinstance(result, dict) or (is_dataclass(result) and not isinstance(result, type)):
-        return _owned_fields(result, addresses)
-    return result
-
-
-def _owned_fields(result: Any, addresses: Collection[int]) -> Any:
-    """A mapping or object with the values that must be copied replaced, in a copy of itself."""
-    mapping = isinstance(result, dict)
-    held = result if mapping else vars(result)
-    values = {key: owned(value, addresses) for key, value in held.items()}
-    changed = {key: value for key, value in values.items() if value is not held[key]}
-    if not changed:
-        return result
-    result = copy(result)
-    for key, value in changed.items():
-        if mapping:
-            result[key] = value
-        else:
-            object.__setattr__(result, key, value)
-    return result
-
-
-def _address(tensor: torch.Tensor) -> int | None:
-    """Where a tensor's storage begins; None where it has none (under vmap, sparse)."""
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):
-        return None
 
 
 def gathered_parameters(model: nn.Module, segments: Sequence[tuple[Span, Segment]]) -> set[str]:
@@ -259,8 +193,8 @@ class AmbientMode(TorchFunctionMode):
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if writes_in_place(func, kwargs):
-            self._refuse_writing(func, [*args[:1], kwargs.get("out"), kwargs.get("weight")])
+        for target in written_by(func, args, kwargs):
+            self._refuse_writing(func, target)
         if func is F.embedding and self._draw is not None:
             table = args[1] if len(args) > 1 else kwargs["weight"]
             if id(table) in self._copies.gathered:
@@ -297,15 +231,17 @@ class AmbientMode(TorchFunctionMode):
             return type(value)(self._substitute(func, item) for item in value)
         return value
 
-    def _refuse_writing(self, func: Callable, targets: Sequence[Any]) -> None:
-        for target in targets:
-            if isinstance(target, torch.Tensor) and self._copies.holds(target):
-                name = self._copies.name_of(target) or "a weight, through a view of it,"
-                raise ModelError(
-                    f"{name} is written in place by {getattr(func, '__name__', func)} in the "
-                    "forward; lanes share its memory and masters change by updates alone: compute "
-                    "a new tensor instead"
-                )
+    def _refuse_writing(self, func: Callable, target: Any) -> None:
+        if isinstance(target, (list, tuple)):
+            for item in target:
+                self._refuse_writing(func, item)
+        elif isinstance(target, torch.Tensor) and self._copies.holds(target):
+            name = self._copies.name_of(target) or "a weight, through a view of it,"
+            raise ModelError(
+                f"{name} is written in place by {getattr(func, '__name__', func)} in the forward; "
+                "lanes share its memory and masters change by updates alone: compute a new tensor "
+                "instead"
+            )
 
     def _check_visited(self, func: Callable, parameter: nn.Parameter) -> None:
         index, name = self._copies.unit_of[id(parameter)]

@@ -28,11 +28,12 @@ import torch
 from torch import nn
 
 from zo_offload import leftovers
-from zo_offload.ambient import AmbientCopies, AmbientMode, owned
+from zo_offload.ambient import AmbientCopies, AmbientMode
 from zo_offload.errors import StoreError
 from zo_offload.generators import Generators
 from zo_offload.ops import Draw
 from zo_offload.units import AMBIENT
+from zo_offload.views import owned
 from zo_offload.weights import Weights
 
 _current = threading.local()

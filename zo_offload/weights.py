@@ -27,6 +27,7 @@ from zo_offload.offload.streamer import Resident, Streamer
 from zo_offload.ops import Draw, Segment, Span, StepUpdate
 from zo_offload.units import AMBIENT, ModelMap, Unit
 from zo_offload.unmanageable import taken
+from zo_offload.views import address_of
 
 NAN_BYTE = 0xFF  # repeated, it is NaN in every floating-point format
 
@@ -127,9 +128,9 @@ class Weights:
         return self._scratch.untyped_storage().data_ptr()
 
     @property
-    def ambient_address(self) -> int:
+    def ambient_address(self) -> int | None:
         """Where the memory of the ambient parameters' unperturbed values begins."""
-        return self._ambient_wire.untyped_storage().data_ptr()
+        return address_of(self._ambient_wire)
 
     def finish_visit(self) -> None:
         """Leave no unit in flight, and no values in the scratch."""

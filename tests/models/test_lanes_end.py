@@ -3,12 +3,14 @@
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers.utils.generic import ModelOutput
 
 from models.perturbed import assert_equals_plain_forwards
 from models.table import Plain, vectors
@@ -77,6 +79,18 @@ class Pair(NamedTuple):
     view: torch.Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    x: torch.Tensor
+    view: torch.Tensor
+
+
+@dataclass
+class Output(ModelOutput):
+    x: torch.Tensor | None = None
+    view: torch.Tensor | None = None
+
+
 class Viewing(nn.Module):
     def __init__(self, wrap: Callable[..., Any]) -> None:
         super().__init__()
@@ -98,13 +112,16 @@ class Chain(nn.Module):
         held: Any = x
         for block in self.blocks:
             held = block(held)
-            held = held._asdict() if isinstance(held, Pair) else held
+            if isinstance(held, (Pair, Frozen)):
+                held = {"x": held.x, "view": held.view}
             held = held["deep"][0] if "deep" in held else held
         return (held["x"] + held["view"]).mean()
 
 
 @pytest.mark.parametrize(
-    "wrap", [dict, Pair, lambda **held: {"deep": [held]}], ids=["dict", "namedtuple", "nested"]
+    "wrap",
+    [dict, Pair, Frozen, Output, lambda **held: {"deep": [held]}],
+    ids=["dict", "namedtuple", "dataclass", "ModelOutput", "nested"],
 )
 def test_a_view_of_a_weight_in_any_container(wrap: Callable[..., Any]):
     x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))

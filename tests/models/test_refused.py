@@ -274,12 +274,23 @@ def add(model: Any) -> None:
     model.scale += 1.0
 
 
+ANY_TORCH: Any = torch
 WRITES = {
     "clamp_": lambda model: model.scale.clamp_(0.0, 0.5),
     "an item": set_item,
     "data": set_data,
     "+=": add,
     "out": lambda model: torch.mul(torch.ones(1), 2.0, out=model.scale),
+    "out of two": lambda model: torch.max(
+        torch.ones(1, 2), 1, out=(model.scale, torch.zeros(1, dtype=torch.int64))
+    ),
+    "inplace": lambda model: nn.functional.relu(model.scale, inplace=True),
+    "keyword": lambda model: nn.init.uniform_(tensor=model.scale),
+    "max_norm": lambda model: nn.functional.embedding(
+        torch.zeros(1, dtype=torch.int64), model.enter.weight, None, 1e-3
+    ),
+    "a list": lambda model: ANY_TORCH._foreach_mul_([torch.ones(1), model.scale], 2.0),
+    "an operator": lambda model: torch.ops.aten.mul_.Tensor(model.scale, 2.0),
 }
 
 
@@ -294,6 +305,25 @@ def test_a_forward_that_writes_to_a_weight(name: str, device: Any):
             with pytest.raises(ModelError, match="written in place by"):
                 run()
         assert all(torch.equal(value, before[name]) for name, value in s.weights.masters())
+
+
+def test_what_writes_no_values_is_no_write():
+    def touch(model: Any) -> None:
+        model.scale.requires_grad_(True)
+        model.scale.grad = None
+
+    with closing(Stepper(Writing(touch))) as stepper:
+        stepper.train_step([vectors(2)], lr=0.0)
+
+
+@pytest.mark.parametrize("device", ["none", "cpu"])
+def test_a_caller_is_given_no_view_of_a_master(device: Any):
+    config = ZOConfig(offload_param=OffloadConfig(device=device))
+    objective = Objective(forward=lambda model, batch: model.get_parameter("leave.bias").detach())
+    with closing(Stepper(Plain(), config, objective=objective)) as stepper:
+        before = stepper.weights.digest()
+        stepper.forward(vectors(2)).zero_()
+        assert stepper.weights.digest() == before
 
 
 def test_a_block_that_writes_to_its_weight():

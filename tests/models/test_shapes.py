@@ -16,6 +16,7 @@ from models.table import DTYPES, ROWS, Block, Plain, tokens, vectors
 from zo_offload.config import OffloadConfig, ZOConfig
 from zo_offload.errors import StoreError
 from zo_offload.objective import Objective
+from zo_offload.offload import planner
 from zo_offload.step import Stepper
 from zo_offload.window import Means
 
@@ -83,6 +84,40 @@ def test_a_large_table_has_at_most_one_copy(tied: bool):
     table = ROWS_OF_TABLE * 32 * 4
     assert held["ambient"] == (table if tied else 2 * table)
     assert held["ambient copies"] == table  # of the head; rows are perturbed as gathered
+
+
+class Special(nn.Parameter):
+    """A parameter of its own class, as quantization and distribution libraries have."""
+
+
+class Stacking(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = Special(torch.randn(8)), Special(torch.randn(8))
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return super().forward(x * torch.stack([self.one, self.two]).sum(0), labels)
+
+
+class Mapping(Plain):
+    """Reads an ambient parameter, and a view of it, under vmap."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.square = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        x = torch.vmap(lambda row: row @ self.square + self.square[0])(x)
+        return super().forward(x, labels)
+
+
+@pytest.mark.parametrize("model", [Stacking, Mapping])
+@pytest.mark.parametrize("small_bytes", [planner.SMALL_BYTES, 0])
+def test_unusual_reads_of_ambient_parameters(
+    model: Any, small_bytes: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(planner, "SMALL_BYTES", small_bytes)
+    assert_equals_plain_forwards(model(), [vectors(3), vectors(2)], poison=False)
 
 
 def test_a_tied_parameter_is_updated_once():
