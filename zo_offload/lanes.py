@@ -140,6 +140,7 @@ class Lanes:
         self.copies = AmbientCopies(model, weights, num_draws)
         self._device = weights.arena.device
         self._max_live = max_live
+        self._closed = False
         self._threads: ThreadPoolExecutor | None = None
         self._generators = Generators(weights.arena.device)
         self._leave_nothing: set[Hashable] = set()  # shapes of inputs that were looked at
@@ -199,7 +200,8 @@ class Lanes:
 
         @wraps(forward)
         def serve(*args: Any, **kwargs: Any) -> Any:
-            if getattr(_current, "lane", None) is not None:
+            lane = getattr(_current, "lane", None)
+            if lane is not None and lane.owner is self:
                 return forward(*args, **kwargs)
             return self.run_one(lambda: forward(*args, **kwargs))
 
@@ -208,8 +210,11 @@ class Lanes:
     def _refuse_nested(self) -> None:
         if getattr(_current, "lane", None) is not None:
             raise StoreError(
-                "code inside a visit asked for a visit of its own; call the model, not the engine"
+                "code inside a visit asked for a visit of its own; call the model, not the engine, "
+                "and no model of another engine"
             )
+        if self._closed:
+            raise StoreError("this Stepper or engine is closed; make a new one on the model")
 
     @contextmanager
     def _visit(self) -> Iterator[None]:
@@ -253,9 +258,7 @@ class Lanes:
                 self._turn(lane)
             self._serve(lanes)
         finally:
-            for (
-                lane
-            ) in lanes:  # also one whose thread could not start: it waits in the pool's queue
+            for lane in lanes:  # one whose thread could not start, too: it is in the pool's queue
                 lane.stopped = True
                 lane._go.release()
             for lane in lanes:
@@ -308,7 +311,7 @@ class Lanes:
 
     def _departure(self, module: nn.Module, args: Any, output: Any) -> Any:
         lane = getattr(_current, "lane", None)
-        if lane is not None:
+        if lane is not None and lane.owner is self:
             lane.inside = AMBIENT
         with torch._C.DisableTorchFunction():
             output = owned(output, (self._weights.scratch_address,))
@@ -318,6 +321,9 @@ class Lanes:
 
     def close(self) -> None:
         """Remove the hooks and end the threads."""
+        if self._closed:
+            return  # the model may be another's by now
+        self._closed = True
         vars(self._model).pop("forward", None)
         for hook in self._hooks:
             hook.remove()

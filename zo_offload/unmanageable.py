@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from zo_offload.errors import ModelError
+from zo_offload.views import address_of
 
 taken: "WeakSet[nn.Module]" = WeakSet()
-"""Models whose weights are in a store."""
+"""Modules with parameters whose values are in a store."""
 
 
 def refuse_unmanageable(model: nn.Module) -> None:
@@ -23,11 +24,13 @@ def refuse_unmanageable(model: nn.Module) -> None:
     Raises:
         ModelError: With the name of the first that cannot be managed, why, and the mend.
     """
-    if model in taken:
-        raise ModelError(
-            f"the weights of this {type(model).__name__} are in the store of another Stepper or "
-            "engine; close() or destroy() that one first, which gives them back"
-        )
+    for name, module in model.named_modules():
+        if module in taken:  # also where one model holds a part of another
+            raise ModelError(
+                f"the weights of {name or 'this ' + type(model).__name__} are in the store of "
+                "another Stepper or engine; close() or destroy() that one first, which gives them "
+                "back"
+            )
     named = dict(model.named_parameters())
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
@@ -84,30 +87,36 @@ def refuse_compiled(model: nn.Module, paths: Sequence[str]) -> None:
 
 def _refuse_shared_memory(model: nn.Module, named: dict[str, nn.Parameter]) -> None:
     """Two parameters in one piece of memory, or a buffer or plain attribute that views one."""
-    owner: dict[tuple[torch.device, int], str] = {}
-    for name, tensor in [*named.items(), *_other_tensors(model)]:
-        if tensor.is_meta or not tensor.numel() or tensor.layout != torch.strided:
+    owners: dict[tuple[torch.device, int], list[str]] = {}
+    for name, tensor in [*named.items(), *_other_tensors(model, named)]:
+        address = None if tensor.is_meta else address_of(tensor)
+        if address is None or not tensor.numel():
             continue
-        place = tensor.device, tensor.untyped_storage().data_ptr()
-        first = owner.get(place)
-        if first is None:
-            if name in named:
-                owner[place] = name
-        elif _overlap(named[first], tensor):
-            raise ModelError(
-                f"{name} lies in the memory of parameter {first} without being the same object, "
-                "and would keep the initial values; tie parameters by assigning the same "
-                "nn.Parameter, and compute views in the forward"
-            )
+        there = owners.setdefault((tensor.device, address), [])
+        for first in there:
+            if _overlap(named[first], tensor):
+                raise ModelError(
+                    f"{name} lies in the memory of parameter {first} without being the same "
+                    "object, and would keep the initial values; tie parameters by assigning the "
+                    "same nn.Parameter, and compute views in the forward"
+                )
+        if name in named:
+            there.append(name)
 
 
-def _other_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Buffers and plain tensor attributes, by path."""
+def _other_tensors(
+    model: nn.Module, named: dict[str, nn.Parameter]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Buffers, plain tensor attributes, and what lies in plain containers, by path."""
+    parameters = {id(parameter) for parameter in named.values()}
     for path, module in model.named_modules():
-        held = {**module._buffers, **vars(module)}
-        for name, value in held.items():
-            if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
-                yield f"{path}.{name}".lstrip("."), value
+        for name, value in {**module._buffers, **vars(module)}.items():
+            if name in ("_parameters", "_buffers", "_modules"):
+                continue
+            items = value.values() if isinstance(value, dict) else value
+            for item in items if isinstance(value, (dict, list, tuple)) else [value]:
+                if isinstance(item, torch.Tensor) and id(item) not in parameters:
+                    yield f"{path}.{name}".lstrip("."), item
 
 
 def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -10,7 +10,7 @@ of visits, the tier and a resumed run never change a bit.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
@@ -70,10 +70,10 @@ class Weights:
         self, model: nn.Module, model_map: ModelMap, placement: Placement, direction: str
     ) -> None:
         self.map = model_map
-        self._model = model
         self.direction = direction
         self.history: Sequence[StepUpdate] = ()
         self.poison = False
+        self._closed = False
         self.arena = Arena(placement.device, placement.device_budget)
         self._current_to = {unit.index: 0 for unit in model_map.everything}
         self._updating = Lock()
@@ -88,11 +88,17 @@ class Weights:
         else:
             self._store = DeviceStore(self.arena)
             self.pipeline = Resident(self.bring_current)
-        self._take_over()
-        taken.add(model)
         self._hooks: list[Any] = []
-        self._ambient_wire = self._place_ambient(placement.device)
-        self._hooks += self._serve_state_dict(model)
+        self._given: dict[str, tuple[torch.dtype, torch.device]] = {}  # what was, before emptied
+        self._owners = [model, *(module for module in model.modules() if module._parameters)]
+        try:
+            self._take_over()
+            self._ambient_wire = self._place_ambient(placement.device)
+            self._hooks += self._serve_state_dict(model)
+        except BaseException:
+            self._undo()
+            raise
+        taken.update(self._owners)
 
     # -- visits --
 
@@ -219,34 +225,50 @@ class Weights:
             module._buffers.update(kept)
 
     def close(self) -> None:
-        """Stop the pipeline, and give the model its weights back, where they rest, uncopied."""
-        if self._model not in taken:
+        """Stop the pipeline and give the model its weights back.
+
+        As the forward sees them and where they rest, uncopied; before the first step, exactly as
+        they were given, so that a construction that fails costs nothing.
+        """
+        if self._closed or self._owners[0] not in taken:
+            return  # the model may be another's by now, or is being collected together with this
+        if not self.history and not any(self._current_to.values()):
+            self._undo()
             return
-        self.pipeline.close()
-        for hook in self._hooks:
-            hook.remove()
         for unit in self.map.everything:
             self.bring_current(unit)
-        self._give_back(self.map.parameters)
-        taken.discard(self._model)
+        for name in self._given:
+            self.map.parameters[name].data = self._resting(name)
+        self._let_go()
 
     # -- taking over --
 
     def _take_over(self) -> None:
-        done: list[str] = []
-        try:
-            for unit in self.map.everything:
-                self._add(unit)
-                wire, rest = self._store.wire(unit), self._store.rest(unit)
-                for span, segment in unit.segments:
-                    parameter = self.map.parameters[segment.name]
-                    _fill(span, segment, parameter.detach(), span.wire(wire), span.rest(rest))
-                    parameter.data = self._empty_view(unit, span, segment)
-                    done.append(segment.name)
-            self.empty_scratch()
-        except BaseException:
-            self._give_back(done)
-            raise
+        for unit in self.map.everything:
+            self._add(unit)
+            wire, rest = self._store.wire(unit), self._store.rest(unit)
+            for span, segment in unit.segments:
+                parameter = self.map.parameters[segment.name]
+                _fill(span, segment, parameter.detach(), span.wire(wire), span.rest(rest))
+                self._given[segment.name] = parameter.dtype, parameter.device
+                parameter.data = self._empty_view(unit, span, segment)
+        self.empty_scratch()
+
+    def _undo(self) -> None:
+        """The model is as it was given, in dtype and device, too."""
+        for name, (dtype, device) in self._given.items():
+            values = self._resting(name)
+            if values.dtype != dtype:
+                values = self.master(name)  # the wire may have rounded
+            self.map.parameters[name].data = values.to(device, dtype)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._closed = True
+        self.pipeline.close()
+        for hook in self._hooks:
+            hook.remove()
+        taken.difference_update(self._owners)
 
     def _add(self, unit: Unit) -> None:
         if isinstance(self._store, DeviceStore):
@@ -268,12 +290,11 @@ class Weights:
             return self._store.wire(ambient)
         return self.arena.take("ambient", ambient.wire_bytes)
 
-    def _give_back(self, names: Iterable[str]) -> None:
-        for name in names:
-            unit, span, segment = self._places[name]
-            flat = span.wire(self._store.wire(unit))
-            part = flat[segment.start : segment.start + segment.numel]
-            self.map.parameters[name].data = part.view(segment.shape)
+    def _resting(self, name: str) -> torch.Tensor:
+        """A parameter's part of the wire, where it rests."""
+        unit, span, segment = self._places[name]
+        flat = span.wire(self._store.wire(unit))
+        return flat[segment.start : segment.start + segment.numel].view(segment.shape)
 
     def _locate(self, name: str) -> tuple[Span, Segment, torch.Tensor, torch.Tensor]:
         name = self.map.aliases.get(name, name)

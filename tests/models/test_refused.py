@@ -204,6 +204,22 @@ class Aliased(Plain):
         self.transposed = self.leave.weight.data.t()
 
 
+class AliasedInAList(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = [torch.ones(1), self.leave.weight.detach()]
+
+
+class PartsOfOneMemory(Plain):
+    """Three parameters, of which the last two overlap."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        memory = torch.randn(3, 8)
+        self.one, self.two = nn.Parameter(memory[0]), nn.Parameter(memory[1:])
+        self.three = nn.Parameter(memory[2])
+
+
 class Clipped(Plain):
     def __init__(self) -> None:
         super().__init__()
@@ -216,6 +232,8 @@ class Clipped(Plain):
         (Complex, "parameter phase is torch.complex64"),
         (TiedByMemory, "leave.weight lies in the memory of parameter again without being the same"),
         (Aliased, "transposed lies in the memory of parameter leave.weight"),
+        (AliasedInAList, "held lies in the memory of parameter leave.weight"),
+        (PartsOfOneMemory, "three lies in the memory of parameter two"),
         (Clipped, "table has max_norm=1.0: its forward writes to its weight"),
         (lambda: torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), "is a ScriptModule"),
         (lambda: Plain().requires_grad_(False), "Plain has no trainable parameter"),
@@ -348,9 +366,36 @@ def test_a_model_has_one_store_at_a_time():
         assert all(torch.equal(value, expected[n]) for n, value in second.weights.masters())
 
 
+def test_a_part_of_a_model_whose_weights_are_taken_is_refused():
+    model = Plain()
+    with closing(Stepper(model)):
+        refused(model.blocks, "the weights of 0.norm are in the store", unit=("Block",))
+        refused(nn.Sequential(model), "the weights of 0 are in the store")
+
+
+def test_closing_twice_leaves_the_next_store_alone():
+    model = Plain()
+    first = Stepper(model)
+    first.close()
+    with closing(Stepper(model)) as second:
+        first.close()
+        assert "forward" in vars(model)
+        assert all(parameter.isnan().all() for parameter in model.parameters())
+        refused(model, "the weights of this Plain are in the store")
+        second.train_step([vectors(2)], lr=0.0)
+
+
+def test_a_closed_stepper_takes_no_step():
+    stepper = Stepper(Plain())
+    stepper.close()
+    with pytest.raises(StoreError, match="is closed; make a new one"):
+        stepper.train_step([vectors(2)], lr=0.0)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize("device", ["none", "cpu"])
 def test_a_construction_that_fails_leaves_the_model_as_it_was(
-    device: Any, monkeypatch: pytest.MonkeyPatch
+    device: Any, dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
 ):
     model = Plain()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -358,12 +403,18 @@ def test_a_construction_that_fails_leaves_the_model_as_it_was(
     def fail(*_: Any) -> None:
         raise ArithmeticError("late")
 
-    for target in ("zo_offload.weights.Weights.empty_scratch", "zo_offload.step.Lanes"):
+    for target in (
+        "zo_offload.weights.Weights.empty_scratch",
+        "zo_offload.weights.Weights._serve_state_dict",
+        "zo_offload.step.Lanes",
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(target, fail)
             with pytest.raises(ArithmeticError, match="late"):
-                Stepper(model, ZOConfig(offload_param=OffloadConfig(device=device)))
-        assert all(torch.equal(value, before[n]) for n, value in model.state_dict().items())
+                Stepper(model, ZOConfig(offload_param=OffloadConfig(device=device)), dtype=dtype)
+        after = model.state_dict()
+        assert [n for n in before if after[n].dtype != before[n].dtype] == []
+        assert [n for n in before if not torch.equal(after[n], before[n])] == []
 
 
 def test_a_unit_of_another_store_is_outside_a_visit():
@@ -378,6 +429,25 @@ def test_a_unit_of_another_store_is_outside_a_visit():
         pytest.raises(StoreError, match="Block was called outside a visit"),
     ):
         stepper.train_step([vectors(2)], lr=0.0)
+
+
+def test_the_whole_model_of_another_store_is_outside_a_visit():
+    other = Plain()
+
+    def loss(model: nn.Module, batch: Any, outputs: torch.Tensor) -> torch.Tensor:
+        return outputs + other(**batch)
+
+    with (
+        closing(Stepper(other)),
+        closing(Stepper(Plain(), objective=Objective(loss))) as stepper,
+        pytest.raises(StoreError, match="no model of another engine"),
+    ):
+        stepper.train_step([vectors(2)], lr=0.0)
+
+
+def keep_longest(model: Any, x: torch.Tensor) -> None:
+    if len(x) > 3:
+        model.longest = len(x)
 
 
 def test_state_that_only_longer_inputs_leave():
