@@ -31,6 +31,7 @@ from zo_offload import leftovers
 from zo_offload.ambient import AmbientCopies, AmbientMode
 from zo_offload.errors import StoreError
 from zo_offload.generators import Generators
+from zo_offload.objective import shapes_of
 from zo_offload.ops import Draw
 from zo_offload.units import AMBIENT
 from zo_offload.views import owned
@@ -143,7 +144,7 @@ class Lanes:
         self._closed = False
         self._threads: ThreadPoolExecutor | None = None
         self._generators = Generators(weights.arena.device)
-        self._leave_nothing: set[Hashable] = set()  # shapes of inputs that were looked at
+        self._leave_nothing: set[Hashable] = set()  # shapes whose forwards were looked at
         self._state_before: dict | None = None
         self._hooks: list[Any] = []
         for unit, module in zip(weights.map.units, weights.map.modules, strict=True):
@@ -153,7 +154,7 @@ class Lanes:
             self._hooks.append(module.register_forward_hook(self._departure, always_call=True))
         self._serve_calls_from_outside(model)
 
-    def run(self, calls: Sequence[Call], shapes: Hashable = None) -> list[Any]:
+    def run(self, calls: Sequence[Call], shapes: Sequence[Hashable] = ()) -> list[Any]:
         """Results of all calls, in order.
 
         Calls of one draw should be neighbours: each perturbed copy is then built once a unit. An
@@ -161,38 +162,49 @@ class Lanes:
 
         Args:
             calls: What to run, each in a lane.
-            shapes: Of the inputs; the first visit of each is looked at more closely.
+            shapes: Of the inputs of micro-batches; each is looked at closely when it is new.
 
         Raises:
             ModelError: The forward leaves state on a module.
         """
-        self._refuse_nested()
+        self._refuse()
+        results: list[Any] = []
         with self._leaving_nothing(shapes):
-            results: list[Any] = []
             for first in range(0, len(calls), self._max_live):
                 with self._visit(), self._generators.kept():
                     results += self._run_together(calls[first : first + self._max_live])
-            return results
+        return results
+
+    def run_one(self, run: Callable[[], Any], shapes: Sequence[Hashable] = ()) -> Any:
+        """The result of one call on the current weights, in the caller's own thread.
+
+        Args:
+            run: What to run.
+            shapes: Of its inputs, if it is what training lanes run: whatever it leaves on a module
+                would be there when they come by. Other code (``generate`` with a static cache) may
+                leave what only it reads.
+
+        Raises:
+            ModelError: The forward leaves state on a module.
+        """
+        self._refuse()
+        self._model.eval()  # whatever the caller did to it meanwhile
+        with self._leaving_nothing([("one", each) for each in shapes]), self._visit():
+            return self._run_inline(Call(run))
 
     @contextmanager
-    def _leaving_nothing(self, shapes: Hashable) -> Iterator[None]:
+    def _leaving_nothing(self, shapes: Sequence[Hashable]) -> Iterator[None]:
         """Refuse a forward that leaves state on a module; asked once for inputs of one shape."""
-        if shapes in self._leave_nothing:
+        new = [each for each in shapes if each not in self._leave_nothing]
+        if not shapes or (not new and self._state_before is None):
             yield
             return
         if self._state_before is None:  # what an earlier, refused forward left is still refused
             self._state_before = leftovers.state_of(self._model)
         yield
         leftovers.refuse_changes(self._model, self._state_before)
-        self._leave_nothing.add(shapes)
+        self._leave_nothing.update(new)
         self._state_before = None
-
-    def run_one(self, run: Callable[[], Any]) -> Any:
-        """The result of one call on the current weights, in the caller's own thread."""
-        self._refuse_nested()
-        self._model.eval()  # whatever the caller did to it meanwhile
-        with self._visit():
-            return self._run_inline(Call(run))
 
     def _serve_calls_from_outside(self, model: Any) -> None:
         """Code that knows the bare model only, such as an evaluation, makes a visit of its own."""
@@ -203,11 +215,12 @@ class Lanes:
             lane = getattr(_current, "lane", None)
             if lane is not None and lane.owner is self:
                 return forward(*args, **kwargs)
-            return self.run_one(lambda: forward(*args, **kwargs))
+            shapes = shapes_of((args, kwargs))
+            return self.run_one(lambda: forward(*args, **kwargs), [shapes])
 
         model.forward = serve
 
-    def _refuse_nested(self) -> None:
+    def _refuse(self) -> None:
         if getattr(_current, "lane", None) is not None:
             raise StoreError(
                 "code inside a visit asked for a visit of its own; call the model, not the engine, "

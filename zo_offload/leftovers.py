@@ -6,6 +6,7 @@ seen from outside, so a forward may leave only what another one could not tell a
 equal number or text. Containers are compared item by item, not deeper.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from torch import nn
 from zo_offload.errors import ModelError
 
 _BOOKKEEPING = frozenset(vars(nn.Module()))  # parameters, buffers, submodules, hooks
+_DUNDER = re.compile("__.+__")  # marks of tools, such as a profiler's counts; no model reads them
 _CONSTANTS = (bool, int, float, complex, str, bytes, type(None))
 
 
@@ -54,7 +56,7 @@ def refuse_changes(model: nn.Module, before: dict[tuple[str, str], State]) -> No
 def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
     yield from module._buffers.items()
     for name, value in vars(module).items():
-        if name not in _BOOKKEEPING:
+        if name not in _BOOKKEEPING and not _DUNDER.fullmatch(name):
             yield name, value
 
 

@@ -6,6 +6,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -200,7 +201,7 @@ class Stepper:
             for i, batch in enumerate(moved)
         ]
         with without_cache(self.model):
-            return self.lanes.run(calls, tuple(shapes_of(batch) for batch in moved))
+            return self.lanes.run(calls, [shapes_of(batch) for batch in moved])
 
     def _lane_seed(self, micro_batch: int) -> int:
         """For this rank's micro-batch: of its number among those of all ranks."""
@@ -308,7 +309,8 @@ class Stepper:
     def forward(self, batch: Any) -> Any:
         """The model's output on the current weights."""
         moved = move_to(batch, self._device)
-        return self.run_model(lambda: self.objective.forward(self.model, moved))
+        run = partial(self.objective.forward, self.model, moved)
+        return self.lanes.run_one(run, [shapes_of(moved)])
 
     def evaluate(self, batch: Any) -> tuple[float, float]:
         """``(sum, weight)`` of a batch's loss on the current weights."""
@@ -318,7 +320,7 @@ class Stepper:
             outputs = self.objective.forward(self.model, moved)
             return loss_sum(self.objective.loss(self.model, moved, outputs))
 
-        return self.run_model(run)
+        return self.lanes.run_one(run, [shapes_of(moved)])
 
     def run_model(self, run: Callable[[], Any]) -> Any:
         """The result of code that calls the model (``generate``, say), on the current weights."""

@@ -451,11 +451,30 @@ def keep_longest(model: Any, x: torch.Tensor) -> None:
 
 
 def test_state_that_only_longer_inputs_leave():
-    def longest(model: Any, x: torch.Tensor) -> None:
-        if len(x) > 3:
-            model.longest = len(x)
-
-    with closing(Stepper(Leaving(longest))) as stepper:
+    with closing(Stepper(Leaving(keep_longest))) as stepper:
         stepper.train_step([vectors(2)], lr=0.0)
         with pytest.raises(ModelError, match="leaves state in 'longest'"):
-            stepper.train_step([vectors(4)], lr=0.0)
+            stepper.train_step([vectors(2), vectors(4)], lr=0.0)
+        with pytest.raises(ModelError, match="leaves state in 'longest'"):
+            stepper.train_step([vectors(2)], lr=0.0)  # it is still there
+
+
+@pytest.mark.parametrize("name", ["forward", "evaluate", "the bare model"])
+def test_state_that_an_evaluation_leaves(name: str):
+    model = Leaving(keep_longest)
+    with closing(Stepper(model)) as stepper:
+        run = {
+            "forward": stepper.forward,
+            "evaluate": stepper.evaluate,
+            "the bare model": lambda batch: model(**batch),
+        }[name]
+        run(vectors(2))
+        with pytest.raises(ModelError, match="leaves state in 'longest'"):
+            run(vectors(4))
+
+
+def test_shapes_that_were_looked_at_are_not_looked_at_again(monkeypatch: pytest.MonkeyPatch):
+    with closing(Stepper(Plain())) as stepper:
+        stepper.train_step([vectors(2), vectors(3)], lr=0.0)
+        monkeypatch.setattr("zo_offload.leftovers.state_of", None)
+        stepper.train_step([vectors(3), vectors(3), vectors(2)], lr=0.0)
