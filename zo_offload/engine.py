@@ -225,7 +225,7 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
         self.tput_timer.start()
         with self._timed("forward"):
             draws = self.stepper.draws()
-            results = self.stepper.run_lanes([batch], draws)
+            results = self.stepper.run_lanes([batch], draws, first=len(self._window.micro_batches))
         if results[0][0] is not None:
             self._measure_noise(batch)
         return self._midpoint_output(results, draws)

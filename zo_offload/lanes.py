@@ -30,7 +30,7 @@ from torch import nn
 from zo_offload import leftovers
 from zo_offload.ambient import AmbientCopies, AmbientMode
 from zo_offload.errors import StoreError
-from zo_offload.generators import Generators
+from zo_offload.generators import Generators, States
 from zo_offload.objective import shapes_of
 from zo_offload.ops import Draw
 from zo_offload.units import AMBIENT
@@ -62,15 +62,15 @@ class _Stopped(BaseException):
 class Lane:
     """One model call that stops before each unit."""
 
-    def __init__(self, call: Call, owner: "Lanes") -> None:
+    def __init__(self, call: Call, owner: "Lanes", generators: States | None = None) -> None:
         self.call = call
         self.owner = owner
+        self.generators = generators
         self.inside = AMBIENT
         self.waits_for: int | None = None
         self.result: Any = None
         self.error: BaseException | None = None
         self.ended: Future | None = None
-        self.generators: list[torch.Tensor] = []
         self.stopped = False
         self._go = threading.Semaphore(0)
         self._back = threading.Semaphore(0)
@@ -251,7 +251,8 @@ class Lanes:
             _current.lane = None
 
     def _run_together(self, calls: Sequence[Call]) -> list[Any]:
-        lanes = [Lane(call, self) for call in calls]
+        states = self._generators.seeded([call.generator_seed for call in calls])
+        lanes = [Lane(call, self, start) for call, start in zip(calls, states, strict=True)]
         draws = list(dict.fromkeys(call.draw for call in calls))
         caller = _CallerState(self._device)
 
@@ -265,7 +266,6 @@ class Lanes:
 
         try:
             for lane in lanes:
-                lane.generators = self._generators.seeded(lane.call.generator_seed)
                 self._start(lane, scope)
             for lane in lanes:
                 self._turn(lane)
@@ -304,6 +304,7 @@ class Lanes:
                     self._turn(lane)
 
     def _turn(self, lane: Lane) -> None:
+        assert lane.generators is not None
         self._generators.set(lane.generators)
         lane.resume()
         lane.generators = self._generators.states()

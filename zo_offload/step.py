@@ -191,14 +191,22 @@ class Stepper:
         batches: Sequence[Any],
         draws: Sequence[tuple[int, int, Draw]],
         keep_outputs: bool = True,
+        first: int = 0,
     ) -> list[tuple[Any, Any]]:
-        """``(loss, outputs)`` of every draw on every micro-batch, draws outermost, in one visit."""
+        """``(loss, outputs)`` of every draw on every micro-batch, draws outermost, in one visit.
+
+        Args:
+            batches: Micro-batches.
+            draws: As :meth:`draws` gives them.
+            keep_outputs: Else there is None instead of outputs.
+            first: Micro-batches of the step that earlier visits took.
+        """
         self.model.eval()  # whatever the caller did to it meanwhile
         moved = [move_to(batch, self._device) for batch in batches]
         calls = [
             Call(self._lane(batch, keep_outputs), draw, self._lane_seed(i))
             for _, _, draw in draws
-            for i, batch in enumerate(moved)
+            for i, batch in enumerate(moved, start=first)
         ]
         with without_cache(self.model):
             return self.lanes.run(calls, [shapes_of(batch) for batch in moved])

@@ -1,13 +1,15 @@
 """forward, backward and step, against train_batch and against torch's autograd."""
 
 import math
+from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 from parity.plain import noise
 from torch.nn import functional
 
-from engine.common import LR, Output, batch, config, net, same, weights
+from engine.common import LR, Net, Output, batch, config, net, same, weights
 from zo_offload.config import ZOConfig
 from zo_offload.errors import DivergedError, ModelError
 from zo_offload.objective import Objective
@@ -43,6 +45,24 @@ def test_micro_batches_and_whole_batches_give_equal_bits(make_engine, gas: int, 
     assert single.global_steps == whole.global_steps == 3
     assert single.micro_steps == whole.micro_steps == 3 * gas
     assert single.global_samples == whole.global_samples == 3 * 4 * gas
+
+
+class Noisy(Net):
+    """Draws in every forward, in evaluation mode too."""
+
+    def forward(self, x, labels=None):
+        return super().forward(x + torch.rand(()) * np.random.rand(), labels)  # noqa: NPY002
+
+
+def test_micro_batches_and_whole_batches_draw_the_same_random_numbers(make_engine):
+    model = Noisy()
+    single, whole = (make_engine(deepcopy(model), config(gas=3)) for _ in range(2))
+    batches = [batch(i) for i in range(3)]
+    for one in batches:
+        single.backward(single(**one).loss)
+        single.step()
+    whole.train_batch(iter(batches))
+    assert single.last_result == whole.last_result
 
 
 def test_off_the_boundary_nothing_moves(make_engine):

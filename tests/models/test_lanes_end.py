@@ -1,10 +1,11 @@
 """Lanes always end: whatever raises, starts late, or is called while it unwinds."""
 
+import random
 import threading
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from models.perturbed import assert_equals_plain_forwards
 from models.table import Plain, vectors
 from zo_offload.config import ZOConfig
 from zo_offload.objective import Objective
+from zo_offload.replica import Replica
 from zo_offload.step import Stepper
 
 
@@ -130,33 +132,86 @@ def test_a_view_of_a_weight_in_any_container(wrap: Callable[..., Any]):
 
 # -- random numbers --
 
+SOURCES: dict[str, Callable[[], float]] = {
+    "torch": lambda: float(torch.rand(())),
+    "NumPy": lambda: float(np.random.rand()),  # noqa: NPY002
+    "NumPy, normal": lambda: float(np.random.randn()),  # noqa: NPY002
+    "Python": random.random,
+}
+from_every_source = pytest.mark.parametrize("draw", SOURCES.values(), ids=SOURCES)
 
-def drawn(seed: int, num_batches: int = 2) -> list[list[float]]:
-    """What an objective draws in each micro-batch (a row) along each sign."""
 
-    def loss(model: nn.Module, batch: Any, outputs: torch.Tensor) -> torch.Tensor:
-        return torch.rand(()).double()
+class Drawing(Plain):
+    """Draws before, between and after the blocks; its loss is what it drew."""
 
-    config = ZOConfig(seed=seed)
-    with closing(Stepper(Plain(), config, objective=Objective(loss))) as stepper:
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        drawn, x = [self.draw()], self.enter(x)
+        for block in self.blocks:
+            x = block(x)
+            drawn.append(self.draw())
+        return torch.tensor(drawn).double() @ torch.tensor([1.0, 7.0, 49.0, 343.0]).double()
+
+
+def drawn(
+    draw: Callable[[], float],
+    num_batches: int = 2,
+    rank: int = 0,
+    world_size: int = 1,
+    **config: Any,
+) -> list[list[float]]:
+    """What a model draws in each micro-batch (a row) along each draw."""
+    replica = Replica(cast(Any, Rank(rank, world_size)))
+    with closing(Stepper(Drawing(draw), ZOConfig(**config), replica=replica)) as stepper:
         rows = stepper.measure([vectors(2)] * num_batches, stepper.draws())
     return [[total for total, _ in row] for row in rows]
 
 
-def test_both_signs_draw_alike_and_micro_batches_do_not():
-    first, second = drawn(seed=0)
-    assert first[0] == first[1] != second[0] == second[1]
-    assert drawn(seed=0) == [first, second] != drawn(seed=1)
+@dataclass
+class Rank:
+    """A link that says which rank this is."""
+
+    rank: int
+    world_size: int
 
 
-def test_numbers_from_elsewhere_are_told_of(caplog: pytest.LogCaptureFixture):
-    def loss(model: nn.Module, batch: Any, outputs: torch.Tensor) -> torch.Tensor:
-        return outputs * float(np.random.rand())  # noqa: NPY002
+@from_every_source
+def test_both_signs_and_all_probes_draw_alike_and_micro_batches_do_not(draw: Callable[[], float]):
+    first, second = drawn(draw, probes=2)
+    assert len(set(first)) == len(set(second)) == 1
+    assert first != second
 
-    with closing(Stepper(Plain(), objective=Objective(loss))) as stepper:
-        for _ in range(2):
-            stepper.train_step([vectors(2)], lr=0.0)
-    assert caplog.text.count("random numbers of NumPy or Python") == 1
+
+@from_every_source
+def test_numbers_follow_the_seed_alone(draw: Callable[[], float]):
+    found = drawn(draw, seed=0)
+    draw()  # the caller's own generators do not matter
+    assert drawn(draw, seed=0) == found != drawn(draw, seed=1)
+    assert drawn(draw, seed=0, live_lanes=1) == found
+
+
+@from_every_source
+def test_ranks_draw_what_one_rank_draws(draw: Callable[[], float]):
+    one = drawn(draw, num_batches=4)
+    ranks = [drawn(draw, 2, rank, world_size=2) for rank in (0, 1)]
+    assert one == [ranks[0][0], ranks[1][0], ranks[0][1], ranks[1][1]]
+
+
+@from_every_source
+def test_the_callers_numbers_go_on(draw: Callable[[], float]):
+    def five(between: Callable[[], Any]) -> list[float]:
+        torch.manual_seed(5)
+        np.random.seed(5)  # noqa: NPY002
+        random.seed(5)
+        first = draw()
+        between()
+        return [first, *(draw() for _ in range(4))]
+
+    with closing(Stepper(Drawing(draw))) as stepper:
+        assert five(lambda: stepper.train_step([vectors(2)], lr=0.0)) == five(lambda: None)
 
 
 def test_the_bare_model_stays_in_evaluation_mode():
