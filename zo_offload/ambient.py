@@ -88,8 +88,7 @@ class AmbientCopies:
         self._held: dict[tuple[str, int], tuple[int, Draw]] = {}
         self.addresses: set[int | None] = {weights.ambient_address}  # views of it never get out
         self.addresses.discard(None)
-        head = getattr(model, "get_output_embeddings", lambda: None)()
-        self.head = getattr(head, "weight", None)
+        self.head = getattr(_embeddings_of(model)[1], "weight", None)
 
     def value(self, parameter: object, draw: Draw | None, rank: int) -> torch.Tensor:
         """The parameter along ``draw``; ``rank`` counts the visit's distinct draws from 0."""
@@ -123,6 +122,11 @@ class AmbientCopies:
             self._weights.direction,
             draw,
         )
+
+    @property
+    def names(self) -> set[str]:
+        """Of the parameters that have a perturbed copy."""
+        return {name for name, _ in self._buffers}
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor is a managed parameter, or lies in memory that holds one."""
@@ -164,17 +168,29 @@ def gathered_parameters(model: nn.Module, segments: Sequence[tuple[Span, Segment
 def surely_gathered(model: nn.Module, segments: Sequence[tuple[Span, Segment]]) -> set[str]:
     """Those of :func:`gathered_parameters` that a plan may count on never being copied.
 
-    That is the model's input embedding. Other tables may be read through their ``weight`` as well
-    (Whisper's positions, DeBERTa's relative embeddings), which shows only when it happens.
+    Any table may be read through its ``weight`` as well (Whisper's positions, DeBERTa's relative
+    embeddings, a head that is tied in code), which shows only when it happens. So a copy is counted
+    unless the model itself says that the table is its input embedding, of the plainest kind, and
+    that its head is another parameter. Should code read even that one whole, its copy is refused
+    where a budget has no room for it, and is in the plan from then on.
     """
-    try:
-        embedding = getattr(model, "get_input_embeddings", lambda: None)()
-    except NotImplementedError:  # transformers' word for "there is none"
+    embedding, head = _embeddings_of(model)
+    table, other = getattr(embedding, "weight", None), getattr(head, "weight", None)
+    if type(embedding) is not nn.Embedding or other is None or other is table:
         return set()
-    if type(embedding) is not nn.Embedding:
-        return set()
-    names = {name for name, p in model.named_parameters() if p is embedding.weight}
+    names = {name for name, parameter in model.named_parameters() if parameter is table}
     return names & gathered_parameters(model, segments)
+
+
+def _embeddings_of(model: Any) -> tuple[Any, Any]:
+    """What a model names as its input and output embedding (None: nothing)."""
+    found = []
+    for name in ("get_input_embeddings", "get_output_embeddings"):
+        try:
+            found.append(getattr(model, name, lambda: None)())
+        except NotImplementedError:  # transformers' word for "there is none"
+            found.append(None)
+    return found[0], found[1]
 
 
 class AmbientMode(TorchFunctionMode):

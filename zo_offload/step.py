@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,11 +22,11 @@ from zo_offload.journal import Journal, Probe, Record
 from zo_offload.lanes import Call, Lanes
 from zo_offload.loss_noise import LossNoise
 from zo_offload.objective import Objective, loss_sum, move_to, shapes_of
-from zo_offload.offload.planner import make_plan
+from zo_offload.offload.planner import Plan, make_plan
 from zo_offload.ops import Draw
 from zo_offload.prepare import cast_buffers, without_cache
 from zo_offload.replica import Replica
-from zo_offload.units import map_model
+from zo_offload.units import ModelMap, map_model
 from zo_offload.unmanageable import refuse_empty, refuse_unmanageable
 from zo_offload.weights import Placement, Weights
 from zo_offload.window import Means, Sum, Window
@@ -110,26 +110,22 @@ class Stepper:
         self.model.eval()
         if self.scales is None:
             self.scales = self._scales()
-        cast_buffers(self.model, self.dtype, self._device)
         model_map = map_model(self.model, self.config.unit_classes, self.scales, self.dtype)
-        placement = self._placement()
-        num_draws = len(SIGNS) * self.config.probes
-        self.plan = make_plan(
-            model_map,
-            placement.tier == "host",
-            placement.num_slots,
-            num_draws,
-            surely_gathered(self.model, model_map.ambient.segments),
-        )
-        self.plan.check(self.config.device_budget, self.config.host_budget)
-        self.weights = Weights(self.model, model_map, placement, self.config.direction)
+        self._plan_of(model_map).check(self.config.device_budget, self.config.host_budget)
+        cast_buffers(self.model, self.dtype, self._device)
+        self.weights = Weights(self.model, model_map, self._placement(), self.config.direction)
         try:
             most = self.config.live_lanes or MOST_LANES
-            self.lanes = Lanes(self.model, self.weights, num_draws, most)
+            self.lanes = Lanes(self.model, self.weights, self._num_draws, most)
         except BaseException:
             self.weights.close()
             raise
         self.follow(Journal.memory({}))
+
+    @property
+    def plan(self) -> Plan:
+        """The bytes that weights take, by purpose."""
+        return self._plan_of(self.weights.map, self.lanes.copies.names)
 
     @property
     def step(self) -> int:
@@ -307,7 +303,7 @@ class Stepper:
             for number in range(directions)
             for coefficient in points
         ]
-        at_once = len(SIGNS) * self.config.probes  # no more forwards alive than in a step
+        at_once = self._num_draws  # no more forwards alive than in a step
         parts = [draws[i : i + at_once] for i in range(0, len(draws), at_once)]
         sums = [pair for part in parts for pair in self.measure([batch], part)[0]]
         losses = [total / weight if weight else math.nan for total, weight in sums]
@@ -360,6 +356,17 @@ class Stepper:
         return direction.rms_scales(
             {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         )
+
+    @property
+    def _num_draws(self) -> int:
+        return len(SIGNS) * self.config.probes
+
+    def _plan_of(self, model_map: ModelMap, copied: Collection[str] = ()) -> Plan:
+        """``copied`` are tables that turned out to be read whole."""
+        placement = self._placement()
+        gathered = surely_gathered(self.model, model_map.ambient.segments).difference(copied)
+        on_host = placement.tier == "host"
+        return make_plan(model_map, on_host, placement.num_slots, self._num_draws, gathered)
 
     def _placement(self) -> Placement:
         offload = self.config.offload_param

@@ -8,6 +8,7 @@ import torch
 from models.perturbed import assert_equals_plain_forwards, rounded
 from models.table import DTYPES, ROWS, Row
 from zo_offload.config import OffloadConfig, ZOConfig
+from zo_offload.offload import planner
 from zo_offload.step import Stepper
 from zo_offload.window import Means
 
@@ -45,6 +46,15 @@ def test_streamed_equals_resident(row: Row, dtype: torch.dtype):
     assert streamed.keys() == resident.keys()
     different = [name for name in resident if not same_bits(streamed[name], resident[name])]
     assert different == []
+
+
+def test_no_plan_is_exceeded(row: Row, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    """Nor where every table counts as a large one."""
+    monkeypatch.setattr(planner, "SMALL_BYTES", 0)
+    with closing(Stepper(row.build(), ZOConfig(offload_param=STREAMED), dtype=dtype)) as stepper:
+        planned = stepper.plan.device_bytes
+        stepper.train_step([row.inputs(6, dtype)], lr=1e-3)
+        assert stepper.weights.arena.peak_bytes <= planned == stepper.plan.device_bytes
 
 
 def test_lanes_equal_plain_forwards(row: Row, dtype: torch.dtype):

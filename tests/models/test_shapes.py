@@ -86,6 +86,66 @@ def test_a_large_table_has_at_most_one_copy(tied: bool):
     assert held["ambient copies"] == table  # of the head; rows are perturbed as gathered
 
 
+class ReadWhole(Language):
+    """Names its table as its input embedding, and a head of its own, but reads the table whole."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(input_ids) + self.embed.weight.square().mean()
+
+
+TABLE_BYTES = ROWS_OF_TABLE * 32 * 4
+
+
+def test_the_plan_counts_a_table_once_it_is_read_whole():
+    with closing(Stepper(ReadWhole(tied=False), STREAMED)) as stepper:
+        before = stepper.plan
+        stepper.train_step([{"input_ids": tokens(4)}], lr=1e-3)
+        assert stepper.plan.ambient_copies == before.ambient_copies + TABLE_BYTES
+        assert stepper.weights.arena.peak_bytes <= stepper.plan.device_bytes
+
+
+def test_a_copy_that_was_not_planned_never_exceeds_a_budget():
+    offload = STREAMED.offload_param
+    with closing(Stepper(ReadWhole(tied=False), STREAMED)) as stepper:
+        budget = stepper.plan.device_bytes
+    config = ZOConfig(offload_param=offload, device_budget=budget)
+    with (
+        closing(Stepper(ReadWhole(tied=False), config)) as stepper,
+        pytest.raises(StoreError, match="device_budget: ambient copies needs"),
+    ):
+        stepper.train_step([{"input_ids": tokens(4)}], lr=1e-3)
+
+
+class TiedInCode(nn.Module):
+    """Its head is a line of code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(ROWS_OF_TABLE, 32)
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed(input_ids)
+        for block in self.blocks:
+            x = block(x)
+        logits = F.linear(x, self.embed.weight)
+        return F.cross_entropy(logits.flatten(0, 1), input_ids.flatten())
+
+
+def test_a_head_that_is_tied_in_code_is_planned():
+    with closing(Stepper(TiedInCode(), STREAMED)) as stepper:
+        planned = stepper.plan.device_bytes
+        stepper.train_step([{"input_ids": tokens(4)}], lr=1e-3)
+        assert stepper.weights.arena.peak_bytes == planned
+    assert_equals_plain_forwards(TiedInCode(), [{"input_ids": tokens(4)}])
+
+
 class Special(nn.Parameter):
     """A parameter of its own class, as quantization and distribution libraries have."""
 
