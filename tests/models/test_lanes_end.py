@@ -1,10 +1,14 @@
 """Lanes always end: whatever raises, starts late, or is called while it unwinds."""
 
+import os
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -74,6 +78,36 @@ def test_a_lane_that_calls_a_unit_while_it_unwinds():
     with closing(Stepper(CleansUp())) as stepper:
         error = in_time(lambda: stepper.train_step([vectors(3), vectors(2)], lr=0.0))
         assert str(error) == "bad micro-batch"
+
+
+COLLECTED = """
+from models.table import Plain, vectors
+from zo_offload.config import OffloadConfig, ZOConfig
+from zo_offload.step import Stepper
+
+class Owner:
+    def __init__(self):
+        self.stepper = Stepper(Plain(), ZOConfig(offload_param=OffloadConfig(device="cpu")))
+        self.stepper.model.owner = self
+
+    def __del__(self):
+        self.stepper.close()
+
+def main():
+    Owner().stepper.train_step([vectors(2)], lr=0.0)
+
+main()
+"""
+
+
+def test_a_program_that_closes_nothing_ends():
+    """What is collected together with its model, as at exit, has nobody to give weights back to."""
+    tests = str(Path(__file__).parent.parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-c", COLLECTED], env=environment, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 class Pair(NamedTuple):
