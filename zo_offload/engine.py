@@ -425,8 +425,10 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
             return
         if not self.flops_profiler.started:
             self.flops_profiler.start_profile(ignore_list=None)
-            self.stepper.forward(batch)
-            self.flops_profiler.stop_profile()
+            try:
+                self.stepper.forward(batch)
+            finally:  # it has put its own functions in place of torch's
+                self.flops_profiler.stop_profile()
 
     @contextmanager
     def _logged_exchange(self) -> Iterator[None]:
