@@ -63,5 +63,13 @@ def test_a_replaced_field_leaves_the_rest():
         assert model_loss(Add(), None, outputs) is None  # untouched, and no tensor
 
 
-def test_a_plain_tuple_is_replaced_in_its_first_place():
-    assert with_field((1, 2), "loss", torch.ones(()))[1:] == (2,)
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_a_loss_is_found_wherever_it_stands(kind: type):
+    logits, loss = torch.ones(2, 3), torch.tensor(0.5)
+    for outputs in (kind([logits, loss]), kind([loss, logits])):
+        assert model_loss(Add(), None, outputs) is loss
+        changed = with_field(outputs, "loss", torch.tensor(2.0))
+        assert type(changed) is kind
+        assert [float(value.sum()) for value in changed] == [
+            2.0 if value is loss else 6.0 for value in outputs
+        ]

@@ -259,6 +259,21 @@ _EXPECTED = {  # pydantic's names of mistakes
 }
 
 
+# What later versions will take: text, or any positive number.
+_PLANNED: dict[str, tuple[str, ...]] = {
+    "trainable.mode": ("peft", "sparse", "low_rank", "scales"),
+    "update.type": ("momentum", "adam"),
+    "update.lag": (),
+    "offload_param.device": ("nvme",),
+    "estimator": ("one_sided",),
+    "direction": ("low_rank",),
+    "wire": ("bf16", "lossless12", "fp8_e4m3", "int8", "nf4"),
+    "master": ("bf16+8", "bf16_sr"),
+    "replica.probe_parallel": (),
+    "replica.check_interval": (),
+}
+
+
 def _explain(error: ValidationError, offload_beside: bool) -> str:
     """The first mistake in one line: path, what is allowed, what is found, the nearest key."""
     first = error.errors()[0]
@@ -271,9 +286,19 @@ def _explain(error: ValidationError, offload_beside: bool) -> str:
         return f"{path}: not yet to be had; write null, found {_show(first['input'])}"
     if first["type"] in _EXPECTED:
         message = "expected " + _EXPECTED[first["type"]].format(**first.get("ctx", {}))
+        if _is_planned(where, first["input"]):
+            message = f"not yet to be had; {message}"
     else:
         message = first["msg"].removeprefix("Value error, ")
     return f"{path}: {message}, found {_show(first['input'])}"
+
+
+def _is_planned(where: list[Any], value: Any) -> bool:
+    planned = _PLANNED.get(".".join(map(str, where)))
+    if planned is None:
+        return False
+    number = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return value in planned if planned else number
 
 
 def _dotted(parts: list[Any], root: str = BLOCK) -> str:

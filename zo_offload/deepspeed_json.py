@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from deepspeed.runtime import lr_schedules
 from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.utils import logger as deepspeed_logger
 from pydantic import ValidationError
 from torch import nn
 
 from zo_offload.config import ZOConfig, parse_config
+from zo_offload.deepspeed_keys import BLOCKS, COUNTS, MENDS, SWITCHES, check_keys
 from zo_offload.errors import ConfigError
 from zo_offload.wording import one_line, refuse_unknown
 
@@ -31,37 +31,6 @@ DEFAULT_LR = 1e-6  # MeZO's for full-parameter tuning of OPT
 LEAST_BF16_EPS = 1e-3
 OUR_OPTIMIZER = "ZO"
 OUR_PARAMS = ("lr", "weight_decay")
-COUNTS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-SWITCHES = ("wall_clock_breakdown", "memory_breakdown", "dump_state")
-BLOCKS = (
-    "activation_checkpointing", "aio", "autotuning", "checkpoint", "comms_logger", "csv_monitor",
-    "data_efficiency", "data_types", "flops_profiler", "scheduler", "tensorboard", "wandb",
-)  # fmt: skip
-# What DeepSpeed reads without looking for unknown keys, or does not get to see.
-KEYS_INSIDE: dict[str, tuple[str, ...]] = {
-    "scheduler": ("type", "params"),
-    "aio": (
-        "block_size", "queue_depth", "intra_op_parallelism", "thread_count", "single_submit",
-        "overlap_events", "use_gds",
-    ),
-    "bf16": (
-        "enabled", "immediate_grad_update", "check_grad_overflow", "bf16_master_weights_and_grads",
-        "bf16_optimizer_states",
-    ),
-    "fp16": (
-        "enabled", "auto_cast", "loss_scale", "initial_scale_power", "loss_scale_window",
-        "hysteresis", "consecutive_hysteresis", "min_loss_scale", "fp16_master_weights_and_grads",
-    ),
-}  # fmt: skip
-OTHER_PARAMS = (
-    *OUR_PARAMS, "betas", "eps", "momentum", "dampening", "nesterov", "amsgrad", "adam_w_mode",
-    "torch_adam", "fused", "bias_correction", "max_coeff", "min_coeff", "freeze_step", "alpha",
-    "centered", "set_grad_none", "foreach", "maximize", "capturable", "differentiable",
-)  # fmt: skip
-KNOWN = (
-    "zeroth_order", "zero_optimization", "optimizer", "bf16", "fp16", "steps_per_print",
-    *COUNTS, *SWITCHES, *BLOCKS,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,10 +58,7 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     Raises:
         ConfigError: On the first mistake, in one line.
     """
-    if "zeroth_order" not in config:
-        _refuse_misspelt(config)
-        raise ConfigError('no "zeroth_order" block in the JSON; add "zeroth_order": {}')
-    _refuse_misspelt(config)
+    check_keys(config)
     zeroth_order = parse_config(config)
     if not zeroth_order.enabled:
         raise ConfigError(
@@ -132,8 +98,8 @@ class ScheduledScalars(torch.optim.Optimizer):
 
 def deepspeed_part(config: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON as DeepSpeed should see it: optimizer, precision and offloading are ours."""
-    ours = ("optimizer", "bf16", "fp16", "zeroth_order", "zero_optimization")
-    part = {key: value for key, value in config.items() if key not in ours}
+    ours = ("optimizer", "bf16", "fp16", "zeroth_order", "zero_optimization", *MENDS)
+    part = {k: value for k, value in config.items() if k not in ours and value is not None}
     part["zero_optimization"] = {"stage": 0}
     return part
 
@@ -150,22 +116,6 @@ def unstarted_scheduler() -> Iterator[None]:
         yield
     finally:
         deepspeed_logger.removeFilter(keep)
-
-
-def _refuse_misspelt(config: Mapping[str, Any]) -> None:
-    """DeepSpeed keeps unknown keys in silence; one that is nearly a known key is no other."""
-    for key in config:
-        near = get_close_matches(str(key), KNOWN, n=1, cutoff=0.85)
-        if near and key not in KNOWN:
-            raise ConfigError(f"{key}: unknown key; did you mean {near[0]!r}?")
-    for key, known in KEYS_INSIDE.items():
-        if isinstance(config.get(key), Mapping):
-            refuse_unknown(key, config[key], known)
-    zero = config.get("zero_optimization")
-    if isinstance(zero, Mapping):
-        fields = DeepSpeedZeroConfig.model_fields
-        aliases = [field.alias for field in fields.values() if field.alias]
-        refuse_unknown("zero_optimization", zero, [*fields, *aliases])
 
 
 def _check_types(part: Mapping[str, Any]) -> None:
@@ -186,12 +136,6 @@ def _check_types(part: Mapping[str, Any]) -> None:
             raise ConfigError(f"{key}: expected true or false, found {value!r}")
         if key in BLOCKS and not isinstance(value, Mapping):
             raise ConfigError(f"{key}: expected an object, found {value!r}")
-    if (part.get("autotuning") or {}).get("enabled"):
-        raise ConfigError("autotuning: tries ZeRO stages, which do not exist here; remove the key")
-    if (part.get("amp") or {}).get("enabled"):
-        raise ConfigError('amp: forwards compute in what "bf16" or "fp16" says; remove the key')
-    if part.get("gradient_clipping"):
-        logger.warning("gradient_clipping has no effect: there are no gradients to clip")
 
 
 def _read_deepspeed(config: Mapping[str, Any]) -> DeepSpeedConfig:
@@ -236,16 +180,23 @@ def _optimizer_scalars(block: Any) -> tuple[float, float]:
             f'optimizer: expected {{"type": "ZO", "params": {{"lr": ...}}}}, found {block!r}'
         )
     refuse_unknown("optimizer", block, ("type", "params", "legacy_fusion"))
-    if block.get("type", OUR_OPTIMIZER) == OUR_OPTIMIZER:
+    kind = block.get("type", OUR_OPTIMIZER)
+    if not isinstance(kind, str) or (kind.upper() == OUR_OPTIMIZER and kind != OUR_OPTIMIZER):
+        raise ConfigError(f'optimizer.type: expected "{OUR_OPTIMIZER}", found {kind!r}')
+    if kind == OUR_OPTIMIZER:
         refuse_unknown("optimizer.params", params, OUR_PARAMS)
-    else:
-        refuse_unknown("optimizer.params", params, OTHER_PARAMS)
-        logger.warning(
-            "optimizer.type %s: only its lr and weight_decay are used; the update is zeroth-order",
-            block["type"],
-        )
+    for key in params:  # other types have many names of their own
+        near = get_close_matches(str(key), OUR_PARAMS, n=1, cutoff=0.75)
+        if near and key not in OUR_PARAMS:
+            raise ConfigError(f"optimizer.params.{key}: unknown key; did you mean {near[0]!r}?")
     lr, weight_decay = (_number(params, key) for key in OUR_PARAMS)
-    return DEFAULT_LR if lr is None else lr, weight_decay or 0.0
+    lr, weight_decay = DEFAULT_LR if lr is None else lr, weight_decay or 0.0
+    if kind != OUR_OPTIMIZER:
+        logger.warning(
+            "optimizer.type %s: only its lr (%g) and weight_decay (%g) are used; the update is "
+            "zeroth-order", kind, lr, weight_decay,
+        )  # fmt: skip
+    return lr, weight_decay
 
 
 def _number(params: Mapping[str, Any], key: str) -> float | None:

@@ -191,7 +191,7 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
             collate_fn: From a list of examples to a batch.
             num_local_io_workers: Processes that fetch examples.
         """
-        if route != ROUTE_TRAIN or data_sampler is not None or self.curriculum_learning_enabled():
+        if route != ROUTE_TRAIN or data_sampler is not None:
             return super().deepspeed_io(
                 dataset, batch_size, route, pin_memory, data_sampler, collate_fn,
                 num_local_io_workers,

@@ -20,9 +20,9 @@ class ReturnsMidpoints:
 
     def _midpoint_output(self, results: list[tuple[Any, Any]], draws: list) -> Any:
         outputs = results[0][1]
-        found = [_logits(output) for _, output in results]
+        found = [midpoint.field_of(output, "logits") for _, output in results]
         logits = [value for value in found if value is not None]
-        if logits and not (isinstance(outputs, torch.Tensor) and results[0][0] is not None):
+        if logits:
             tied = midpoint.tie(midpoint.mean(logits), partial(self._book_logits, logits, draws))
             outputs = midpoint.with_field(outputs, "logits", tied)
         if results[0][0] is None:
@@ -35,6 +35,11 @@ class ReturnsMidpoints:
         values = [total / weight if weight else 0.0 for total, weight in sums]
         mean = torch.tensor(sum(values) / len(values), device=self.stepper.device)
         tied = midpoint.tie(mean, partial(self._book_losses, sums, draws))
+        if midpoint.field_of(outputs, "loss") is None and isinstance(outputs, tuple | list):
+            raise ModelError(
+                "the objective gives a loss, and the model's output is a "
+                f"{type(outputs).__name__} without a place for one; use train_batch"
+            )
         return midpoint.with_field(outputs, "loss", tied)
 
     def _book_losses(
@@ -57,9 +62,3 @@ class ReturnsMidpoints:
                 f"backward: this loss was measured for step {measured}, and step "
                 f"{self.stepper.step} is next, along other directions; call forward again"
             )
-
-
-def _logits(output: Any) -> torch.Tensor | None:
-    if isinstance(output, tuple) and output:
-        output = output[0]
-    return output if isinstance(output, torch.Tensor) else midpoint.field_of(output, "logits")

@@ -59,7 +59,8 @@ def mean(values: Sequence[torch.Tensor]) -> torch.Tensor:
 def with_field(outputs: Any, name: str, value: torch.Tensor) -> Any:
     """A copy of a model's output, of its own type, with one field replaced.
 
-    A bare tensor is replaced whole, a plain tuple in its first place.
+    A bare tensor is replaced whole; of a plain tuple or list, the place where :func:`field_of`
+    finds the field.
 
     Example:
         >>> with_field({"loss": 1, "n": 2}, "loss", 3)
@@ -67,10 +68,11 @@ def with_field(outputs: Any, name: str, value: torch.Tensor) -> Any:
     """
     if isinstance(outputs, torch.Tensor):
         return value
-    if isinstance(outputs, tuple):
-        if name in getattr(outputs, "_fields", ()):
-            return outputs._replace(**{name: value})  # pyright: ignore[reportAttributeAccessIssue]
-        return (value, *outputs[1:])
+    if isinstance(outputs, tuple | list):
+        place = _place(outputs, name)
+        assert place is not None, f"no {name} in {type(outputs).__name__}"
+        items = [*outputs[:place], value, *outputs[place + 1 :]]
+        return type(outputs)(*items) if hasattr(outputs, "_fields") else type(outputs)(items)
     changed = copy(outputs)
     if isinstance(outputs, MutableMapping):  # a ModelOutput may have no such field yet
         changed[name] = value
@@ -80,6 +82,32 @@ def with_field(outputs: Any, name: str, value: torch.Tensor) -> Any:
 
 
 def field_of(outputs: Any, name: str) -> torch.Tensor | None:
-    """A tensor field of a model's output, or None."""
-    value = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+    """The loss or the logits of a model's output, or None.
+
+    Of a plain tuple or list, the loss is the first floating-point tensor of one element, the logits
+    the first one of more.
+
+    Example:
+        >>> outputs = torch.ones(2, 3), torch.tensor(0.5)
+        >>> field_of(outputs, "loss"), field_of(outputs, "logits").shape
+        (tensor(0.5000), torch.Size([2, 3]))
+    """
+    if isinstance(outputs, torch.Tensor):
+        return outputs if (name == "loss") == (outputs.numel() == 1) else None
+    if isinstance(outputs, tuple | list):
+        place = _place(outputs, name)
+        value = None if place is None else outputs[place]
+    else:
+        value = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
     return value if isinstance(value, torch.Tensor) else None
+
+
+def _place(outputs: Sequence[Any], name: str) -> int | None:
+    fields = getattr(outputs, "_fields", ())
+    if name in fields:
+        return fields.index(name)
+    for place, value in enumerate(outputs):
+        floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+        if floating and (name == "loss") == (value.numel() == 1):
+            return place
+    return None

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from zo_offload.errors import ModelError, TaskError
+from zo_offload.midpoint import field_of
 
 
 class Inputs(NamedTuple):
@@ -31,13 +32,9 @@ def call_with(model: nn.Module, batch: Any) -> Any:
 
 
 def model_loss(model: nn.Module, batch: Any, outputs: Any) -> torch.Tensor | None:
-    """The model's own loss: ``.loss``, or the output when that is a scalar; else None."""
-    loss = getattr(outputs, "loss", outputs)
-    if isinstance(loss, Mapping):
-        loss = loss.get("loss")
-    if isinstance(loss, tuple | list) and loss:
-        loss = loss[0]
-    return loss if isinstance(loss, torch.Tensor) and loss.numel() == 1 else None
+    """The model's own loss: ``.loss``, or what ``midpoint.field_of`` takes for it; else None."""
+    loss = field_of(outputs, "loss")
+    return loss if loss is not None and loss.numel() == 1 else None
 
 
 @dataclass(frozen=True)

@@ -388,10 +388,12 @@ def _read_summary(path: Path) -> Summary:
 
 
 def _without_journal(config: Mapping[str, Any]) -> dict[str, Any]:
-    """For an engine that opens its journal later, or never."""
-    block = dict(config.get("zeroth_order") or {})
-    block.pop("journal", None)
-    return {**config, "zeroth_order": block}
+    """For an engine that opens its journal later, or never; how often it keeps weights stays."""
+    block = config.get("zeroth_order")
+    if not isinstance(block, Mapping) or not isinstance(block.get("journal"), Mapping):
+        return dict(config)
+    journal = {key: value for key, value in block["journal"].items() if key != "path"}
+    return {**config, "zeroth_order": {**block, "journal": journal}}
 
 
 def _export(engine: Any, task: Task, directory: Path) -> None:

@@ -1,14 +1,14 @@
 """Hugging Face models in the engine: precision, generation, export."""
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 import zo_offload
-from engine.common import config, opt, tokens
+from engine.common import Net, batch, config, net, opt, tokens
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -129,3 +129,40 @@ def test_frozen_parameters_stay(make_engine):
 
 def test_errors_are_public():
     assert issubclass(zo_offload.errors.ConfigError, zo_offload.errors.ZOError)
+
+
+class LossLast(Net):
+    """Returns ``(logits, loss)``, in a container of the caller's choice."""
+
+    def __init__(self, wrap: Any) -> None:
+        super().__init__()
+        self.wrap = wrap
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> Any:
+        out = super().forward(x, labels)
+        return self.wrap(out.logits, out.loss)
+
+
+class Both(NamedTuple):
+    logits: torch.Tensor
+    loss: torch.Tensor | None
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda *both: both, lambda *both: list(both), Both],
+    ids=["tuple", "list", "namedtuple"],
+)
+def test_outputs_keep_their_type_and_places(make_engine, wrap: Any):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LossLast(wrap)
+    engine, plain = make_engine(model), make_engine(net())
+    outputs, expected = engine(**batch()), plain(**batch())
+    assert type(outputs) is type(wrap(1, 2))
+    assert torch.equal(outputs[0], expected.logits)
+    assert torch.equal(outputs[1], expected.loss)
+    for each, loss in ((engine, outputs[1]), (plain, expected.loss)):
+        each.backward(loss)
+        each.step()
+    assert engine.last_result == plain.last_result

@@ -6,6 +6,7 @@ with an enabled ``zeroth_order`` block the engine is ours, without one nothing i
 """
 
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from functools import wraps
 from typing import Any
 
@@ -56,18 +57,24 @@ def uninstall() -> None:
 
 
 def _wants_ours(args: tuple, kwargs: Mapping[str, Any]) -> bool:
-    """Whether the JSON of a call has our block, enabled.
+    """Whether the JSON of a call has our block, enabled; a faulty one is ours to refuse.
 
     Example:
         >>> _wants_ours((), {"config_params": {"zeroth_order": {}}})
         True
         >>> _wants_ours((), {"config": {"zeroth_order": {"enabled": False}}})
         False
+        >>> _wants_ours((), {"config": {"zeroth_ordr": {}}})
+        True
     """
     config = kwargs.get("config") or kwargs.get("config_params")
     if config is None:
         config = getattr(args[0] if args else kwargs.get("args"), "deepspeed_config", None)
     if isinstance(config, str):
         config = load_json(config)
-    block = config.get(BLOCK) if isinstance(config, Mapping) else None
-    return isinstance(block, Mapping) and block.get("enabled", True) is not False
+    if not isinstance(config, Mapping):
+        return False
+    if BLOCK not in config:
+        return bool(get_close_matches(BLOCK, map(str, config), n=1, cutoff=0.85))
+    block = config[BLOCK]
+    return not isinstance(block, Mapping) or block.get("enabled", True) is not False
