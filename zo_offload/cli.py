@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from rich.console import Console
@@ -57,19 +57,17 @@ def fails_in_one_line(command: Callable) -> Callable:
         except ZOError as error:
             if error.is_told and launched.rank():
                 raise SystemExit(1) from error  # the first rank has said it
-            _end_mpi(error)
-            raise click.ClickException(_of_rank(one_line(str(error)))) from error
+            _end(str(error), error, everywhere=error.is_told)
         except MemoryError as error:
-            raise click.ClickException(one_line(f"out of memory {error}")) from error
+            _end(f"out of memory {error}", error)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
-            message = one_line(str(error)).split(" Exception raised from", maxsplit=1)[0]
-            raise click.ClickException(_of_rank(f"out of memory: {message}")) from error
+            _end(f"out of memory: {str(error).split('Exception raised from')[0]}", error)
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader of our output has gone
                 raise
-            raise click.ClickException(one_line(str(error))) from error
+            _end(str(error), error)
         except KeyboardInterrupt:
             raise Interrupted("interrupted") from None
 
@@ -327,13 +325,16 @@ def _of_rank(text: str) -> str:
     return f"rank {launched.rank()}: {text}" if launched.rank() else text
 
 
-def _end_mpi(error: ZOError) -> None:
-    """Under MPI a rank that ends alone would wait at its exit for the others, and they for it."""
-    if launched.by_mpi() and not error.is_told:
+def _end(text: str, error: BaseException, everywhere: bool = False) -> NoReturn:
+    """Say in one line what is wrong, and end; ``everywhere`` when every rank does."""
+    told = _of_rank(one_line(text))
+    if launched.by_mpi() and not everywhere:
+        # A rank that ends alone would wait at its exit for the others, and they for it.
         from zo_offload import process_group
 
-        click.echo(f"Error: {_of_rank(one_line(str(error)))}", err=True)
+        click.echo(f"Error: {told}", err=True)
         process_group.abort()
+    raise click.ClickException(told) from error
 
 
 def _is_ours_to_show(record: logging.LogRecord) -> bool:

@@ -20,6 +20,7 @@ from deepspeed.runtime.dataloader import RepeatingLoader
 from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import nn
 
+from zo_offload import caller_optimizer
 from zo_offload.config import load_json
 from zo_offload.deepspeed_json import ScheduledScalars, Settings, read_settings, unstarted_scheduler
 from zo_offload.engine_files import SavesAndLoads
@@ -62,7 +63,7 @@ def initialize(
         args: May carry ``deepspeed_config``.
         model: A module, or a local directory or id that transformers can load as a causal LM.
         optimizer: Carries learning rate and weight decay only (default: from the JSON).
-        model_parameters: Accepted for compatibility; what moves is ``zeroth_order.trainable``.
+        model_parameters: Must hold all that is trainable: what moves, the model says.
         training_data: A dataset; makes the loader that is returned.
         lr_scheduler: A scheduler, or a callable from optimizer to one (default: from the JSON).
         distributed_port: For the process group.
@@ -91,10 +92,13 @@ def initialize(
     config = dict(config) if isinstance(config, Mapping) else load_json(config)
     if model is None:
         raise ConfigError("no model: pass a module, a directory, or a model id")
+    caller_optimizer.check_kind(optimizer)
     init_distributed(distributed_port, dist_init_required)
     settings = read_settings(config)
+    module = model if isinstance(model, nn.Module) else load_causal_lm(model)
+    caller_optimizer.check_covers("model_parameters", model_parameters, module)
     engine = ZOEngine(
-        model=model if isinstance(model, nn.Module) else load_causal_lm(model),
+        model=module,
         settings=settings,
         raw_config=config,
         args=args,
@@ -356,37 +360,12 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
         """Nothing is broadcast: ranks start from the same checkpoint."""
 
     def _configure_optimizer(self, client_optimizer: Any, model_parameters: Any) -> None:
-        self.optimizer = (
-            client_optimizer
-            if isinstance(client_optimizer, torch.optim.Optimizer)
-            else client_optimizer(model_parameters)
-        )
-        self.basic_optimizer = self.optimizer
-        if not isinstance(self.optimizer, ScheduledScalars):
-            self._check_optimizer(self.optimizer)
-        for key in ("lr", "weight_decay"):
-            found = {float(group.get(key, 0.0)) for group in self.optimizer.param_groups}
-            if len(found) > 1:
-                raise ConfigError(
-                    f"optimizer: its groups differ in {key} ({sorted(found)}), but one step moves "
-                    "all weights alike; give every group the same"
-                )
-
-    def _check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """A caller's own carries rate and decay only; what moves, the model says."""
-        given = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        trainable = {id(p): name for name, p in self.module.named_parameters() if p.requires_grad}
-        missing = [name for key, name in trainable.items() if key not in given]
-        if missing:
-            raise ConfigError(
-                f"optimizer: {missing[0]} is trainable but not among its parameters "
-                f"({len(missing)} such); call requires_grad_(False) on what should not move"
-            )
-        group = optimizer.param_groups[0]
-        logger.warning(
-            "optimizer %s: only its lr (%g) and weight_decay (%g) are used; the update is "
-            "zeroth-order", type(optimizer).__name__, group["lr"], group.get("weight_decay", 0.0),
-        )  # fmt: skip
+        optimizer = caller_optimizer.made_by(client_optimizer, model_parameters)
+        self.optimizer = self.basic_optimizer = optimizer
+        if not isinstance(optimizer, ScheduledScalars):
+            caller_optimizer.check_covers("optimizer", optimizer.param_groups, self.module)
+            caller_optimizer.tell(optimizer)
+        caller_optimizer.check_alike(optimizer)
 
     def _take_model_step(self, lr_kwargs: dict | None = None) -> None:
         """On the accumulation boundary: reduce, record, update; then what DeepSpeed counts."""

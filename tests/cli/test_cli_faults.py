@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cli.common import Child, Task, assert_one_line, invoke, make_task, tree, write_tsv
+from zo_offload.errors import ZOError
 
 Changes = dict[str, Any]
 NOBODY = 65534
@@ -334,3 +335,36 @@ def test_unknown_options_and_commands():
         done = invoke(arguments)
         assert done.exit_code == 2
         assert done.stderr.splitlines()[-1].startswith("Error: ")
+
+
+MEMORY = {
+    "on a CPU": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 1 byte."),
+    "on an accelerator": torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB"),
+    "of Python": MemoryError(),
+}
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_memory_that_runs_out_is_one_line(
+    own: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    def fail(*_: Any) -> None:
+        raise MEMORY[name]
+
+    monkeypatch.setattr("zo_offload.run._take_steps", fail)
+    assert_one_line(invoke(own.arguments(tmp_path / "run")), "^Error: out of memory")
+
+
+@pytest.mark.parametrize("error", [OSError("no such device"), ZOError("alone")])
+def test_a_rank_of_mpi_that_ends_alone_ends_the_others(
+    own: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    def fail(*_: Any) -> None:
+        raise error
+
+    aborted: list[None] = []
+    monkeypatch.setattr("zo_offload.run.train", fail)
+    monkeypatch.setattr("zo_offload.process_group.abort", lambda: aborted.append(None))
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
+    assert f"Error: rank 1: {error}" in invoke(own.arguments(tmp_path / "run")).stderr
+    assert aborted == [None]

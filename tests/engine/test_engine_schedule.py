@@ -92,6 +92,26 @@ def test_an_optimizer_of_some_parameters_is_refused(make_engine):
     make_engine(model)  # nothing of the refused engine is left on it
 
 
+def test_parameters_that_say_otherwise_than_the_model_are_refused(make_engine):
+    model = net()
+    with pytest.raises(ConfigError, match=r"model_parameters: blocks.0.weight is trainable"):
+        make_engine(model, model_parameters=model.inputs.parameters())
+    stray = torch.nn.Parameter(torch.ones(1))
+    everything = [*model.parameters(), stray]
+    with pytest.raises(ConfigError, match=r"1 of its parameters are not the model's"):
+        make_engine(model, optimizer=torch.optim.SGD(everything, lr=1.0))
+    make_engine(model, model_parameters=[{"params": list(model.parameters())}])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "words"),
+    [("SGD", "found 'SGD'"), (lambda parameters: 3, "the function returned int")],
+)
+def test_what_is_no_optimizer_is_refused(make_engine, optimizer: Any, words: str):
+    with pytest.raises(ConfigError, match=words):
+        make_engine(optimizer=optimizer)
+
+
 def test_what_is_taken_from_a_clients_optimizer_is_said(make_engine, caplog):
     model = net()
     make_engine(model, optimizer=torch.optim.AdamW(model.parameters(), lr=0.5))
