@@ -6,16 +6,22 @@ thing: ``make quickstart MODEL=facebook/opt-125m TASK=sst2``, or a local Hugging
 a TSV or JSONL file (``DEV=`` names a held-out one; else every fifth example is held out).
 """
 
+import hashlib
+import json
+import os
+import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from zo_offload.cli import fails_in_one_line
+from zo_offload.cli import Interrupted, fails_in_one_line
 from zo_offload.errors import ConfigError
 from zo_offload.tasks import split_file
 from zo_offload.tasks.named import fetch_task
@@ -37,13 +43,20 @@ class Job:
     labels: str
 
 
+STEPS = click.IntRange(min=1)
+STEPS.name = "whole number"
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--model", help="Hugging Face directory or model id (default: made here).")
 @click.option("--task", help="A name (sst2), or a TSV or JSONL file.")
 @click.option("--dev", type=Path, help="Held-out examples, when --task is a file.")
 @click.option("--template", help='Prompt, e.g. "{sentence} It was".')
 @click.option("--labels", help='Label words, e.g. " terrible, great".')
-@click.option("--steps", type=click.IntRange(min=1), default=DEFAULT_STEPS, show_default=True)
+@click.option("--steps", type=STEPS, default=DEFAULT_STEPS, show_default=True)
+@click.option(
+    "--dev-limit", type=click.IntRange(min=1), help="Use only the first examples held out."
+)
 @click.option("--config", type=Path, default=ROOT / "configs" / "quickstart.json")
 @click.option("--output", type=Path, help="Where the run goes (default: under runs/).")
 @fails_in_one_line
@@ -53,29 +66,68 @@ def main(
     dev: Path | None,
     template: str | None,
     labels: str | None,
-    steps: int,
-    config: Path,
     output: Path | None,
+    **options: Any,
 ) -> None:
     """Fine-tune a model through the deepspeed launcher, its blocks streamed from host memory."""
     if (model is None) != (task is None):
-        raise ConfigError("--model and --task (MODEL=, TASK=) go together: give both, or neither")
+        raise ConfigError(
+            "--model and --task (MODEL=, TASK=) go together: the model made here knows the "
+            "sentences made here, and no others"
+        )
     job = embedded_job() if model is None or task is None else chosen_job(model, task, dev)
-    name = "quickstart" if model is None else f"{Path(model).name}-{Path(task or '').stem}"
-    command = [
-        str(Path(sys.executable).with_name("deepspeed")),
-        "--num_accelerators=1",
-        str(ROOT / "launcher" / "train.py"),
-        f"--model={job.model}",
-        f"--train={job.train}",
-        f"--dev={job.dev}",
-        f"--template={template or job.template}",
-        f"--labels={labels or job.labels}",
-        f"--steps={steps}",
-        f"--config={config}",
-        f"--output={output or RUNS / name}",
+    job = replace(job, template=template or job.template, labels=_whole(labels) or job.labels)
+    console.print(
+        f"model {job.model}, training on {job.train}, held out {job.dev}\n"
+        f"prompt {json.dumps(job.template)} (TEMPLATE=), label words {json.dumps(job.labels)} "
+        "(LABELS=)",
+        markup=False,
+        soft_wrap=True,
+    )
+    given = {"model": job.model, "train": job.train, "dev": job.dev, "template": job.template}
+    given |= {"labels": job.labels, **options}
+    given["output"] = output or RUNS / run_name(model, task, given)
+    flags = [
+        f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None
     ]
-    sys.exit(subprocess.run(command, check=False).returncode)
+    launch([str(ROOT / "launcher" / "train.py"), *flags])
+
+
+def _whole(labels: str | None) -> str | None:
+    """Label words as they were given: make drops the blank that a variable begins with."""
+    words = (labels or "").split(",")
+    dropped = "MAKELEVEL" in os.environ and len(words) > 1 and not words[0].startswith((" ", "["))
+    if labels and dropped and all(word.startswith(" ") for word in words[1:]):
+        return f" {labels}"
+    return labels
+
+
+def run_name(model: str | None, task: str | None, given: Mapping[str, Any]) -> str:
+    """A folder of its own for every other command, so that none trips over another's run."""
+    if model is None and given["steps"] == DEFAULT_STEPS and given["dev_limit"] is None:
+        return "quickstart"
+    name = "quickstart" if model is None else f"{Path(model).name}-{Path(task or '').stem}"
+    asked = json.dumps({key: str(value) for key, value in given.items()}, sort_keys=True)
+    return f"{name}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+
+
+def launch(program: list[str]) -> None:
+    """Run a program under the deepspeed launcher, and end as it ends."""
+    deepspeed = str(Path(sys.executable).with_name("deepspeed"))
+    # In a session of its own: Ctrl-C comes here, and the launcher is told in its own way.
+    with subprocess.Popen(
+        [deepspeed, "--num_accelerators=1", *program], start_new_session=True
+    ) as it:
+        try:
+            code = it.wait()
+        except KeyboardInterrupt:
+            it.send_signal(signal.SIGTERM)
+            it.wait()
+            raise Interrupted("interrupted; the same command continues the run") from None
+    if code < 0:
+        reason = f"was ended by {signal.Signals(-code).name}"
+        raise click.ClickException(f"the launcher {reason}; the same command continues the run")
+    sys.exit(code)
 
 
 def embedded_job() -> Job:
@@ -87,11 +139,11 @@ def embedded_job() -> Job:
     loss_column = TextColumn("loss {task.fields[loss]}")
     columns = (TextColumn("pretraining a small OPT"), BarColumn(), loss_column)
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
-        shown = bar.add_task("", total=None, loss="-")
+        shown = bar.add_task("", total=None, loss="-", visible=False)
         make_embedded(
             folder,
             progress=lambda step, steps, loss: bar.update(
-                shown, completed=step, total=steps, loss=f"{loss:.3f}"
+                shown, completed=step, total=steps, loss=f"{loss:.3f}", visible=True
             ),
         )
     return Job(
@@ -118,7 +170,8 @@ def chosen_job(model: str, task: str, dev: Path | None) -> Job:
 def split(path: Path) -> tuple[Path, Path]:
     """A copy of a data file without every fifth example, and one of those."""
     parts = zip(("train", "dev"), split_file(path), strict=True)
-    folder = RUNS / "tasks" / path.stem
+    origin = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    folder = RUNS / "tasks" / f"{path.stem}-{origin}"
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, lines in parts:

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from click import ClickException
+from click.testing import CliRunner
 
 from zo_offload.errors import TaskError
 from zo_offload.tasks import read_examples, split_file
@@ -52,3 +54,54 @@ def test_one_example_cannot_be_divided(tmp_path):
     path.write_text('{"sentence": "a", "label": 0}\n')
     with pytest.raises(TaskError, match="only one example; expected at least 2"):
         split_file(path)
+
+
+@pytest.mark.parametrize(
+    ("by_make", "given", "meant"),
+    [
+        (True, "review, story", " review, story"),  # make has dropped the first blank
+        (True, "review,story", "review,story"),
+        (True, '["a", " b"]', '["a", " b"]'),
+        (False, "review, story", "review, story"),  # refused later, by name
+        (True, None, None),
+    ],
+)
+def test_a_blank_that_make_drops_is_put_back(
+    quickstart, monkeypatch: pytest.MonkeyPatch, by_make: bool, given: str, meant: str
+):
+    monkeypatch.delenv("MAKELEVEL", raising=False)
+    if by_make:
+        monkeypatch.setenv("MAKELEVEL", "1")
+    assert quickstart._whole(given) == meant
+
+
+def test_every_other_command_has_a_folder_of_its_own(quickstart):
+    given = {"steps": 600, "dev_limit": None, "template": "{sentence}"}
+    assert quickstart.run_name(None, None, given) == "quickstart"
+    names = {
+        quickstart.run_name("dir/model", "data.tsv", given | more)
+        for more in ({}, {"steps": 10}, {"template": "x{sentence}"}, {"dev_limit": 5})
+    }
+    assert len(names) == 4
+    assert all(name.startswith("model-data-") for name in names)
+
+
+def test_model_and_task_go_together(quickstart):
+    done = CliRunner().invoke(quickstart.main, ["--model", "somewhere"])
+    assert done.exit_code == 1
+    assert "go together: the model made here knows" in done.stderr
+
+
+def test_the_job_is_launched_and_its_end_is_ours(quickstart, tmp_path, monkeypatch, capfd):
+    launcher = tmp_path / "deepspeed"
+    launcher.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\nexit 3\n")
+    launcher.chmod(0o755)
+    monkeypatch.setattr(quickstart.sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(SystemExit, match="3"):
+        quickstart.launch(["train.py", "--labels= a, b"])
+    assert capfd.readouterr().out.splitlines() == [
+        "--num_accelerators=1", "train.py", "--labels= a, b"
+    ]  # fmt: skip
+    launcher.write_text("#!/bin/sh\nkill -9 $$\n")
+    with pytest.raises(ClickException, match="was ended by SIGKILL; the same command continues"):
+        quickstart.launch([])

@@ -101,7 +101,7 @@ TRAIN_OPTIONS = (
     click.option("--output", required=True, metavar="DIR",
                  help="Where the run goes; the same command continues it."),
     click.option("--eval-every", type=click.IntRange(min=1),
-                 help="Steps between evaluations (default: a tenth)."),
+                 help="Steps between evaluations (default: a tenth of --steps, at least 10)."),
 )
 # fmt: on
 
@@ -253,7 +253,7 @@ def summary_lines(summary: "Summary", directory: str) -> list[str]:
     noise, sent = summary.noise_over_signal, summary.rank_bytes_per_step
     rows = {
         "accuracy": f"{summary.accuracy_before:.4f} -> {summary.accuracy_after:.4f}",
-        "dev loss": f"{summary.loss_before:.4f} -> {summary.loss_after:.4f}",
+        "dev loss": f"{as_loss(summary.loss_before)} -> {as_loss(summary.loss_after)}",
         "model": f"{summary.model_parameters:,} parameters, {as_bytes(summary.model_bytes)}",
         "weights on the device": f"{as_bytes(summary.peak_device_bytes)} at the peak",
         "weights on the host": as_bytes(summary.host_bytes),
@@ -282,6 +282,16 @@ def as_bytes(count: int) -> str:
     while value >= 1024:
         value, unit = value / 1024, next(units)
     return f"{value:.1f} {unit}"
+
+
+def as_loss(value: float | None) -> str:
+    """Four digits.
+
+    Example:
+        >>> as_loss(0.5), as_loss(None)
+        ('0.5000', 'not finite')
+    """
+    return "not finite" if value is None else f"{value:.4f}"
 
 
 def as_speed(steps_per_second: float) -> str:
@@ -349,7 +359,9 @@ def _quiet() -> None:
     deepspeed.addFilter(_is_ours_to_show)
     ours = logging.getLogger("zo_offload")
     if not any(isinstance(handler, _OneLineWarnings) for handler in ours.handlers):
-        ours.addHandler(_OneLineWarnings(logging.WARNING))
+        # The first rank's are every rank's.
+        level = logging.ERROR if launched.rank() else logging.WARNING
+        ours.addHandler(_OneLineWarnings(level))
     import transformers
 
     transformers.utils.logging.set_verbosity_error()

@@ -6,6 +6,7 @@ micro-batch is padded by itself alone, no example is left out, and where a run s
 the examples consumed. One pass through the loader is as many whole steps as the data set fills.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from zo_offload.errors import ConfigError
 from zo_offload.tasks.sampler import batch_at
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,15 @@ class Loader:
             "pin_memory": pin_memory,
         }
         self._iterable = isinstance(dataset, IterableDataset)
-        if not self._iterable and len(dataset) == 0:
+        if self._iterable:
+            return
+        if len(dataset) == 0:
             raise ConfigError("training_data: the data set is empty")
+        if len(dataset) < share.examples_per_step:
+            logger.warning(
+                "training_data: one step takes %s examples, the data set holds %s: each comes "
+                "several times a step", f"{share.examples_per_step:,}", f"{len(dataset):,}",
+            )  # fmt: skip
 
     def __len__(self) -> int:
         """Micro-batches of this rank in one pass: at least one whole step."""

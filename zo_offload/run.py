@@ -16,6 +16,7 @@ another command may take the directory over.
 """
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -64,7 +65,11 @@ DEFAULT_CONFIG: dict[str, Any] = {
         "offload_param": {"device": "cpu"},
     },
 }
+logger = logging.getLogger(__name__)
+
 NUM_EVALUATIONS = 10
+LEAST_EVAL_EVERY = 10
+MOST_STEPS = 2**32 - 1  # a step is one word of the noise counter
 FINISHED = b"finished"
 SCORES = struct.Struct("<ddQ")  # accuracy, loss, number of examples
 
@@ -100,8 +105,8 @@ class Summary:
     steps: int
     accuracy_before: float
     accuracy_after: float
-    loss_before: float
-    loss_after: float
+    loss_before: float | None
+    loss_after: float | None
     model_parameters: int
     model_bytes: int
     peak_device_bytes: int
@@ -162,8 +167,8 @@ def _ranks() -> Replica:
 
 def _asked_for(options: RunOptions) -> tuple[dict[str, Any], "Task", dict[str, Any]]:
     """Config, task, and what makes this run this run: all that needs no weights."""
-    if options.steps < 1:
-        raise ConfigError(f"--steps: expected at least 1, found {options.steps}")
+    if not 1 <= options.steps <= MOST_STEPS:
+        raise ConfigError(f"--steps: expected 1 to {MOST_STEPS:,}, found {options.steps}")
     config, task = _task(options, options.train)
     return config, task, what_is_asked(asdict(options), config)
 
@@ -232,9 +237,10 @@ class Task:
         """Read the tokenizer, and turn examples into tokens that fit the model's context."""
         from zo_offload.integrations.hf import limits, load_tokenizer
 
-        with reporter.phase(f"encoding {sum(map(len, self._examples)):,} examples"):
+        with reporter.phase(f"reading the tokenizer of {self.model_name}"):
             self.tokenizer = load_tokenizer(self.model_name)
             limit, rows = limits(self.model_name)
+        with reporter.phase(f"encoding {sum(map(len, self._examples)):,} examples"):
             self.train, self.dev = (
                 encode(part, self._prompt, self.tokenizer, limit, truncate=self._options.truncate)
                 for part in self._examples
@@ -256,11 +262,21 @@ class Task:
             )
 
 
-def _check_settings(config: Mapping[str, Any]) -> None:
-    """DeepSpeed's part of the JSON, which takes seconds to import."""
+def _check_settings(config: Mapping[str, Any]) -> tuple[int, int]:
+    """DeepSpeed's part of the JSON, which takes seconds to import; sizes of batch, micro-batch."""
     from zo_offload.deepspeed_json import read_settings
 
-    read_settings(config)
+    read = read_settings(config).deepspeed
+    return read.train_batch_size, read.train_micro_batch_size_per_gpu
+
+
+def _warn_of_size(size: int, at_once: int, num_examples: int) -> None:
+    if 0 < num_examples < size:
+        logger.warning(
+            "train_batch_size: %s examples a step, and --train holds %s: each comes several times "
+            "a step, %s in one forward (train_micro_batch_size_per_gpu)",
+            f"{size:,}", f"{num_examples:,}", f"{at_once:,}",
+        )  # fmt: skip
 
 
 def _start_engine(
@@ -274,8 +290,9 @@ def _start_engine(
 
     config = _without_journal(config)
     with reporter.phase("reading the config"):
-        replica.all_or_none(lambda: _check_settings(config))
+        sizes = replica.all_or_none(lambda: _check_settings(config))
     replica.all_or_none(lambda: task.encode(reporter))
+    _warn_of_size(*sizes, len(task.train))
 
     def linear_decay(optimizer: Any) -> LambdaLR:
         return LambdaLR(optimizer, lambda step: max(0.0, 1.0 - step / steps) if steps else 1.0)
@@ -298,7 +315,7 @@ def _take_steps(
     engine: Any, task: Task, options: RunOptions, metrics: Metrics | None, reporter: Reporter
 ) -> None:
     steps, replica = options.steps, engine.stepper.replica
-    every = options.eval_every or max(1, steps // NUM_EVALUATIONS)
+    every = options.eval_every or max(LEAST_EVAL_EVERY, steps // NUM_EVALUATIONS)
     reporter.on_start(engine.global_steps, steps)
     for step in range(engine.global_steps, steps + 1):
         if step % every == 0 or step == steps:
@@ -367,15 +384,20 @@ def _summarize(engine: Any, metrics: Metrics, journal: Path, taken: int) -> Summ
         steps=steps,
         accuracy_before=before[0],
         accuracy_after=after[0],
-        loss_before=before[1],
-        loss_after=after[1],
+        loss_before=_finite(before[1]),
+        loss_after=_finite(after[1]),
         model_parameters=weights.map.num_parameters,
         model_bytes=weights.map.forward_bytes,
         peak_device_bytes=weights.arena.peak_bytes,
         host_bytes=weights.host_bytes,
         rank_bytes_per_step=engine.stepper.replica.step_bytes // taken if taken else None,
-        noise_over_signal=noise.ratio if noise and math.isfinite(noise.ratio) else None,
+        noise_over_signal=_finite(noise.ratio) if noise else None,
     )
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no other numbers."""
+    return value if math.isfinite(value) else None
 
 
 def _read_summary(path: Path) -> Summary:

@@ -6,12 +6,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from zo_offload import Stepper, ZOConfig
 
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+if len(sys.argv) != 3:
+    sys.exit(__doc__)
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
 batch = tokenizer(["The plot was great.", "A dull film."], return_tensors="pt", padding=True)
-batch["labels"] = batch["input_ids"]
+batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
 with Stepper(model, ZOConfig(eps=1e-3, offload_param={"device": "cpu"})) as stepper:
     for _ in range(20):
         result = stepper.train_step([batch], lr=1e-5)
         print(f"step {result.step}: loss {result.loss:.4f}")
-    model.save_pretrained(sys.argv[2])
+model.save_pretrained(sys.argv[2])
+tokenizer.save_pretrained(sys.argv[2])

@@ -180,8 +180,9 @@ DATA = {
 }
 
 CONFIGS = {
-    "no steps": (given(steps=0), "--steps: expected at least 1, found 0"),
-    "negative steps": (given(steps=-3), "--steps: expected at least 1, found -3"),
+    "no steps": (given(steps=0), "--steps: expected 1 to .*, found 0"),
+    "steps without end": (given(steps=10**21), "--steps: expected 1 to 4,294,967,295, found"),
+    "negative steps": (given(steps=-3), "--steps: expected 1 to .*, found -3"),
     "no config": (given(config="/nowhere.json"), "/nowhere.json: cannot read the config: No such"),
     "malformed": (config('{"train_batch_size": 4,}'), r"spoilt\.json:1:\d+: malformed JSON"),
     "empty config": (config(""), "malformed JSON"),

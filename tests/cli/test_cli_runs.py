@@ -250,6 +250,7 @@ def test_fewer_examples_than_a_batch(task, tmp_path):
     write_tsv(data, 3)
     done = invoke(task.arguments(tmp_path / "run", train=data, steps=2, eval_every=None))
     assert done.exit_code == 0, done.output
+    assert "Warning: train_batch_size: 4 examples a step, and --train holds 3" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["bf16", "fp16"])

@@ -16,8 +16,8 @@ from zo_offload import cli
 
 BIN = Path(sys.executable).parent
 BEGINNING = [
-    "starting", "reading the config", "encoding 37 examples", "loading ", "opening ",
-    "step 0: dev accuracy ",
+    "starting", "reading the config", "reading the tokenizer of ", "encoding 37 examples",
+    "loading ", "opening ", "step 0: dev accuracy ",
 ]  # fmt: skip
 
 

@@ -57,7 +57,7 @@ def test_unknown_field_names_the_available_and_the_nearest():
     [
         (" terrible, great", (" terrible", " great")),
         ("terrible,great", ("terrible", "great")),
-        ("terrible,   great ", ("terrible", " great")),
+        (" terrible,   great ", (" terrible", " great")),
         (" very bad, very good", (" very bad", " very good")),
         ('[" yes, it is", "no "]', (" yes, it is", "no ")),
     ],
@@ -132,3 +132,12 @@ def test_any_labels_are_words_that_name_themselves_or_are_refused(labels):
         indices = [prompt.label_index(_example(word)) for word in prompt.words]
         assert indices == list(range(len(prompt.words)))
         assert len(indices) >= 2
+
+
+@pytest.mark.parametrize("labels", ["review, story", " review,story"])
+def test_words_with_and_without_a_leading_space_are_refused(labels: str):
+    with pytest.raises(
+        TaskError, match=r'expected all or none; or a list: \[" review", " story"\]'
+    ):
+        Prompt("{sentence}", labels)
+    assert Prompt("{sentence}", '["review", " story"]').words == ("review", " story")

@@ -102,7 +102,8 @@ def _parse_template(template: str) -> Pieces:
 
 def _parse_labels(labels: str) -> tuple[str, ...]:
     where = f"labels {quote(labels)}"
-    words = _json_words(labels, where) if labels.lstrip().startswith("[") else _comma_words(labels)
+    is_list = labels.lstrip().startswith("[")
+    words = _json_words(labels, where) if is_list else _comma_words(labels)
     names = [word.strip() for word in words]
     if len(words) < 2:
         refuse(where, f"{len(words)} label word", "expected at least 2, separated by commas")
@@ -113,6 +114,10 @@ def _parse_labels(labels: str) -> tuple[str, ...]:
         refuse(where, f"{quote(name)} stands {count} times", "expected words that differ")
     if fault := text_fault("".join(words)):
         refuse(where, f"holds {fault}", "remove it")
+    if not is_list and len({word.startswith(" ") for word in words}) > 1:
+        shown = json.dumps([f" {name}" for name in names])
+        fault = "some words have a leading space and others have none, which is another token"
+        refuse(where, fault, f"expected all or none; or a list: {shown}")
     return words
 
 
