@@ -13,11 +13,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
+import psutil
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -114,20 +116,28 @@ def run_name(model: str | None, task: str | None, given: Mapping[str, Any]) -> s
 def launch(program: list[str]) -> None:
     """Run a program under the deepspeed launcher, and end as it ends."""
     deepspeed = str(Path(sys.executable).with_name("deepspeed"))
-    # In a session of its own: Ctrl-C comes here, and the launcher is told in its own way.
+    # In a session of its own: the launcher would meet Ctrl-C with a traceback.
     with subprocess.Popen(
         [deepspeed, "--num_accelerators=1", *program], start_new_session=True
     ) as it:
         try:
             code = it.wait()
         except KeyboardInterrupt:
-            it.send_signal(signal.SIGTERM)
+            interrupt_ranks(it.pid)
             it.wait()
             raise Interrupted("interrupted; the same command continues the run") from None
     if code < 0:
         reason = f"was ended by {signal.Signals(-code).name}"
         raise click.ClickException(f"the launcher {reason}; the same command continues the run")
     sys.exit(code)
+
+
+def interrupt_ranks(launcher: int) -> None:
+    """Ctrl-C for the programs under a launcher, after which it ends by itself."""
+    for process in psutil.Process(launcher).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if not process.children():
+                process.send_signal(signal.SIGINT)
 
 
 def embedded_job() -> Job:

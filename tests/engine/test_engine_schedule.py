@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.optim.lr_scheduler import LambdaLR, StepLR
 
 from engine.common import LR, batch, config, net, same, weights
@@ -170,6 +171,28 @@ def test_the_csv_monitor_gets_loss_and_rate(make_engine, tmp_path, gas: int):
     assert column(tmp_path / "job" / "Train_Samples_lr.csv") == (samples, [LR] * 3)
     norms = column(tmp_path / "job" / "Train_Samples_grad_norm.csv")[1]
     assert norms[-1] == pytest.approx(engine.get_global_grad_norm())
+
+
+def test_tensorboard_gets_loss_and_rate(make_engine, tmp_path):
+    monitor = {"enabled": True, "output_path": str(tmp_path), "job_name": "job"}
+    engine = make_engine(ds=config(tensorboard=monitor))
+    losses = [float(engine.train_batch(iter([batch(number)]))) for number in range(3)]
+    engine.monitor.tb_monitor.summary_writer.close()
+    accumulator = EventAccumulator(str(tmp_path / "job"))
+    accumulator.Reload()
+    shown = accumulator.Scalars("Train/Samples/train_loss")
+    assert [event.step for event in shown] == [4, 8, 12]
+    assert [event.value for event in shown] == pytest.approx(losses)
+    assert {"Train/Samples/grad_norm", "Train/Samples/lr"} <= set(accumulator.Tags()["scalars"])
+
+
+def test_weights_and_biases_without_a_network(make_engine, tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    engine = make_engine(ds=config(wandb={"enabled": True, "project": "test"}))
+    engine.train_batch(iter([batch()]))
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
 
 @pytest.mark.parametrize("calls", ["forward", "train_batch"])
