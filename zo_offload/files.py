@@ -12,10 +12,21 @@ ASIDE = ".new"
 BEFORE = ".old"
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Adds the file's name to errors of an open file, which come without one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Write aside, sync, rename."""
     aside = path.with_name(path.name + ASIDE)
-    with aside.open("wb") as file:
+    with naming(path), aside.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

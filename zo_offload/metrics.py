@@ -14,7 +14,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from zo_offload.files import write_file
+from zo_offload.files import naming, write_file
 from zo_offload.journal import Record
 from zo_offload.journal.files import write_whole
 from zo_offload.tasks import Evaluation
@@ -52,7 +52,7 @@ class Metrics:
     def add_evaluation(self, evaluation: Evaluation) -> None:
         """The dev set, before the next step."""
         self._pending = _evaluation_row(evaluation)
-        write_whole(self._file, _lines([self._pending_row]), self._end)
+        self._write(_lines([self._pending_row]))
         os.fsync(self._file.fileno())
 
     def mend_evaluation(self, step: int, evaluation: Evaluation) -> None:
@@ -65,7 +65,7 @@ class Metrics:
         """A step that was taken."""
         row = self._pending | _row(record) | {"seconds": f"{seconds:.4f}"}
         line = _lines([row])
-        write_whole(self._file, line, self._end)
+        self._write(line)
         self._end += len(line)
         self.rows.append(row)
         self._pending = dict.fromkeys(EVALUATION, "")
@@ -73,6 +73,10 @@ class Metrics:
     def close(self) -> None:
         """Close the file; every row is in it."""
         self._file.close()
+
+    def _write(self, lines: bytes) -> None:
+        with naming(self._path):
+            write_whole(self._file, lines, self._end)
 
     def _make(self) -> None:
         content = _lines([dict(zip(COLUMNS, COLUMNS, strict=True)), *self.rows])

@@ -20,40 +20,31 @@ import logging
 import math
 import os
 import shutil
-import struct
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from zo_offload import files, launched
 from zo_offload.config import load_json, parse_config
-from zo_offload.errors import ConfigError, ModelError
+from zo_offload.errors import ConfigError
 from zo_offload.journal import Journal
 from zo_offload.metrics import Metrics, draw_curve
 from zo_offload.replica import Replica
 from zo_offload.reporter import Reporter
 from zo_offload.run_directory import as_json, claimed, holds, journal_path, what_is_asked
+from zo_offload.run_evaluation import evaluate_on_ranks
+from zo_offload.run_task import Task, TaskOptions
 from zo_offload.tasks import (
     Encoded,
     Evaluation,
-    Example,
-    Prompt,
     batch_at,
     collate,
-    encode,
-    evaluation_batches,
     option_forward,
     option_loss,
     read_examples,
-    score,
-    summarize,
 )
 
 DEFAULT_CONFIG: dict[str, Any] = {
@@ -71,20 +62,6 @@ NUM_EVALUATIONS = 10
 LEAST_EVAL_EVERY = 10
 MOST_STEPS = 2**32 - 1  # a step is one word of the noise counter
 FINISHED = b"finished"
-SCORES = struct.Struct("<ddQ")  # accuracy, loss, number of examples
-
-
-@dataclass(frozen=True)
-class TaskOptions:
-    """A model and a classification task."""
-
-    model: str
-    dev: str
-    template: str
-    labels: str
-    config: str | None = None
-    truncate: bool = False
-    dev_limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -150,7 +127,7 @@ def evaluate_model(options: TaskOptions, reporter: Reporter) -> Evaluation:
     config, task = replica.all_or_none(lambda: _task(options))
     engine = _start_engine(replica, task, config, reporter)
     try:
-        return _evaluate(engine, task.dev, reporter)
+        return evaluate_on_ranks(engine, task.dev, reporter)
     finally:
         engine.destroy()
 
@@ -165,7 +142,7 @@ def _ranks() -> Replica:
     return process_group.replica()
 
 
-def _asked_for(options: RunOptions) -> tuple[dict[str, Any], "Task", dict[str, Any]]:
+def _asked_for(options: RunOptions) -> tuple[dict[str, Any], Task, dict[str, Any]]:
     """Config, task, and what makes this run this run: all that needs no weights."""
     if not 1 <= options.steps <= MOST_STEPS:
         raise ConfigError(f"--steps: expected 1 to {MOST_STEPS:,}, found {options.steps}")
@@ -173,14 +150,14 @@ def _asked_for(options: RunOptions) -> tuple[dict[str, Any], "Task", dict[str, A
     return config, task, what_is_asked(asdict(options), config)
 
 
-def _task(options: TaskOptions, train: str | None = None) -> tuple[dict[str, Any], "Task"]:
+def _task(options: TaskOptions, train: str | None = None) -> tuple[dict[str, Any], Task]:
     config = load_json(options.config) if options.config else DEFAULT_CONFIG
     parse_config(config)
     return config, Task(options, None if train is None else read_examples(train))
 
 
 def _run(
-    engine: Any, task: "Task", options: RunOptions, journal: Path, reporter: Reporter
+    engine: Any, task: Task, options: RunOptions, journal: Path, reporter: Reporter
 ) -> Summary | None:
     replica, directory = engine.stepper.replica, Path(options.output)
     metrics: Metrics | None = None
@@ -190,7 +167,7 @@ def _run(
             metrics = Metrics(directory / "metrics.csv", records)
         lost = metrics is not None and bool(metrics.rows) and metrics.evaluation(0) is None
         if _on_every_rank(replica, lost):  # the file was lost, the base is at hand
-            found = _evaluate(engine, task.dev, reporter)
+            found = evaluate_on_ranks(engine, task.dev, reporter)
             if metrics is not None:
                 metrics.mend_evaluation(0, found)
         with reporter.phase(f"opening {journal}"):
@@ -219,47 +196,6 @@ def _run(
 def _on_every_rank(replica: Replica, answer: bool) -> bool:
     """The first rank's answer."""
     return bool(replica.share(lambda: bytes([answer]))[0])
-
-
-class Task:
-    """Data, prompt and tokenizer of a run: what can be refused before weights are read."""
-
-    def __init__(self, options: TaskOptions, train: list[Example] | None = None) -> None:
-        self._options = options
-        self._prompt = Prompt(options.template, options.labels)
-        self._examples = (train or [], read_examples(options.dev)[: options.dev_limit])
-        self.model_name = options.model
-        self.tokenizer: Any = None
-        self.train: list[Encoded] = []
-        self.dev: list[Encoded] = []
-
-    def encode(self, reporter: Reporter) -> None:
-        """Read the tokenizer, and turn examples into tokens that fit the model's context."""
-        from zo_offload.integrations.hf import limits, load_tokenizer
-
-        with reporter.phase(f"reading the tokenizer of {self.model_name}"):
-            self.tokenizer = load_tokenizer(self.model_name)
-            limit, rows = limits(self.model_name)
-        with reporter.phase(f"encoding {sum(map(len, self._examples)):,} examples"):
-            self.train, self.dev = (
-                encode(part, self._prompt, self.tokenizer, limit, truncate=self._options.truncate)
-                for part in self._examples
-            )
-        self._check_vocabulary(rows)
-
-    def _check_vocabulary(self, rows: int | None) -> None:
-        """Tokens are looked up in the embedding; a row that is not there ends in a crash."""
-        tokens = [
-            (max((*one.context, *(t for option in one.options for t in option))), example.where)
-            for part, examples in zip((self.train, self.dev), self._examples, strict=True)
-            for one, example in zip(part, examples, strict=True)
-        ]
-        largest, where = max(tokens, default=(0, ""))
-        if rows is not None and largest >= rows:
-            raise ModelError(
-                f"{self.model_name}: token {largest} of {where} has no row in the embedding, which "
-                f"has {rows}; tokenizer and model do not belong together"
-            )
 
 
 def _check_settings(config: Mapping[str, Any]) -> tuple[int, int]:
@@ -321,7 +257,7 @@ def _take_steps(
         if step % every == 0 or step == steps:
             missing = metrics is not None and metrics.evaluation(step) is None
             if _on_every_rank(replica, missing):
-                found = _evaluate(engine, task.dev, reporter)
+                found = evaluate_on_ranks(engine, task.dev, reporter)
                 if metrics is not None:
                     metrics.add_evaluation(found)
             if metrics is not None:
@@ -343,34 +279,6 @@ def _micro_batches(engine: Any, examples: list[Encoded], step: int) -> Iterator[
     starts = range(0, len(chosen), size)
     for first in starts[replica.rank :: replica.world_size]:
         yield collate([examples[index] for index in chosen[first : first + size]])
-
-
-def _evaluate(engine: Any, examples: list[Encoded], reporter: Reporter) -> Evaluation:
-    """Every rank a share of the batches; the same numbers on every rank, whatever their number."""
-    replica = engine.stepper.replica
-    batch_size = 2 * engine.train_micro_batch_size_per_gpu()  # as many rows as a step's two lanes
-    count = -(-len(examples) // batch_size)
-    mine = islice(evaluation_batches(examples, batch_size), replica.rank, None, replica.world_size)
-    share = -(-max(count - replica.rank, 0) // replica.world_size)
-    scores = score(engine.stepper.forward, reporter.counted("evaluating", mine, share))
-    packed = b"".join(each.numpy().tobytes() for each in scores)
-    everyone = replica.gather(packed)
-
-    def merged() -> bytes:
-        sizes = [min(batch_size, len(examples) - i * batch_size) for i in range(count)]
-        found = summarize(_in_order(everyone, sizes))
-        return SCORES.pack(found.accuracy, found.loss, found.num_examples)
-
-    return Evaluation(*SCORES.unpack(replica.share(merged)))
-
-
-def _in_order(everyone: list[bytes], sizes: list[int]) -> list[torch.Tensor]:
-    """Scores batch by batch, from every rank's own; rank r of W has batches r, r + W, ..."""
-    parts = []
-    for rank, data in enumerate(everyone):
-        scores = torch.from_numpy(np.frombuffer(data, np.float64).copy()).view(-1, 2)
-        parts.append(scores.split(sizes[rank :: len(everyone)]))
-    return [parts[i % len(everyone)][i // len(everyone)] for i in range(len(sizes))]
 
 
 def _summarize(engine: Any, metrics: Metrics, journal: Path, taken: int) -> Summary:

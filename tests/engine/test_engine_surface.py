@@ -242,14 +242,18 @@ def test_a_module_put_into_training_mode_is_put_back(make_engine):
     assert plain.last_result == changed.last_result
 
 
+CAST = r'cannot be cast or moved; write "bf16" or "fp16" and "offload_param" into the JSON'
 REFUSED = {
-    "half": lambda engine: engine.half(),
-    "bfloat16": lambda engine: engine.bfloat16(),
-    "float": lambda engine: engine.float(),
-    "to a dtype": lambda engine: engine.to(torch.float16),
-    "to a device": lambda engine: engine.to("meta"),
-    "compile": lambda engine: engine.compile(),
-    "load_state_dict": lambda engine: engine.module.load_state_dict({}),
+    "half": (lambda engine: engine.half(), CAST),
+    "bfloat16": (lambda engine: engine.bfloat16(), CAST),
+    "float": (lambda engine: engine.float(), CAST),
+    "to a dtype": (lambda engine: engine.to(torch.float16), CAST),
+    "to a device": (lambda engine: engine.to("meta"), CAST),
+    "compile": (lambda engine: engine.compile(), "compile them before the engine is made"),
+    "load_state_dict": (
+        lambda engine: engine.module.load_state_dict({}),
+        r"load them before the engine is made, or use engine\.load_checkpoint",
+    ),
 }
 
 
@@ -257,8 +261,9 @@ REFUSED = {
 def test_what_would_go_around_the_store_is_refused(make_engine, name: str):
     engine = make_engine()
     before = weights(engine)
-    with pytest.raises(zo_offload.errors.ZOError, match=r"store|JSON|journal|save_pretrained|comp"):
-        REFUSED[name](engine)
+    act, words = REFUSED[name]
+    with pytest.raises(zo_offload.errors.ZOError, match=words):
+        act(engine)
     assert same(weights(engine), before)
     engine.train_batch(iter([batch()]))
 

@@ -17,7 +17,7 @@ from string import Formatter
 from typing import Any
 
 from zo_offload.tasks.reader import Example
-from zo_offload.tasks.wording import listed, nearest, one_line, quote, refuse, text_fault
+from zo_offload.tasks.wording import listed, nearest, printable, quote, refuse, text_fault
 
 JSON_LABELS = '[" no", " yes"]'
 Pieces = tuple[tuple[str, str | None], ...]  # (literal, the name of the field after it)
@@ -91,7 +91,7 @@ def _parse_template(template: str) -> Pieces:
         parts = list(Formatter().parse(template))
     except ValueError as error:
         mend = "expected {field}; write {{ and }} for braces that belong to the text"
-        refuse(where, one_line(str(error)), mend, error)
+        refuse(where, printable(str(error)), mend, error)
     for _, name, spec, conversion in parts:
         if name is not None and (not name or spec or conversion or set(name) & set(".[]{}")):
             refuse(where, f"more or less than a name at {quote('{' + name)}", "expected {field}")

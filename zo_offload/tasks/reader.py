@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zo_offload.tasks.wording import listed, one_line, quote, refuse, text_fault
+from zo_offload.tasks.wording import listed, printable, quote, refuse, text_fault
 
 LABEL = "label"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -46,7 +46,7 @@ def read_examples(path: str | Path) -> list[Example]:
     Raises:
         TaskError: The file cannot be read, or a line in it is not an example.
     """
-    shown = one_line(str(path))
+    shown = printable(str(path))
     lines = _split_lines(shown, _read_bytes(path, shown))
     if not lines:
         refuse(shown, "the file is empty", "expected a header line or JSON objects, and examples")

@@ -16,7 +16,7 @@ def refuse(where: str, fault: str, mend: str, cause: Exception | None = None) ->
     raise TaskError(f"{where}: {fault}; {mend}") from cause
 
 
-def one_line(text: str) -> str:
+def printable(text: str) -> str:
     """`text` as it stands when it prints on one line, else as a Python literal."""
     return text if text.isprintable() else ascii(text)
 
