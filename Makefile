@@ -60,7 +60,7 @@ distclean: clean  ## remove .venv as well
 # torch comes first and by itself: which of its wheels fits, and what that wheel needs, is the
 # platform's business. All else is in the lock, so nothing is resolved and `pip check` proves it.
 # DeepSpeed exists as source only; it is built here without its native ops, so without a compiler.
-$(READY): requirements.lock setup.py pyproject.toml
+$(READY): requirements.lock setup.py pyproject.toml $(wildcard zo_offload/ops/csrc/*)
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(MAKE) --no-print-directory new-venv
 	@echo "$(VENV): installing torch (the largest download)"
 	@$(PIP_INSTALL) -c requirements.lock torch setuptools

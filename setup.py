@@ -6,12 +6,16 @@ optional: an installation without a compiler must succeed, which only code can d
 The bounds below are what the code admits; ``requirements.lock`` holds what the tests run on.
 """
 
+import os
+import platform
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
+CSRC = Path("zo_offload", "ops", "csrc")
 
 RUNTIME = [
     "torch>=2.11,<2.14",
@@ -27,6 +31,72 @@ RUNTIME = [
     "matplotlib>=3.8",
     "psutil>=5.9",
 ]
+
+# Every instruction set of the machine at hand is built, and one chosen when the kernels are loaded.
+X86_64 = {
+    "AVX2": ["-mavx2"],
+    "AVX512": [
+        *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl")),
+        "-mprefer-vector-width=512",
+    ],
+}
+ISAS = {"x86_64": X86_64, "AMD64": X86_64, "aarch64": {"NEON": []}, "arm64": {"NEON": []}}
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-g0",
+    "-ffp-contract=off",  # the bit contract: no multiply is fused with an add
+    "-fno-math-errno",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    # g++ 12 sees uninitialized variables in its own AVX-512 header
+    "-Wno-uninitialized",
+    "-Wno-maybe-uninitialized",
+]
+
+
+class BuildKernels(build_ext):
+    """Compiles one source once for each instruction set, and links a library without Python in it.
+
+    The extension is optional: without a compiler the installation goes on, and torch serves.
+    """
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile and link."""
+        isas = ISAS.get(platform.machine(), {})
+        kernels, dispatch = (str(CSRC / name) for name in ("kernels.cpp", "dispatch.cpp"))
+
+        def compiled(source: str, name: str, flags: list[str]) -> list[str]:
+            return self.compiler.compile(
+                [source],
+                output_dir=os.path.join(self.build_temp, name),
+                extra_postargs=[*FLAGS, *flags],
+                depends=ext.depends,
+            )
+
+        objects = compiled(dispatch, "dispatch", [f"-DZO_WITH_{isa}" for isa in isas])
+        for isa, flags in {"SCALAR": [], **isas}.items():
+            objects += compiled(kernels, isa.lower(), [*flags, f"-DZO_BUILD_{isa}"])
+        self.compiler.link_shared_object(
+            objects,
+            self.get_ext_fullpath(ext.name),
+            extra_postargs=["-pthread"],
+            target_lang="c++",
+        )
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """Of a plain library: it serves any Python."""
+        return os.path.join(*fullname.split(".")) + ".so"
+
+
+KERNELS = Extension(
+    "zo_offload.ops._kernels",
+    sources=[str(CSRC / name) for name in ("dispatch.cpp", "kernels.cpp")],
+    depends=[str(path) for path in sorted(CSRC.glob("*.h"))],
+    language="c++",
+    optional=True,
+)
 
 
 def version() -> str:
@@ -46,6 +116,8 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["zo_offload", "zo_offload.*"]),
+    ext_modules=[KERNELS],
+    cmdclass={"build_ext": BuildKernels},
     install_requires=RUNTIME,
     # accelerate is what transformers.Trainer needs to drive a DeepSpeed engine.
     extras_require={"trainer": ["accelerate>=1.10"], "tasks": ["datasets>=3"]},

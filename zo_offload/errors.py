@@ -49,3 +49,7 @@ class ReplicaError(ZOError):
 
 class DivergedError(ZOError):
     """A loss that is not a finite number."""
+
+
+class KernelError(ZOError):
+    """The native kernels were not built, or were asked for what they do not do."""

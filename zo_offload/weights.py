@@ -24,7 +24,7 @@ from zo_offload.errors import StoreError
 from zo_offload.offload.arena import Arena
 from zo_offload.offload.store import DeviceStore, HostStore, Store
 from zo_offload.offload.streamer import Resident, Streamer
-from zo_offload.ops import Draw, Segment, Span, StepUpdate
+from zo_offload.ops import Draw, Point, Segment, Span, StepUpdate
 from zo_offload.units import AMBIENT, ModelMap, Unit
 from zo_offload.unmanageable import taken
 from zo_offload.views import address_of
@@ -114,13 +114,19 @@ class Weights:
         wanted = (unit.index, len(self.history), draw)
         if self._scratch_holds == wanted:
             return
-        wire = self.pipeline.acquire(unit)
+        if isinstance(self.pipeline, Resident):  # masters at hand: one pass moves and perturbs them
+            self._bring_current(unit, draw)
+            wire = self._store.wire(unit)
+        else:
+            wire = self.pipeline.acquire(unit)
+            for span in unit.spans:
+                if draw is not None and span.trainable:
+                    ops.perturb(
+                        span, span.wire(wire), span.wire(self._scratch), self.direction, draw
+                    )
         for span in unit.spans:
-            target = span.wire(self._scratch)
             if draw is None or not span.trainable:
-                target.copy_(span.wire(wire))
-            else:
-                ops.perturb(span, span.wire(wire), target, self.direction, draw)
+                span.wire(self._scratch).copy_(span.wire(wire))
         self._scratch_holds = wanted
 
     def empty_scratch(self) -> None:
@@ -151,16 +157,19 @@ class Weights:
 
     def bring_current(self, unit: Unit) -> torch.Tensor:
         """Apply what is due to the unit's masters; returns its wire bytes where they rest."""
-        wire = self._store.wire(unit)
+        self._bring_current(unit)
+        return self._store.wire(unit)
+
+    def _bring_current(self, unit: Unit, draw: Draw | None = None) -> None:
+        """Apply what is due; where there is a draw, write the copy along it into the scratch."""
+        wire, rest = self._store.wire(unit), self._store.rest(unit)
         with self._updating:  # the pipeline's worker, or whoever reads a master meanwhile
             due = self.history[self._current_to[unit.index] :]
-            if due:
-                rest = self._store.rest(unit)
-                for span in unit.spans:
-                    if span.trainable:
-                        ops.update(span, span.wire(wire), span.rest(rest), self.direction, due)
-                self._current_to[unit.index] = len(self.history)
-        return wire
+            for span in unit.spans:
+                if span.trainable and (due or draw is not None):
+                    points = [Point(span.wire(self._scratch), draw)] if draw is not None else []
+                    ops.update(span, span.wire(wire), span.rest(rest), self.direction, due, points)
+            self._current_to[unit.index] = len(self.history)
 
     def carried(self, unit: Unit) -> int:
         """Number of steps that the unit's masters carry."""

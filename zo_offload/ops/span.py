@@ -10,9 +10,14 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 ALIGNMENT = 128  # elements; a multiple of every direction's block
+TABLE = np.dtype(
+    [("start", "<u8"), ("stop", "<u8"), ("scale", "<f8"), ("parameter", "<u4"), ("zero", "<u4")]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,16 @@ class Span:
             first, last = max(start, segment.start), min(stop, end)
             found.append((segment, first - segment.start, last - segment.start))
         return found
+
+    @cached_property
+    def table(self) -> npt.NDArray[np.void]:
+        """The segments as kernels read them: start, stop (with padding), scale, parameter."""
+        stops = [*self._starts[1:], self.elements]
+        rows = [
+            (segment.start, stop, segment.scale, segment.parameter_index, 0)
+            for segment, stop in zip(self.segments, stops, strict=True)
+        ]
+        return np.array(rows, TABLE)
 
     @cached_property
     def _starts(self) -> list[int]:

@@ -7,12 +7,12 @@ CPU: a chunk is large enough to hide them and small enough for a third-level cac
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 
 from zo_offload.ops import reference
+from zo_offload.ops.draws import Draw, Point, StepUpdate
 from zo_offload.ops.span import Segment, Span
 
 CHUNK_ELEMENTS = 1 << 20
@@ -21,31 +21,6 @@ CHUNK_ELEMENTS = 1 << 20
 torch.empty(31 << 20, dtype=torch.uint8)
 _LOW = 0xFFFFFFFF
 _SIGN_BIT = -(1 << 31)
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """One direction, and how far to go along it.
-
-    Attributes:
-        seed: 64-bit key.
-        step: Step whose direction it is.
-        probe: Which of the step's directions.
-        coefficient: float64 factor on z.
-    """
-
-    seed: int
-    step: int
-    probe: int
-    coefficient: float
-
-
-@dataclass(frozen=True, slots=True)
-class StepUpdate:
-    """What one step does to every trainable weight: times ``decay``, then minus the draws."""
-
-    decay: float
-    draws: tuple[Draw, ...]
 
 
 @torch.inference_mode()
@@ -58,17 +33,7 @@ def perturb(
     first: int = 0,
     count: int | None = None,
 ) -> None:
-    """Write ``round(decode(wire) + coefficient * z)`` for a stretch of a span.
-
-    Args:
-        span: What the buffers hold.
-        wire: The span's wire elements, ``[elements]`` in the forward's dtype.
-        out: ``[count]`` in the forward's dtype.
-        direction: ``rademacher`` or ``gaussian``.
-        draw: Direction and signed coefficient.
-        first: First element of the stretch, a multiple of 128.
-        count: Its length (default: to the end), a multiple of 128.
-    """
+    """See :func:`zo_offload.ops.perturb`."""
     count = span.elements - first if count is None else count
     for start, stop in _chunks(first, first + count):
         value = _term(span, direction, draw, start, stop, wire.device)
@@ -79,22 +44,27 @@ def perturb(
         elif span.dtype == torch.bfloat16:
             _round_bf16_(value, target)
         else:
-            target.copy_(value)
+            target.copy_(_canonical_(value))
 
 
 @torch.inference_mode()
 def update(
+    span: Span,
+    wire: torch.Tensor,
+    rest: torch.Tensor,
+    direction: str,
+    steps: Sequence[StepUpdate],
+    points: Sequence[Point] = (),
+) -> None:
+    """See :func:`zo_offload.ops.update`."""
+    _take_steps(span, wire, rest, direction, steps)
+    for point in points:
+        perturb(span, wire, point.out, direction, point.draw)
+
+
+def _take_steps(
     span: Span, wire: torch.Tensor, rest: torch.Tensor, direction: str, steps: Sequence[StepUpdate]
 ) -> None:
-    """Bring a trainable span's master through ``steps``, in place, each rounded once.
-
-    Args:
-        span: What the buffers hold.
-        wire: The span's wire elements (for bfloat16 and fp32, part of the master itself).
-        rest: What stays home beside them.
-        direction: ``rademacher`` or ``gaussian``.
-        steps: In order. A draw whose coefficient is zero is not added.
-    """
     if not steps:
         return
     for start, stop in _chunks(0, span.elements):
@@ -306,19 +276,7 @@ def _random16(span: Span, draw: Draw, start: int, stop: int, device: torch.devic
 def perturb_rows(
     span: Span, segment: Segment, wire: torch.Tensor, rows: torch.Tensor, direction: str, draw: Draw
 ) -> torch.Tensor:
-    """Some rows of a perturbed two-dimensional parameter, without perturbing the others.
-
-    Args:
-        span: Holds the parameter.
-        segment: The parameter, ``[height, width]``.
-        wire: The span's wire elements.
-        rows: ``[n]`` row numbers, repetition allowed.
-        direction: ``rademacher`` or ``gaussian``.
-        draw: Direction and signed coefficient.
-
-    Returns:
-        ``[n, width]``, the bits that :func:`perturb` gives those rows.
-    """
+    """See :func:`zo_offload.ops.perturb_rows`."""
     width, per_block = segment.shape[1], _ELEMENTS_PER_BLOCK[direction]
     table = wire[segment.start : segment.start + segment.numel].view(segment.shape)
     first = rows * width  # element number of each row's start
@@ -332,7 +290,7 @@ def perturb_rows(
     column = (first % per_block).unsqueeze(1) + torch.arange(width, device=rows.device)
     value = table.index_select(0, rows).float() + term.gather(1, column)
     if span.dtype != torch.bfloat16:
-        return value.to(span.dtype)
+        return _canonical_(value).to(span.dtype)
     perturbed = torch.empty_like(value, dtype=torch.bfloat16)
     _round_bf16_(value, perturbed)
     return perturbed

@@ -1,0 +1,130 @@
+/* The kernels for one instruction set; compiled once for each, with ZO_BUILD_<ISA> defined. */
+
+#include "parts.h"
+#include "tile.h"
+
+namespace {
+
+uint32_t draws_in(const zo_step *steps, uint32_t num_steps) {
+  uint32_t total = 0;
+  for (uint32_t s = 0; s < num_steps; ++s) total += steps[s].num_draws;
+  return total;
+}
+
+/* A thread's room, with a table for each draw where the direction needs them. */
+struct Workshop {
+  std::unique_ptr<Room> room{new (std::nothrow) Room};
+  std::unique_ptr<Table[]> tables;
+
+  bool open(uint32_t direction, uint32_t num_draws) {
+    if (!room) return false;
+    if (direction == ZO_GAUSSIAN) {
+      tables.reset(new (std::nothrow) Table[num_draws]);
+      if (!tables) return false;
+      room->tables = tables.get();
+    }
+    return true;
+  }
+};
+
+template <class Z>
+void walk(const zo_job &job, uint64_t start, uint64_t stop, Room &room) {
+  const uint32_t of_steps = draws_in(job.steps, job.num_steps);
+  const uint32_t ahead = draws_in(job.ahead, job.num_ahead);
+  uint32_t low = 0, high = job.num_segments; /* the segment that holds `start` */
+  while (high - low > 1) {
+    const uint32_t middle = low + (high - low) / 2;
+    (job.segments[middle].start <= start ? low : high) = middle;
+  }
+  for (uint64_t at = start; at < stop;) {
+    while (at >= job.segments[low].stop) ++low;
+    const zo_segment &segment = job.segments[low];
+    const uint64_t end = segment.stop < stop ? segment.stop : stop;
+    const uint32_t count = uint32_t(end - at < kTile ? end - at : kTile);
+    const Place place = {at - segment.start, segment.parameter, segment.scale};
+    walk_tile<Z>(job, place, at, count, of_steps, ahead, room);
+    at += count;
+  }
+}
+
+template <class Z>
+void walk_rows(const zo_rows &job, uint64_t first, uint64_t last, Room &room) {
+  for (uint64_t r = first; r < last; ++r) {
+    const uint64_t row = uint64_t(job.rows[r]) * job.width;
+    for (uint64_t done = 0; done < job.width;) {
+      const uint64_t element = row + done, aligned = element / kAlign * kAlign;
+      const uint32_t skip = uint32_t(element - aligned);
+      const uint64_t left = job.width - done;
+      const uint32_t count = uint32_t(left < kTile - skip ? left : kTile - skip);
+      const uint32_t whole = (skip + count + kAlign - 1) / kAlign * kAlign;
+      const Place place = {aligned, job.parameter, job.scale};
+      words_of(job.draw, kNoise, place, whole, Z::kPerBlock, room.words);
+      const Z z(job.draw.coefficient * job.scale, room.tables, job.cells, room.words);
+      float *__restrict sum = room.sum;
+      z.over(whole, [=](uint32_t e, float term) { sum[e] = term; });
+      float *__restrict value = room.value;
+      decode_wire(job.format, job.wire, element, count, value);
+      for (uint32_t e = 0; e < count; ++e) value[e] += sum[skip + e];
+      const uint64_t to = r * job.width + done;
+      uint16_t *halves = static_cast<uint16_t *>(job.out) + to;
+      if (job.format == ZO_FP32)
+        for (uint32_t e = 0; e < count; ++e)
+          static_cast<float *>(job.out)[to + e] = float_of(canonical(bits_of(value[e])));
+      else if (job.format == ZO_FP16)
+        for (uint32_t e = 0; e < count; ++e) halves[e] = float_to_half(bits_of(value[e]));
+      else
+        for (uint32_t e = 0; e < count; ++e) halves[e] = uint16_t(nearest_bf16(bits_of(value[e])));
+      done += count;
+    }
+  }
+}
+
+bool run_part(const zo_job &job, uint64_t start, uint64_t stop) {
+  Workshop workshop;
+  const uint32_t draws =
+      draws_in(job.steps, job.num_steps) + draws_in(job.ahead, job.num_ahead) + job.num_points;
+  if (!workshop.open(job.direction, draws)) return false;
+  if (job.direction == ZO_GAUSSIAN)
+    walk<Cells>(job, start, stop, *workshop.room);
+  else
+    walk<Signs>(job, start, stop, *workshop.room);
+#if defined(ZO_BUILD_AVX512) || defined(ZO_BUILD_AVX2)
+  if (job.streaming) _mm_sfence();
+#endif
+  return true;
+}
+
+bool run_rows_part(const zo_rows &job, uint64_t first, uint64_t last) {
+  Workshop workshop;
+  if (!workshop.open(job.direction, 1)) return false;
+  if (job.direction == ZO_GAUSSIAN)
+    walk_rows<Cells>(job, first, last, *workshop.room);
+  else
+    walk_rows<Signs>(job, first, last, *workshop.room);
+  return true;
+}
+
+/* The finalizer of SplitMix64 (Steele, Lea, Flood 2014) over word and place, added up. */
+uint64_t digest_part(const uint32_t *words, uint64_t count, uint64_t first) {
+  uint64_t sum = 0;
+  for (uint64_t i = 0; i < count; ++i) {
+    uint64_t x = uint64_t(words[i]) + ((first + i) << 32);
+    x += 0x9E3779B97F4A7C15;
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9;
+    x = (x ^ x >> 27) * 0x94D049BB133111EB;
+    sum += x ^ x >> 31;
+  }
+  return sum;
+}
+
+}  // namespace
+
+#if defined(ZO_BUILD_AVX512)
+extern const zo_parts zo_avx512 = {run_part, run_rows_part, digest_part};
+#elif defined(ZO_BUILD_AVX2)
+extern const zo_parts zo_avx2 = {run_part, run_rows_part, digest_part};
+#elif defined(ZO_BUILD_NEON)
+extern const zo_parts zo_neon = {run_part, run_rows_part, digest_part};
+#else
+extern const zo_parts zo_scalar = {run_part, run_rows_part, digest_part};
+#endif

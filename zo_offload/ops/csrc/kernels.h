@@ -1,0 +1,103 @@
+/* The native kernels' C interface, and all that there is of it.
+ *
+ * A job walks once over a stretch of a span (see ops/span.py): master values are loaded, brought
+ * through `steps`, stored; then what the forward sees, brought through `ahead` in fp32, is written
+ * along each of `points`. Any of the three may be empty. The bits are those of ops/reference.py,
+ * whatever the instruction set, the number of threads and the caller's rounding flags.
+ */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define ZO_VERSION 1
+#define ZO_API __attribute__((visibility("default")))
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum zo_isa { ZO_SCALAR = 0, ZO_NEON = 1, ZO_AVX2 = 2, ZO_AVX512 = 3 };
+enum zo_direction { ZO_RADEMACHER = 0, ZO_GAUSSIAN = 1 };
+enum zo_status { ZO_OK = 0, ZO_BAD_JOB = 1, ZO_NO_SUCH_ISA = 2, ZO_NO_MEMORY = 3 };
+
+/* How a master lies in memory: what travels (wire), and what rests beside it. */
+enum zo_format {
+  ZO_FP32 = 0,    /* wire: the master */
+  ZO_BF16 = 1,    /* wire: its upper sixteen bits, rounded; rest: its lower sixteen */
+  ZO_FP16 = 2,    /* wire: rounded from the master; rest: the master */
+  ZO_BF16_8 = 3,  /* wire: upper sixteen of the top 24 bits; rest: the lower eight of those */
+  ZO_BF16_SR = 4, /* wire: the master, which is a bfloat16 */
+};
+
+/* One parameter: elements start to stop of the span, both multiples of 128. */
+struct zo_segment {
+  uint64_t start, stop;
+  double scale;
+  uint32_t parameter, reserved;
+};
+
+/* coefficient * z, where seed, step and probe name z. */
+struct zo_draw {
+  uint64_t seed;
+  double coefficient;
+  uint32_t step, probe;
+};
+
+/* The master times `decay`, minus the sum of the draws; numbered for its rounding's own noise. */
+struct zo_step {
+  uint64_t seed;
+  double decay;
+  const struct zo_draw *draws;
+  uint32_t num_draws, step;
+};
+
+/* A perturbed copy of the stretch: `out` holds `count` elements of the forward's type. */
+struct zo_point {
+  void *out;
+  struct zo_draw draw;
+};
+
+struct zo_job {
+  uint32_t format, direction;
+  uint32_t dither;       /* points are rounded stochastically (bfloat16 only) */
+  uint32_t num_threads;  /* at most */
+  uint32_t num_segments, num_steps, num_ahead, num_points;
+  uint64_t first, count; /* the stretch, in multiples of 128 */
+  uint64_t streaming;    /* points go around the caches */
+  void *wire, *rest;     /* of the span's element 0 */
+  const struct zo_segment *segments;
+  const struct zo_step *steps, *ahead;
+  const struct zo_point *points;
+  const double *cells; /* the 4,096 values of a gaussian element */
+};
+
+/* Rows of one two-dimensional parameter along one draw. */
+struct zo_rows {
+  uint32_t format, direction;
+  uint32_t num_threads, parameter;
+  uint64_t width, num_rows;
+  double scale;
+  const void *wire; /* of the parameter's element 0 */
+  const int64_t *rows;
+  void *out; /* [num_rows, width] */
+  struct zo_draw draw;
+  const double *cells;
+};
+
+ZO_API uint32_t zo_version(void);
+/* The best instruction set of this machine, among those that were built. */
+ZO_API uint32_t zo_best_isa(void);
+ZO_API uint32_t zo_has_isa(uint32_t isa);
+/* The process's GOMP_parallel, so that its threads serve here as well; NULL: threads of our own. */
+ZO_API void zo_use_openmp(void *gomp_parallel);
+
+ZO_API int zo_run(const struct zo_job *job, uint32_t isa);
+ZO_API int zo_run_rows(const struct zo_rows *rows, uint32_t isa);
+/* Sum over 32-bit words w_i, i from `first`, of mix(w_i + 2^32 i), modulo 2^64: any division adds up. */
+ZO_API int zo_digest(const uint32_t *words, uint64_t count, uint64_t first, uint32_t num_threads,
+                     uint32_t isa, uint64_t *digest);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,12 @@
+/* What an instruction set provides: each works on a part of a job, in the calling thread. */
+#pragma once
+
+#include "kernels.h"
+
+struct zo_parts {
+  bool (*run)(const zo_job &job, uint64_t start, uint64_t stop);
+  bool (*run_rows)(const zo_rows &job, uint64_t first, uint64_t last);
+  uint64_t (*digest)(const uint32_t *words, uint64_t count, uint64_t first);
+};
+
+extern const zo_parts zo_scalar, zo_neon, zo_avx2, zo_avx512;

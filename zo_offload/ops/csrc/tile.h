@@ -1,0 +1,301 @@
+/* One tile of a job: its numbers stay in the first-level cache from load to store. */
+#pragma once
+
+#include <memory>
+#include <new>
+
+#include "kernels.h"
+#include "numbers.h"
+#include "philox.h"
+
+namespace {
+
+constexpr uint32_t kAlign = 128;  /* elements of a sign block; what segments are padded to */
+constexpr uint32_t kTile = 2048;  /* elements; sixteen sign blocks */
+constexpr uint32_t kCells = 4096; /* values of a gaussian element */
+constexpr uint32_t kNoise = 0, kDither = 1, kRounding = 2; /* streams of a counter */
+
+/* A gaussian's values times a coefficient. The product is float64 and rounds once. */
+struct Table {
+  double factor;
+  bool made = false;
+  float values[kCells];
+};
+
+/* What a thread works with. */
+struct Room {
+  alignas(64) float value[kTile];
+  alignas(64) float sum[kTile];
+  alignas(64) uint32_t words[kTile / 2 + 4 * kBlocksAtOnce];
+  alignas(64) uint32_t extra[kTile / 2 + 4 * kBlocksAtOnce];
+  alignas(64) uint32_t out[kTile];
+  Table *tables = nullptr; /* one a draw of the job, in order */
+};
+
+/* Where a tile begins in its parameter. */
+struct Place {
+  uint64_t element;
+  uint32_t parameter;
+  double scale;
+};
+
+/* Random words of a tile, from the block that holds its first element. */
+inline void words_of(const zo_draw &draw, uint32_t stream, const Place &place, uint32_t count,
+                     uint32_t elements_per_block, uint32_t *out) {
+  const Stream counter = {draw.seed, place.parameter, draw.step, draw.probe | stream << 16};
+  random_words(counter, place.element / elements_per_block,
+               (count + elements_per_block - 1) / elements_per_block, out);
+}
+
+/* Sixteen-bit lanes of words, low half first. */
+inline uint32_t half_of(const uint32_t *words, uint32_t e) {
+  return words[e / 2] >> (e % 2 * 16) & 0xFFFF;
+}
+
+/* A draw on a tile: `coefficient * scale * z`, element by element. */
+struct Signs {
+  static constexpr uint32_t kPerBlock = 128;
+  uint32_t bits;
+  const uint32_t *words;
+
+  Signs(const double factor, Table *, const double *, const uint32_t *words)
+      : bits(bits_of(float(factor))), words(words) {}
+
+  template <class Each>
+  inline void over(uint32_t count, Each each) const {
+    for (uint32_t w = 0; w < count / 32; ++w) {
+      const uint32_t word = words[w];
+      for (uint32_t i = 0; i < 32; ++i)
+        each(w * 32 + i, float_of(bits ^ (word >> i) << 31));
+    }
+  }
+};
+
+struct Cells {
+  static constexpr uint32_t kPerBlock = 8;
+  const float *values;
+  const uint32_t *words;
+
+  Cells(const double factor, Table *table, const double *cells, const uint32_t *words)
+      : values(table->values), words(words) {
+    if (table->made && memcmp(&table->factor, &factor, sizeof factor) == 0) return;
+    for (uint32_t i = 0; i < kCells; ++i) table->values[i] = float(cells[i] * factor);
+    table->factor = factor, table->made = true;
+  }
+
+  template <class Each>
+  inline void over(uint32_t count, Each each) const {
+    for (uint32_t w = 0; w < count / 2; ++w) {
+      each(2 * w, values[words[w] & 0xFFF]);
+      each(2 * w + 1, values[words[w] >> 16 & 0xFFF]);
+    }
+  }
+};
+
+/* -- masters -- */
+
+inline void load_master(uint32_t format, const void *wire, const void *rest, uint64_t at,
+                        uint32_t count, float *__restrict value) {
+  const uint16_t *high = static_cast<const uint16_t *>(wire) + at;
+  switch (format) {
+    case ZO_FP32:
+      memcpy(value, static_cast<const float *>(wire) + at, count * 4);
+      break;
+    case ZO_FP16:
+      memcpy(value, static_cast<const float *>(rest) + at, count * 4);
+      break;
+    case ZO_BF16: {
+      const int16_t *low = static_cast<const int16_t *>(rest) + at;
+      for (uint32_t e = 0; e < count; ++e)
+        value[e] = float_of((uint32_t(high[e]) << 16) + uint32_t(int32_t(low[e])));
+      break;
+    }
+    case ZO_BF16_8: {
+      const int8_t *low = static_cast<const int8_t *>(rest) + at;
+      for (uint32_t e = 0; e < count; ++e)
+        value[e] = float_of((uint32_t(high[e]) << 16) + (uint32_t(int32_t(low[e])) << 8));
+      break;
+    }
+    case ZO_BF16_SR:
+      for (uint32_t e = 0; e < count; ++e) value[e] = float_of(uint32_t(high[e]) << 16);
+      break;
+  }
+}
+
+inline void store_master(uint32_t format, const float *__restrict value, void *wire, void *rest,
+                         uint64_t at, uint32_t count) {
+  uint16_t *high = static_cast<uint16_t *>(wire) + at;
+  switch (format) {
+    case ZO_FP32:
+      memcpy(static_cast<float *>(wire) + at, value, count * 4);
+      break;
+    case ZO_FP16:
+      memcpy(static_cast<float *>(rest) + at, value, count * 4);
+      for (uint32_t e = 0; e < count; ++e) high[e] = float_to_half(bits_of(value[e]));
+      break;
+    case ZO_BF16: {
+      int16_t *low = static_cast<int16_t *>(rest) + at;
+      for (uint32_t e = 0; e < count; ++e) {
+        const uint32_t bits = bits_of(value[e]);
+        high[e] = uint16_t((bits + 0x8000) >> 16), low[e] = int16_t(bits);
+      }
+      break;
+    }
+    case ZO_BF16_8: {
+      int8_t *low = static_cast<int8_t *>(rest) + at;
+      for (uint32_t e = 0; e < count; ++e) {
+        const uint32_t bits = bits_of(value[e]);
+        high[e] = uint16_t((bits + 0x8000) >> 16), low[e] = int8_t(bits >> 8);
+      }
+      break;
+    }
+    case ZO_BF16_SR:
+      for (uint32_t e = 0; e < count; ++e) high[e] = uint16_t(bits_of(value[e]) >> 16);
+      break;
+  }
+}
+
+/* Stochastic rounding to the master's grid, from the step's own noise. */
+inline void round_master(uint32_t format, const zo_step &step, const Place &place, uint32_t count,
+                         Room &room) {
+  const zo_draw draw = {step.seed, 0.0, step.step, 0};
+  float *__restrict value = room.value;
+  if (format == ZO_BF16_SR) {
+    words_of(draw, kRounding, place, count, 8, room.extra);
+    for (uint32_t e = 0; e < count; ++e) {
+      const uint32_t bits = bits_of(value[e]);
+      value[e] = float_of((bits + dither(bits, half_of(room.extra, e))) & 0xFFFF0000);
+    }
+  } else if (format == ZO_BF16_8) {
+    words_of(draw, kRounding, place, count, 16, room.extra);
+    for (uint32_t e = 0; e < count; ++e) {
+      const uint32_t bits = bits_of(value[e]), random = room.extra[e / 4] >> (e % 4 * 8) & 0xFF;
+      value[e] = float_of((bits + dither(bits, random)) & 0xFFFFFF00);
+    }
+  }
+}
+
+/* -- steps and points -- */
+
+template <class Z>
+inline void take_steps(const zo_job &job, const zo_step *steps, uint32_t num_steps, bool of_master,
+                       const Place &place, uint32_t count, Room &room, Table *tables) {
+  float *__restrict value = room.value, *__restrict sum = room.sum;
+  for (uint32_t s = 0; s < num_steps; ++s) {
+    const zo_step &step = steps[s];
+    bool moved = false;
+    if (step.decay != 1.0) {
+      for (uint32_t e = 0; e < count; ++e)
+        value[e] = float_of(canonical(bits_of(float(double(value[e]) * step.decay))));
+      moved = true;
+    }
+    uint32_t terms = 0;
+    for (uint32_t d = 0; d < step.num_draws; ++d) terms += step.draws[d].coefficient != 0.0;
+    uint32_t added = 0;
+    for (uint32_t d = 0; d < step.num_draws; ++d, ++tables) {
+      const zo_draw &draw = step.draws[d];
+      if (draw.coefficient == 0.0) continue;
+      words_of(draw, kNoise, place, count, Z::kPerBlock, room.words);
+      const Z z(draw.coefficient * place.scale, tables, job.cells, room.words);
+      ++added;
+      if (terms == 1) /* no sum to make */
+        z.over(count, [=](uint32_t e, float term) {
+          value[e] = float_of(canonical(bits_of(value[e] - term)));
+        });
+      else if (added == 1)
+        z.over(count, [=](uint32_t e, float term) { sum[e] = term; });
+      else if (added < terms)
+        z.over(count, [=](uint32_t e, float term) { sum[e] += term; });
+      else
+        z.over(count, [=](uint32_t e, float term) {
+          value[e] = float_of(canonical(bits_of(value[e] - (sum[e] + term))));
+        });
+    }
+    if (of_master && (moved || terms)) round_master(job.format, step, place, count, room);
+  }
+}
+
+/* What the forward sees of the master. */
+inline void decode_wire(uint32_t format, const void *wire, uint64_t at, uint32_t count,
+                        float *__restrict value) {
+  const uint16_t *halves = static_cast<const uint16_t *>(wire) + at;
+  if (format == ZO_FP32)
+    memcpy(value, static_cast<const float *>(wire) + at, count * 4);
+  else if (format == ZO_FP16)
+    for (uint32_t e = 0; e < count; ++e) value[e] = half_to_float(halves[e]);
+  else
+    for (uint32_t e = 0; e < count; ++e) value[e] = float_of(uint32_t(halves[e]) << 16);
+}
+
+/* Copy whole cache lines, around the caches where the machine can and the address allows. */
+inline void move(void *out, const void *from, size_t bytes, [[maybe_unused]] bool streaming) {
+#if defined(ZO_BUILD_AVX512) || defined(ZO_BUILD_AVX2)
+  if (streaming && reinterpret_cast<uintptr_t>(out) % 32 == 0) {
+    const __m256i *source = static_cast<const __m256i *>(from);
+    __m256i *target = static_cast<__m256i *>(out);
+    for (size_t i = 0; i < bytes / 32; ++i)
+      _mm256_stream_si256(target + i, _mm256_load_si256(source + i));
+    return;
+  }
+#endif
+  memcpy(out, from, bytes);
+}
+
+template <class Z>
+inline void write_point(const zo_job &job, const zo_point &point, const Place &place, uint64_t done,
+                        uint32_t count, Room &room, Table *table) {
+  const float *__restrict value = room.value;
+  uint16_t *__restrict halves = reinterpret_cast<uint16_t *>(room.out);
+  const Z z(point.draw.coefficient * place.scale, table, job.cells, room.words);
+  if (job.format == ZO_FP32) {
+    float *__restrict full = reinterpret_cast<float *>(room.out);
+    z.over(count, [=](uint32_t e, float term) {
+      full[e] = float_of(canonical(bits_of(value[e] + term)));
+    });
+    move(static_cast<float *>(point.out) + done, full, count * 4, job.streaming);
+    return;
+  }
+  if (job.format == ZO_FP16) {
+    z.over(count,
+           [=](uint32_t e, float term) { halves[e] = float_to_half(bits_of(value[e] + term)); });
+  } else if (job.dither) {
+    words_of(point.draw, kDither, place, count, 8, room.extra);
+    const uint32_t *__restrict extra = room.extra;
+    z.over(count, [=](uint32_t e, float term) {
+      const uint32_t bits = canonical(bits_of(value[e] + term));
+      halves[e] = uint16_t((bits + dither(bits, half_of(extra, e))) >> 16);
+    });
+  } else {
+    z.over(count, [=](uint32_t e, float term) {
+      halves[e] = uint16_t(nearest_bf16(bits_of(value[e] + term)));
+    });
+  }
+  move(static_cast<uint16_t *>(point.out) + done, halves, count * 2, job.streaming);
+}
+
+inline bool same_words(const zo_draw &a, const zo_draw &b) {
+  return a.seed == b.seed && a.step == b.step && a.probe == b.probe;
+}
+
+template <class Z>
+inline void walk_tile(const zo_job &job, const Place &place, uint64_t at, uint32_t count,
+                      uint32_t draws_of_steps, uint32_t draws_ahead, Room &room) {
+  if (job.num_steps) {
+    load_master(job.format, job.wire, job.rest, at, count, room.value);
+    take_steps<Z>(job, job.steps, job.num_steps, true, place, count, room, room.tables);
+    store_master(job.format, room.value, job.wire, job.rest, at, count);
+  }
+  if (!job.num_points) return;
+  decode_wire(job.format, job.wire, at, count, room.value);
+  Table *tables = room.tables + draws_of_steps;
+  take_steps<Z>(job, job.ahead, job.num_ahead, false, place, count, room, tables);
+  tables += draws_ahead;
+  for (uint32_t p = 0; p < job.num_points; ++p) {
+    const zo_point &point = job.points[p];
+    if (p == 0 || !same_words(point.draw, job.points[p - 1].draw))
+      words_of(point.draw, kNoise, place, count, Z::kPerBlock, room.words);
+    write_point<Z>(job, point, place, at - job.first, count, room, tables + p);
+  }
+}
+
+}  // namespace
