@@ -2,6 +2,9 @@
 
 #include "parts.h"
 #include "tile.h"
+#if defined(ZO_BUILD_AVX512)
+#include "fused_avx512.h"
+#endif
 
 namespace {
 
@@ -31,6 +34,9 @@ template <class Z>
 void walk(const zo_job &job, uint64_t start, uint64_t stop, Room &room) {
   const uint32_t of_steps = draws_in(job.steps, job.num_steps);
   const uint32_t ahead = draws_in(job.ahead, job.num_ahead);
+#if defined(ZO_BUILD_AVX512)
+  const Fused fused(job);
+#endif
   uint32_t low = 0, high = job.num_segments; /* the segment that holds `start` */
   while (high - low > 1) {
     const uint32_t middle = low + (high - low) / 2;
@@ -42,7 +48,12 @@ void walk(const zo_job &job, uint64_t start, uint64_t stop, Room &room) {
     const uint64_t end = segment.stop < stop ? segment.stop : stop;
     const uint32_t count = uint32_t(end - at < kTile ? end - at : kTile);
     const Place place = {at - segment.start, segment.parameter, segment.scale};
-    walk_tile<Z>(job, place, at, count, of_steps, ahead, room);
+#if defined(ZO_BUILD_AVX512)
+    if (fused.fits)
+      fused_tile(job, fused, place, at, count, room);
+    else
+#endif
+      walk_tile<Z>(job, place, at, count, of_steps, ahead, room);
     at += count;
   }
 }
@@ -59,7 +70,7 @@ void walk_rows(const zo_rows &job, uint64_t first, uint64_t last, Room &room) {
       const uint32_t whole = (skip + count + kAlign - 1) / kAlign * kAlign;
       const Place place = {aligned, job.parameter, job.scale};
       words_of(job.draw, kNoise, place, whole, Z::kPerBlock, room.words);
-      const Z z(job.draw.coefficient * job.scale, room.tables, job.cells, room.words);
+      const Z z(job.draw.coefficient * job.scale, room.tables, job.cells, room.words, whole, room);
       float *__restrict sum = room.sum;
       z.over(whole, [=](uint32_t e, float term) { sum[e] = term; });
       float *__restrict value = room.value;

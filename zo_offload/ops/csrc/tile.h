@@ -11,22 +11,26 @@
 namespace {
 
 constexpr uint32_t kAlign = 128;  /* elements of a sign block; what segments are padded to */
-constexpr uint32_t kTile = 2048;  /* elements; sixteen sign blocks */
+constexpr uint32_t kTile = 1024;  /* elements; sixteen sign blocks */
 constexpr uint32_t kCells = 4096; /* values of a gaussian element */
 constexpr uint32_t kNoise = 0, kDither = 1, kRounding = 2; /* streams of a counter */
 
-/* A gaussian's values times a coefficient. The product is float64 and rounds once. */
+/* The upper half of a gaussian's values times a coefficient; the lower is its mirror image. The
+ * product is float64 and rounds once. */
 struct Table {
   double factor;
   bool made = false;
-  float values[kCells];
+  float values[kCells / 2];
 };
 
 /* What a thread works with. */
 struct Room {
   alignas(64) float value[kTile];
   alignas(64) float sum[kTile];
+  alignas(64) float terms[kTile];
+  alignas(64) uint16_t places[kTile];
   alignas(64) uint32_t words[kTile / 2 + 4 * kBlocksAtOnce];
+  alignas(64) uint32_t signs[4 * kBlocksAtOnce + kTile / 32];
   alignas(64) uint32_t extra[kTile / 2 + 4 * kBlocksAtOnce];
   alignas(64) uint32_t out[kTile];
   Table *tables = nullptr; /* one a draw of the job, in order */
@@ -47,9 +51,36 @@ inline void words_of(const zo_draw &draw, uint32_t stream, const Place &place, u
                (count + elements_per_block - 1) / elements_per_block, out);
 }
 
-/* Sixteen-bit lanes of words, low half first. */
-inline uint32_t half_of(const uint32_t *words, uint32_t e) {
-  return words[e / 2] >> (e % 2 * 16) & 0xFFFF;
+/* Words as their sixteen-bit lanes, low half first, or as bytes. */
+typedef uint16_t __attribute__((may_alias)) Half;
+typedef uint8_t __attribute__((may_alias)) Byte;
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the planes and lanes are little-endian");
+
+/* Gaussian terms from the low twelve bits of each lane: a place in the half table, and a sign.
+ *
+ * Loads one by one keep pace with the gather instructions of some processors and beat those of
+ * others.
+ */
+inline void look_up(const float *__restrict values, const Half *__restrict lanes, uint32_t count,
+                    uint16_t *__restrict places, float *__restrict terms) {
+  for (uint32_t e = 0; e < count; ++e)
+    places[e] = uint16_t((lanes[e] & 0x7FF) ^ (lanes[e] & 0x800 ? 0 : 0x7FF));
+  for (uint32_t e = 0; e < count; e += 4) {
+    uint32_t low, high;
+    memcpy(&low, places + e, 4), memcpy(&high, places + e + 2, 4);
+#if defined(__SSE4_1__)
+    __m128 four = _mm_load_ss(values + (low & 0xFFFF));
+    four = _mm_insert_ps(four, _mm_load_ss(values + (low >> 16)), 0x10);
+    four = _mm_insert_ps(four, _mm_load_ss(values + (high & 0xFFFF)), 0x20);
+    four = _mm_insert_ps(four, _mm_load_ss(values + (high >> 16)), 0x30);
+    _mm_store_ps(terms + e, four);
+#else
+    terms[e] = values[low & 0xFFFF], terms[e + 1] = values[low >> 16];
+    terms[e + 2] = values[high & 0xFFFF], terms[e + 3] = values[high >> 16];
+#endif
+  }
+  for (uint32_t e = 0; e < count; ++e)
+    terms[e] = float_of(bits_of(terms[e]) ^ uint32_t(~lanes[e] & 0x800) << 20);
 }
 
 /* A draw on a tile: `coefficient * scale * z`, element by element. */
@@ -58,7 +89,7 @@ struct Signs {
   uint32_t bits;
   const uint32_t *words;
 
-  Signs(const double factor, Table *, const double *, const uint32_t *words)
+  Signs(double factor, Table *, const double *, const uint32_t *words, uint32_t, Room &)
       : bits(bits_of(float(factor))), words(words) {}
 
   template <class Each>
@@ -73,22 +104,22 @@ struct Signs {
 
 struct Cells {
   static constexpr uint32_t kPerBlock = 8;
-  const float *values;
-  const uint32_t *words;
+  const float *terms;
 
-  Cells(const double factor, Table *table, const double *cells, const uint32_t *words)
-      : values(table->values), words(words) {
-    if (table->made && memcmp(&table->factor, &factor, sizeof factor) == 0) return;
-    for (uint32_t i = 0; i < kCells; ++i) table->values[i] = float(cells[i] * factor);
-    table->factor = factor, table->made = true;
+  Cells(double factor, Table *table, const double *cells, const uint32_t *words, uint32_t count,
+        Room &room)
+      : terms(room.terms) {
+    if (!table->made || memcmp(&table->factor, &factor, sizeof factor) != 0) {
+      for (uint32_t i = 0; i < kCells / 2; ++i)
+        table->values[i] = float(cells[kCells / 2 + i] * factor);
+      table->factor = factor, table->made = true;
+    }
+    look_up(table->values, reinterpret_cast<const Half *>(words), count, room.places, room.terms);
   }
 
   template <class Each>
   inline void over(uint32_t count, Each each) const {
-    for (uint32_t w = 0; w < count / 2; ++w) {
-      each(2 * w, values[words[w] & 0xFFF]);
-      each(2 * w + 1, values[words[w] >> 16 & 0xFFF]);
-    }
+    for (uint32_t e = 0; e < count; ++e) each(e, terms[e]);
   }
 };
 
@@ -162,15 +193,17 @@ inline void round_master(uint32_t format, const zo_step &step, const Place &plac
   float *__restrict value = room.value;
   if (format == ZO_BF16_SR) {
     words_of(draw, kRounding, place, count, 8, room.extra);
+    const Half *__restrict random = reinterpret_cast<const Half *>(room.extra);
     for (uint32_t e = 0; e < count; ++e) {
       const uint32_t bits = bits_of(value[e]);
-      value[e] = float_of((bits + dither(bits, half_of(room.extra, e))) & 0xFFFF0000);
+      value[e] = float_of((bits + dither(bits, random[e])) & 0xFFFF0000);
     }
   } else if (format == ZO_BF16_8) {
     words_of(draw, kRounding, place, count, 16, room.extra);
+    const Byte *__restrict random = reinterpret_cast<const Byte *>(room.extra);
     for (uint32_t e = 0; e < count; ++e) {
-      const uint32_t bits = bits_of(value[e]), random = room.extra[e / 4] >> (e % 4 * 8) & 0xFF;
-      value[e] = float_of((bits + dither(bits, random)) & 0xFFFFFF00);
+      const uint32_t bits = bits_of(value[e]);
+      value[e] = float_of((bits + dither(bits, random[e])) & 0xFFFFFF00);
     }
   }
 }
@@ -196,7 +229,7 @@ inline void take_steps(const zo_job &job, const zo_step *steps, uint32_t num_ste
       const zo_draw &draw = step.draws[d];
       if (draw.coefficient == 0.0) continue;
       words_of(draw, kNoise, place, count, Z::kPerBlock, room.words);
-      const Z z(draw.coefficient * place.scale, tables, job.cells, room.words);
+      const Z z(draw.coefficient * place.scale, tables, job.cells, room.words, count, room);
       ++added;
       if (terms == 1) /* no sum to make */
         z.over(count, [=](uint32_t e, float term) {
@@ -227,10 +260,10 @@ inline void decode_wire(uint32_t format, const void *wire, uint64_t at, uint32_t
     for (uint32_t e = 0; e < count; ++e) value[e] = float_of(uint32_t(halves[e]) << 16);
 }
 
-/* Copy whole cache lines, around the caches where the machine can and the address allows. */
-inline void move(void *out, const void *from, size_t bytes, [[maybe_unused]] bool streaming) {
+/* Copies around the caches, where the machine can and the address allows. */
+inline void stream(void *out, const void *from, size_t bytes) {
 #if defined(ZO_BUILD_AVX512) || defined(ZO_BUILD_AVX2)
-  if (streaming && reinterpret_cast<uintptr_t>(out) % 32 == 0) {
+  if (reinterpret_cast<uintptr_t>(out) % 32 == 0) {
     const __m256i *source = static_cast<const __m256i *>(from);
     __m256i *target = static_cast<__m256i *>(out);
     for (size_t i = 0; i < bytes / 32; ++i)
@@ -241,40 +274,61 @@ inline void move(void *out, const void *from, size_t bytes, [[maybe_unused]] boo
   memcpy(out, from, bytes);
 }
 
-template <class Z>
-inline void write_point(const zo_job &job, const zo_point &point, const Place &place, uint64_t done,
-                        uint32_t count, Room &room, Table *table) {
+/* Terms may be those of the opposite coefficient: then they are taken away, which is the same. */
+template <class Z, bool kOpposite>
+inline void add_terms(const zo_job &job, const zo_draw &draw, const Place &place, uint32_t count,
+                      const Z &z, void *out, Room &room) {
   const float *__restrict value = room.value;
-  uint16_t *__restrict halves = reinterpret_cast<uint16_t *>(room.out);
-  const Z z(point.draw.coefficient * place.scale, table, job.cells, room.words);
+  const auto moved = [=](uint32_t e, float term) {
+    return bits_of(kOpposite ? value[e] - term : value[e] + term);
+  };
+  float *__restrict full = static_cast<float *>(out);
+  uint16_t *__restrict halves = static_cast<uint16_t *>(out);
   if (job.format == ZO_FP32) {
-    float *__restrict full = reinterpret_cast<float *>(room.out);
-    z.over(count, [=](uint32_t e, float term) {
-      full[e] = float_of(canonical(bits_of(value[e] + term)));
-    });
-    move(static_cast<float *>(point.out) + done, full, count * 4, job.streaming);
-    return;
-  }
-  if (job.format == ZO_FP16) {
-    z.over(count,
-           [=](uint32_t e, float term) { halves[e] = float_to_half(bits_of(value[e] + term)); });
+    z.over(count, [=](uint32_t e, float term) { full[e] = float_of(canonical(moved(e, term))); });
+  } else if (job.format == ZO_FP16) {
+    z.over(count, [=](uint32_t e, float term) { halves[e] = float_to_half(moved(e, term)); });
   } else if (job.dither) {
-    words_of(point.draw, kDither, place, count, 8, room.extra);
-    const uint32_t *__restrict extra = room.extra;
+    words_of(draw, kDither, place, count, 8, room.extra);
+    const Half *__restrict random = reinterpret_cast<const Half *>(room.extra);
     z.over(count, [=](uint32_t e, float term) {
-      const uint32_t bits = canonical(bits_of(value[e] + term));
-      halves[e] = uint16_t((bits + dither(bits, half_of(extra, e))) >> 16);
+      const uint32_t bits = canonical(moved(e, term));
+      halves[e] = uint16_t((bits + dither(bits, random[e])) >> 16);
     });
   } else {
-    z.over(count, [=](uint32_t e, float term) {
-      halves[e] = uint16_t(nearest_bf16(bits_of(value[e] + term)));
-    });
+    z.over(count,
+           [=](uint32_t e, float term) { halves[e] = uint16_t(nearest_bf16(moved(e, term))); });
   }
-  move(static_cast<uint16_t *>(point.out) + done, halves, count * 2, job.streaming);
 }
 
-inline bool same_words(const zo_draw &a, const zo_draw &b) {
+inline bool same_direction(const zo_draw &a, const zo_draw &b) {
   return a.seed == b.seed && a.step == b.step && a.probe == b.probe;
+}
+
+/* Perturbed copies, one after another; the two signs of a direction share its terms. */
+template <class Z>
+inline void write_points(const zo_job &job, const Place &place, uint64_t done, uint32_t count,
+                         Room &room, Table *tables) {
+  const uint32_t size = job.format == ZO_FP32 ? 4 : 2;
+  for (uint32_t p = 0; p < job.num_points;) {
+    const zo_draw &draw = job.points[p].draw;
+    words_of(draw, kNoise, place, count, Z::kPerBlock, room.words);
+    const Z z(draw.coefficient * place.scale, tables + p, job.cells, room.words, count, room);
+    uint32_t last = p;
+    do {
+      const zo_point &point = job.points[last];
+      char *target = static_cast<char *>(point.out) + done * size;
+      void *out = job.streaming ? static_cast<void *>(room.out) : target;
+      if (point.draw.coefficient == draw.coefficient)
+        add_terms<Z, false>(job, draw, place, count, z, out, room);
+      else
+        add_terms<Z, true>(job, draw, place, count, z, out, room);
+      if (job.streaming) stream(target, out, size_t(count) * size);
+    } while (++last < job.num_points && same_direction(draw, job.points[last].draw) &&
+             (job.points[last].draw.coefficient == draw.coefficient ||
+              job.points[last].draw.coefficient == -draw.coefficient));
+    p = last;
+  }
 }
 
 template <class Z>
@@ -289,13 +343,7 @@ inline void walk_tile(const zo_job &job, const Place &place, uint64_t at, uint32
   decode_wire(job.format, job.wire, at, count, room.value);
   Table *tables = room.tables + draws_of_steps;
   take_steps<Z>(job, job.ahead, job.num_ahead, false, place, count, room, tables);
-  tables += draws_ahead;
-  for (uint32_t p = 0; p < job.num_points; ++p) {
-    const zo_point &point = job.points[p];
-    if (p == 0 || !same_words(point.draw, job.points[p - 1].draw))
-      words_of(point.draw, kNoise, place, count, Z::kPerBlock, room.words);
-    write_point<Z>(job, point, place, at - job.first, count, room, tables + p);
-  }
+  write_points<Z>(job, place, at - job.first, count, room, tables + draws_ahead);
 }
 
 }  // namespace
