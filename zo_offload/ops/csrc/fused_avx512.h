@@ -1,4 +1,4 @@
-/* The usual job on bfloat16 in registers: one signed step, the two signs of a point, 32 elements.
+/* The usual job on bfloat16 in registers: one step, the two signs of a point, 32 elements at a time.
  *
  * A pair of bfloat16 is one 32-bit lane: the even element moves up, the odd one is masked, and
  * nothing is widened or packed. Whatever needs care (NaN, and infinities where they are rounded by
@@ -17,7 +17,7 @@ struct Fused {
 
   explicit Fused(const zo_job &job) {
     const bool planes = job.format == ZO_BF16 || job.format == ZO_BF16_SR;
-    if (!planes || job.direction != ZO_RADEMACHER || job.dither || job.num_ahead) return;
+    if (!planes || job.dither || job.num_ahead) return;
     if (job.num_steps > 1 || job.num_points > 2 || job.num_steps + job.num_points == 0) return;
     if (job.num_steps == 1) {
       const zo_step &only = job.steps[0];
@@ -34,6 +34,8 @@ struct Fused {
   }
 };
 
+inline bool is_finite(uint32_t bits) { return (bits & 0x7F800000) != 0x7F800000; }
+
 /* Even and odd elements of 32, each in the upper half of a lane or as fp32. */
 struct Pairs {
   __m512i even, odd;
@@ -49,13 +51,79 @@ inline __m512i together(Pairs bits) {
   return _mm512_ternarylogic_epi32(_mm512_srli_epi32(bits.even, 16), bits.odd, high, 0xF8);
 }
 
-/* plus or minus the coefficient, by the bits of a word: set means minus. */
-inline Pairs signed_terms(uint32_t word, __m512i coefficient) {
-  const __m512i signs = _mm512_maskz_set1_epi16(word, short(0x8000));
-  const __m512i high = _mm512_set1_epi32(int(0xFFFF0000));
-  return {_mm512_xor_si512(coefficient, _mm512_slli_epi32(signs, 16)),
-          _mm512_ternarylogic_epi32(coefficient, signs, high, 0x78)};
-}
+/* The terms of a draw on a tile: plus or minus the coefficient by the bits of a word, set means
+ * minus. */
+struct FusedSigns {
+  uint32_t bits;
+  const uint32_t *words;
+
+  FusedSigns(const zo_job &, const zo_draw &draw, const Place &place, uint32_t count, Table *,
+             FusedRoom &room)
+      : bits(bits_of(float(draw.coefficient * place.scale))), words(room.words) {
+    words_of(draw, kNoise, place, count, Signs::kPerBlock, room.words);
+  }
+
+  Pairs pairs(uint32_t e) const {
+    const __m512i signs = _mm512_maskz_set1_epi16(words[e / 32], short(0x8000));
+    const __m512i coefficient = _mm512_set1_epi32(int(bits));
+    const __m512i high = _mm512_set1_epi32(int(0xFFFF0000));
+    return {_mm512_xor_si512(coefficient, _mm512_slli_epi32(signs, 16)),
+            _mm512_ternarylogic_epi32(coefficient, signs, high, 0x78)};
+  }
+
+  uint32_t one(uint32_t e) const { return bits ^ (words[e / 32] >> e % 32) << 31; }
+  bool finite() const { return is_finite(bits); }
+};
+
+/* Magnitudes looked up one by one, of every 32 elements the even ones first; bit 11 of a lane says
+ * plus. */
+struct FusedCells {
+  const float *terms;
+  const uint32_t *words;
+  bool are_finite;
+
+  FusedCells(const zo_job &job, const zo_draw &draw, const Place &place, uint32_t count,
+             Table *table, FusedRoom &room)
+      : terms(room.terms), words(room.words) {
+    words_of(draw, kNoise, place, count, Cells::kPerBlock, room.words);
+    table->make(draw.coefficient * place.scale, job.cells);
+    are_finite = is_finite(bits_of(table->values[kCells / 2 - 1]));
+    const __m512i low = _mm512_set1_epi16(0x7FF), sign = _mm512_set1_epi16(0x800);
+    for (uint32_t e = 0; e < count; e += 32) {
+      const __m512i lanes = _mm512_loadu_si512(room.words + e / 2);
+      const __mmask32 below = _mm512_testn_epi16_mask(lanes, sign);
+      const __m512i place = _mm512_and_si512(lanes, low);
+      _mm512_store_si512(room.places + e,
+                         _mm512_xor_si512(place, _mm512_maskz_mov_epi16(below, low)));
+    }
+    const float *__restrict values = table->values;
+    for (uint32_t e = 0; e < count; e += 8) {
+      uint32_t pair[4];
+      memcpy(pair, room.places + e, sizeof pair);
+      float *to = room.terms + e / 32 * 32 + e % 32 / 2;
+      _mm_store_ps(to, four_of(values, pair[0] & 0xFFFF, pair[1] & 0xFFFF, pair[2] & 0xFFFF,
+                               pair[3] & 0xFFFF));
+      _mm_store_ps(to + 16,
+                   four_of(values, pair[0] >> 16, pair[1] >> 16, pair[2] >> 16, pair[3] >> 16));
+    }
+  }
+
+  Pairs pairs(uint32_t e) const {
+    const __m512i lanes = _mm512_loadu_si512(words + e / 2);
+    const __m512i sign = _mm512_set1_epi32(int(0x80000000));
+    const __m512i even = _mm512_castps_si512(_mm512_load_ps(terms + e));
+    const __m512i odd = _mm512_castps_si512(_mm512_load_ps(terms + e + 16));
+    /* term ^ (~lanes & sign) */
+    return {_mm512_ternarylogic_epi32(even, _mm512_slli_epi32(lanes, 20), sign, 0xD2),
+            _mm512_ternarylogic_epi32(odd, _mm512_slli_epi32(lanes, 4), sign, 0xD2)};
+  }
+
+  uint32_t one(uint32_t e) const {
+    const uint32_t lane = words[e / 2] >> e % 2 * 16;
+    return bits_of(terms[e / 32 * 32 + e % 2 * 16 + e % 32 / 2]) ^ (~lane & 0x800) << 20;
+  }
+  bool finite() const { return are_finite; }
+};
 
 inline __m512i plus(__m512i a, __m512i b) {
   return _mm512_castps_si512(_mm512_add_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b)));
@@ -75,8 +143,6 @@ inline __m512i rounded(Pairs bits, __m512i half) {
   return together({_mm512_add_epi32(bits.even, half), _mm512_add_epi32(bits.odd, half)});
 }
 
-inline bool is_finite(uint32_t bits) { return (bits & 0x7F800000) != 0x7F800000; }
-
 inline void put(void *out, __m512i value, bool streaming) {
   if (streaming)
     _mm512_stream_si512(static_cast<__m512i *>(out), value);
@@ -90,40 +156,35 @@ constexpr int kAnyNan = 0x81, kNanOrInfinity = 0x99;
 struct Bench {
   uint16_t *wire, *rest, *out[2];
   const uint16_t *random;
-  const uint32_t *step_signs, *point_signs;
-  uint32_t step_bits, point_bits;
   bool streaming;
 };
 
 /* Elements e to e + 32, one by one. */
-template <uint32_t kFormat, bool kMoves, uint32_t kPoints>
-inline void with_care(const Bench &bench, uint32_t e) {
-  for (uint32_t i = 0; i < 32; ++i) {
-    uint16_t &wire = bench.wire[e + i];
+template <class Z, uint32_t kFormat, bool kMoves, uint32_t kPoints>
+inline void with_care(const Bench &bench, const Z *step, const Z *point, uint32_t e) {
+  for (uint32_t i = e; i < e + 32; ++i) {
+    uint16_t &wire = bench.wire[i];
     if (kMoves) {
-      const float step = float_of(bench.step_bits ^ (bench.step_signs[e / 32] >> i) << 31);
-      const uint32_t low = kFormat == ZO_BF16 ? uint32_t(int32_t(int16_t(bench.rest[e + i]))) : 0;
+      const uint32_t low = kFormat == ZO_BF16 ? uint32_t(int32_t(int16_t(bench.rest[i]))) : 0;
       const uint32_t master = (uint32_t(wire) << 16) + low;
-      uint32_t bits = canonical(bits_of(float_of(master) - step));
+      uint32_t bits = canonical(bits_of(float_of(master) - float_of(step->one(i))));
       if (kFormat == ZO_BF16)
-        bench.rest[e + i] = uint16_t(bits), bits += 0x8000;
+        bench.rest[i] = uint16_t(bits), bits += 0x8000;
       else
-        bits += dither(bits, bench.random[e + i]);
+        bits += dither(bits, bench.random[i]);
       wire = uint16_t(bits >> 16);
     }
     const float seen = float_of(uint32_t(wire) << 16);
-    const float term = float_of(bench.point_bits ^ (bench.point_signs[e / 32] >> i) << 31);
-    if (kPoints > 0) bench.out[0][e + i] = uint16_t(nearest_bf16(bits_of(seen + term)));
-    if (kPoints > 1) bench.out[1][e + i] = uint16_t(nearest_bf16(bits_of(seen - term)));
+    const float term = kPoints ? float_of(point->one(i)) : 0.0f;
+    if (kPoints > 0) bench.out[0][i] = uint16_t(nearest_bf16(bits_of(seen + term)));
+    if (kPoints > 1) bench.out[1][i] = uint16_t(nearest_bf16(bits_of(seen - term)));
   }
 }
 
-template <uint32_t kFormat, bool kMoves, uint32_t kPoints>
-inline void fused_groups(const Bench &bench, uint32_t count) {
+template <class Z, uint32_t kFormat, bool kMoves, uint32_t kPoints>
+inline void fused_groups(const Bench &bench, const Z *step, const Z *point, uint32_t count) {
   const __m512i half = _mm512_set1_epi32(0x8000), low = _mm512_set1_epi32(0xFFFF);
-  const __m512i step = _mm512_set1_epi32(int(bench.step_bits));
-  const __m512i eps = _mm512_set1_epi32(int(bench.point_bits));
-  const bool finite = is_finite(bench.step_bits) && is_finite(bench.point_bits);
+  const bool finite = (!kMoves || step->finite()) && (!kPoints || point->finite());
   for (uint32_t e = 0; e < count; e += 32) {
     Pairs seen = apart(_mm512_loadu_si512(bench.wire + e));
     Pairs master = seen;
@@ -134,11 +195,11 @@ inline void fused_groups(const Bench &bench, uint32_t count) {
         master = {_mm512_add_epi32(master.even, even),
                   _mm512_add_epi32(master.odd, _mm512_srai_epi32(lows, 16))};
       }
-      const Pairs terms = signed_terms(bench.step_signs[e / 32], step);
+      const Pairs terms = step->pairs(e);
       master = {minus(master.even, terms.even), minus(master.odd, terms.odd)};
     }
     if (!finite || any_of_class<kMoves && kFormat == ZO_BF16_SR ? kNanOrInfinity : kAnyNan>(master)) {
-      with_care<kFormat, kMoves, kPoints>(bench, e);
+      with_care<Z, kFormat, kMoves, kPoints>(bench, step, point, e);
       continue;
     }
     if (kMoves) {
@@ -157,7 +218,7 @@ inline void fused_groups(const Bench &bench, uint32_t count) {
       seen = apart(pairs);
     }
     if (kPoints == 0) continue;
-    const Pairs terms = signed_terms(bench.point_signs[e / 32], eps);
+    const Pairs terms = point->pairs(e);
     const Pairs up = {plus(seen.even, terms.even), plus(seen.odd, terms.odd)};
     put(bench.out[0] + e, rounded(up, half), bench.streaming);
     if (kPoints == 1) continue;
@@ -166,43 +227,50 @@ inline void fused_groups(const Bench &bench, uint32_t count) {
   }
 }
 
-typedef void (*Groups)(const Bench &, uint32_t);
-
-template <uint32_t kFormat>
-inline Groups groups_of(const Fused &fused) {
-  if (!fused.moves)
-    return fused.points == 1 ? fused_groups<kFormat, false, 1> : fused_groups<kFormat, false, 2>;
-  if (fused.points == 0) return fused_groups<kFormat, true, 0>;
-  return fused.points == 1 ? fused_groups<kFormat, true, 1> : fused_groups<kFormat, true, 2>;
+template <class Z, uint32_t kFormat>
+inline void any_groups(const Fused &fused, const Bench &bench, const Z *step, const Z *point,
+                       uint32_t count) {
+  if (!fused.moves && fused.points == 1)
+    fused_groups<Z, kFormat, false, 1>(bench, step, point, count);
+  else if (!fused.moves)
+    fused_groups<Z, kFormat, false, 2>(bench, step, point, count);
+  else if (fused.points == 0)
+    fused_groups<Z, kFormat, true, 0>(bench, step, point, count);
+  else if (fused.points == 1)
+    fused_groups<Z, kFormat, true, 1>(bench, step, point, count);
+  else
+    fused_groups<Z, kFormat, true, 2>(bench, step, point, count);
 }
 
+template <class Z>
 inline void fused_tile(const zo_job &job, const Fused &fused, const Place &place, uint64_t at,
                        uint32_t count, Room &room) {
   Bench bench = {};
   bench.wire = static_cast<uint16_t *>(job.wire) + at;
-  bench.step_signs = room.words, bench.point_signs = room.signs;
   bench.random = reinterpret_cast<const uint16_t *>(room.extra);
+  bench.streaming = job.streaming;
+  alignas(Z) char places[2][sizeof(Z)];
+  const Z *step = nullptr, *point = nullptr;
   if (fused.moves) {
     if (job.format == ZO_BF16) bench.rest = static_cast<uint16_t *>(job.rest) + at;
-    words_of(*fused.step, kNoise, place, count, Signs::kPerBlock, room.words);
-    bench.step_bits = bits_of(float(fused.step->coefficient * place.scale));
+    step = new (places[0]) Z(job, *fused.step, place, count, room.tables, room.fused[0]);
     if (job.format == ZO_BF16_SR) {
       const zo_draw rounding = {job.steps[0].seed, 0.0, job.steps[0].step, 0};
       words_of(rounding, kRounding, place, count, 8, room.extra);
     }
   }
-  bench.streaming = job.streaming;
   if (fused.points) {
-    words_of(*fused.point, kNoise, place, count, Signs::kPerBlock, room.signs);
-    bench.point_bits = bits_of(float(fused.point->coefficient * place.scale));
+    point = new (places[1])
+        Z(job, *fused.point, place, count, room.tables + fused.moves, room.fused[1]);
     for (uint32_t p = 0; p < fused.points; ++p) {
       bench.out[p] = static_cast<uint16_t *>(job.points[p].out) + (at - job.first);
       bench.streaming &= reinterpret_cast<uintptr_t>(bench.out[p]) % 64 == 0;
     }
   }
-  const Groups groups =
-      job.format == ZO_BF16 ? groups_of<ZO_BF16>(fused) : groups_of<ZO_BF16_SR>(fused);
-  groups(bench, count);
+  if (job.format == ZO_BF16)
+    any_groups<Z, ZO_BF16>(fused, bench, step, point, count);
+  else
+    any_groups<Z, ZO_BF16_SR>(fused, bench, step, point, count);
 }
 
 }  // namespace

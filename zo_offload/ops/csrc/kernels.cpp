@@ -1,5 +1,7 @@
 /* The kernels for one instruction set; compiled once for each, with ZO_BUILD_<ISA> defined. */
 
+#include <type_traits>
+
 #include "parts.h"
 #include "tile.h"
 #if defined(ZO_BUILD_AVX512)
@@ -30,6 +32,11 @@ struct Workshop {
   }
 };
 
+#if defined(ZO_BUILD_AVX512)
+template <class Z>
+using InRegisters = std::conditional_t<std::is_same<Z, Signs>::value, FusedSigns, FusedCells>;
+#endif
+
 template <class Z>
 void walk(const zo_job &job, uint64_t start, uint64_t stop, Room &room) {
   const uint32_t of_steps = draws_in(job.steps, job.num_steps);
@@ -46,11 +53,11 @@ void walk(const zo_job &job, uint64_t start, uint64_t stop, Room &room) {
     while (at >= job.segments[low].stop) ++low;
     const zo_segment &segment = job.segments[low];
     const uint64_t end = segment.stop < stop ? segment.stop : stop;
-    const uint32_t count = uint32_t(end - at < kTile ? end - at : kTile);
+    const uint32_t count = uint32_t(end - at < Z::kTileElements ? end - at : Z::kTileElements);
     const Place place = {at - segment.start, segment.parameter, segment.scale};
 #if defined(ZO_BUILD_AVX512)
     if (fused.fits)
-      fused_tile(job, fused, place, at, count, room);
+      fused_tile<InRegisters<Z>>(job, fused, place, at, count, room);
     else
 #endif
       walk_tile<Z>(job, place, at, count, of_steps, ahead, room);

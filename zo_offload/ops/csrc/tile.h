@@ -21,16 +21,29 @@ struct Table {
   double factor;
   bool made = false;
   float values[kCells / 2];
+
+  void make(double wanted, const double *cells) {
+    if (made && memcmp(&factor, &wanted, sizeof factor) == 0) return;
+    for (uint32_t i = 0; i < kCells / 2; ++i) values[i] = float(cells[kCells / 2 + i] * wanted);
+    factor = wanted, made = true;
+  }
+};
+
+/* What a draw of a fused job works with (fused_avx512.h). */
+struct FusedRoom {
+  alignas(64) float terms[kTile];
+  alignas(64) uint32_t words[kTile / 2 + 4 * kBlocksAtOnce];
+  alignas(64) uint16_t places[kTile];
 };
 
 /* What a thread works with. */
 struct Room {
+  FusedRoom fused[2];
   alignas(64) float value[kTile];
   alignas(64) float sum[kTile];
   alignas(64) float terms[kTile];
   alignas(64) uint16_t places[kTile];
   alignas(64) uint32_t words[kTile / 2 + 4 * kBlocksAtOnce];
-  alignas(64) uint32_t signs[4 * kBlocksAtOnce + kTile / 32];
   alignas(64) uint32_t extra[kTile / 2 + 4 * kBlocksAtOnce];
   alignas(64) uint32_t out[kTile];
   Table *tables = nullptr; /* one a draw of the job, in order */
@@ -56,6 +69,15 @@ typedef uint16_t __attribute__((may_alias)) Half;
 typedef uint8_t __attribute__((may_alias)) Byte;
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the planes and lanes are little-endian");
 
+#if defined(__SSE4_1__)
+inline __m128 four_of(const float *values, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  __m128 four = _mm_load_ss(values + a);
+  four = _mm_insert_ps(four, _mm_load_ss(values + b), 0x10);
+  four = _mm_insert_ps(four, _mm_load_ss(values + c), 0x20);
+  return _mm_insert_ps(four, _mm_load_ss(values + d), 0x30);
+}
+#endif
+
 /* Gaussian terms from the low twelve bits of each lane: a place in the half table, and a sign.
  *
  * Loads one by one keep pace with the gather instructions of some processors and beat those of
@@ -69,11 +91,7 @@ inline void look_up(const float *__restrict values, const Half *__restrict lanes
     uint32_t low, high;
     memcpy(&low, places + e, 4), memcpy(&high, places + e + 2, 4);
 #if defined(__SSE4_1__)
-    __m128 four = _mm_load_ss(values + (low & 0xFFFF));
-    four = _mm_insert_ps(four, _mm_load_ss(values + (low >> 16)), 0x10);
-    four = _mm_insert_ps(four, _mm_load_ss(values + (high & 0xFFFF)), 0x20);
-    four = _mm_insert_ps(four, _mm_load_ss(values + (high >> 16)), 0x30);
-    _mm_store_ps(terms + e, four);
+    _mm_store_ps(terms + e, four_of(values, low & 0xFFFF, low >> 16, high & 0xFFFF, high >> 16));
 #else
     terms[e] = values[low & 0xFFFF], terms[e + 1] = values[low >> 16];
     terms[e + 2] = values[high & 0xFFFF], terms[e + 3] = values[high >> 16];
@@ -85,7 +103,7 @@ inline void look_up(const float *__restrict values, const Half *__restrict lanes
 
 /* A draw on a tile: `coefficient * scale * z`, element by element. */
 struct Signs {
-  static constexpr uint32_t kPerBlock = 128;
+  static constexpr uint32_t kPerBlock = 128, kTileElements = kTile;
   uint32_t bits;
   const uint32_t *words;
 
@@ -103,17 +121,13 @@ struct Signs {
 };
 
 struct Cells {
-  static constexpr uint32_t kPerBlock = 8;
+  static constexpr uint32_t kPerBlock = 8, kTileElements = kTile / 2;
   const float *terms;
 
   Cells(double factor, Table *table, const double *cells, const uint32_t *words, uint32_t count,
         Room &room)
       : terms(room.terms) {
-    if (!table->made || memcmp(&table->factor, &factor, sizeof factor) != 0) {
-      for (uint32_t i = 0; i < kCells / 2; ++i)
-        table->values[i] = float(cells[kCells / 2 + i] * factor);
-      table->factor = factor, table->made = true;
-    }
+    table->make(factor, cells);
     look_up(table->values, reinterpret_cast<const Half *>(words), count, room.places, room.terms);
   }
 
