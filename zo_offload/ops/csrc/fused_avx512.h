@@ -76,8 +76,13 @@ struct FusedSigns {
 };
 
 /* Magnitudes looked up one by one, of every 32 elements the even ones first; bit 11 of a lane says
- * plus. */
+ * plus.
+ *
+ * Looking up keeps the load ports busy, Philox the vector ports: a round of the next 128 elements'
+ * stands between every few elements that are looked up, and so both go on at once.
+ */
 struct FusedCells {
+  static constexpr uint32_t kChunk = 128, kWords = kChunk / 2, kVectors = kChunk / 8 / kLanes;
   const float *terms;
   const uint32_t *words;
   bool are_finite;
@@ -85,26 +90,59 @@ struct FusedCells {
   FusedCells(const zo_job &job, const zo_draw &draw, const Place &place, uint32_t count,
              Table *table, FusedRoom &room)
       : terms(room.terms), words(room.words) {
-    words_of(draw, kNoise, place, count, Cells::kPerBlock, room.words);
     table->make(draw.coefficient * place.scale, job.cells);
     are_finite = is_finite(bits_of(table->values[kCells / 2 - 1]));
-    const __m512i low = _mm512_set1_epi16(0x7FF), sign = _mm512_set1_epi16(0x800);
-    for (uint32_t e = 0; e < count; e += 32) {
-      const __m512i lanes = _mm512_loadu_si512(room.words + e / 2);
-      const __mmask32 below = _mm512_testn_epi16_mask(lanes, sign);
-      const __m512i place = _mm512_and_si512(lanes, low);
-      _mm512_store_si512(room.places + e,
-                         _mm512_xor_si512(place, _mm512_maskz_mov_epi16(below, low)));
+    const Stream counter = counter_of(draw, kNoise, place);
+    uint64_t block = place.element / Cells::kPerBlock;
+    philox<kVectors>(counter, block, room.words);
+    for (uint32_t e = 0; e < count; e += kChunk) {
+      find_places(room.words + e / 2, room.places);
+      if (e + kChunk == count) {
+        look_up<0, kChunk / 8>(table->values, room.places, room.terms + e);
+        break;
+      }
+      block += kChunk / Cells::kPerBlock;
+      Philox<kVectors> next(counter, block);
+      with_rounds<0>(next, table->values, room.places, room.terms + e);
+      next.finish(room.words + e / 2 + kWords);
     }
-    const float *__restrict values = table->values;
-    for (uint32_t e = 0; e < count; e += 8) {
+  }
+
+  static void find_places(const uint32_t *words, uint16_t *places) {
+    const __m512i low = _mm512_set1_epi16(0x7FF), sign = _mm512_set1_epi16(0x800);
+    for (uint32_t e = 0; e < kChunk; e += 32) {
+      const __m512i lanes = _mm512_loadu_si512(words + e / 2);
+      const __mmask32 below = _mm512_testn_epi16_mask(lanes, sign);
+      const __m512i upper = _mm512_and_si512(lanes, low);
+      _mm512_store_si512(places + e, _mm512_xor_si512(upper, _mm512_maskz_mov_epi16(below, low)));
+    }
+  }
+
+  /* Eights kFirst to kLast of a chunk: four even elements, four odd ones. */
+  template <uint32_t kFirst, uint32_t kLast>
+  static inline void look_up(const float *__restrict values, const uint16_t *__restrict places,
+                             float *__restrict terms) {
+    if constexpr (kFirst < kLast) {
+      constexpr uint32_t e = kFirst * 8;
       uint32_t pair[4];
-      memcpy(pair, room.places + e, sizeof pair);
-      float *to = room.terms + e / 32 * 32 + e % 32 / 2;
-      _mm_store_ps(to, four_of(values, pair[0] & 0xFFFF, pair[1] & 0xFFFF, pair[2] & 0xFFFF,
-                               pair[3] & 0xFFFF));
+      memcpy(pair, places + e, sizeof pair);
+      float *to = terms + e / 32 * 32 + e % 32 / 2;
+      _mm_store_ps(to, four_of(values, uint16_t(pair[0]), uint16_t(pair[1]), uint16_t(pair[2]),
+                               uint16_t(pair[3])));
       _mm_store_ps(to + 16,
                    four_of(values, pair[0] >> 16, pair[1] >> 16, pair[2] >> 16, pair[3] >> 16));
+      look_up<kFirst + 1, kLast>(values, places, terms);
+    }
+  }
+
+  template <uint32_t kRound>
+  static inline void with_rounds(Philox<kVectors> &next, const float *values,
+                                 const uint16_t *places, float *terms) {
+    constexpr uint32_t kEights = kChunk / 8;
+    if constexpr (kRound < kRounds) {
+      next.round();
+      look_up<kEights * kRound / kRounds, kEights *(kRound + 1) / kRounds>(values, places, terms);
+      with_rounds<kRound + 1>(next, values, places, terms);
     }
   }
 

@@ -53,7 +53,7 @@ void walk(const zo_job &job, uint64_t start, uint64_t stop, Room &room) {
     while (at >= job.segments[low].stop) ++low;
     const zo_segment &segment = job.segments[low];
     const uint64_t end = segment.stop < stop ? segment.stop : stop;
-    const uint32_t count = uint32_t(end - at < Z::kTileElements ? end - at : Z::kTileElements);
+    const uint32_t count = uint32_t(end - at < kTile ? end - at : kTile);
     const Place place = {at - segment.start, segment.parameter, segment.scale};
 #if defined(ZO_BUILD_AVX512)
     if (fused.fits)

@@ -104,25 +104,42 @@ struct Stream {
   uint32_t parameter, step, tag;
 };
 
+/* kCount vectors of consecutive blocks on their way through the rounds. */
 template <int kCount>
-inline void philox(const Stream &stream, uint64_t block, uint32_t *out) {
-  const Vector m0 = same(kMultiplier0), m1 = same(kMultiplier1);
+struct Philox {
   Vector c0[kCount], c1[kCount], c2[kCount], c3[kCount];
-  for (int i = 0; i < kCount; ++i) {
-    c0[i] = add(order(), same(block + uint64_t(i) * kLanes));
-    c1[i] = same(stream.parameter), c2[i] = same(stream.step), c3[i] = same(stream.tag);
+  uint32_t k0, k1;
+
+  Philox(const Stream &stream, uint64_t block)
+      : k0(static_cast<uint32_t>(stream.seed)), k1(static_cast<uint32_t>(stream.seed >> 32)) {
+    for (int i = 0; i < kCount; ++i) {
+      c0[i] = add(order(), same(block + uint64_t(i) * kLanes));
+      c1[i] = same(stream.parameter), c2[i] = same(stream.step), c3[i] = same(stream.tag);
+    }
   }
-  uint32_t k0 = static_cast<uint32_t>(stream.seed), k1 = static_cast<uint32_t>(stream.seed >> 32);
-  for (int round = 0; round < kRounds; ++round, k0 += kWeyl0, k1 += kWeyl1) {
+
+  inline void round() {
+    const Vector m0 = same(kMultiplier0), m1 = same(kMultiplier1);
     const Vector key0 = same(k0), key1 = same(k1);
     for (int i = 0; i < kCount; ++i) {
       const Vector p0 = product(c0[i], m0), p1 = product(c2[i], m1);
       c0[i] = mix(p1, c1[i], key0), c2[i] = mix(p0, c3[i], key1);
       c1[i] = p1, c3[i] = p0;
     }
+    k0 += kWeyl0, k1 += kWeyl1;
   }
-  for (int i = 0; i < kCount; ++i)
-    store(out + size_t(i) * 4 * kLanes, pair(c0[i], c1[i]), pair(c2[i], c3[i]));
+
+  inline void finish(uint32_t *out) const {
+    for (int i = 0; i < kCount; ++i)
+      store(out + size_t(i) * 4 * kLanes, pair(c0[i], c1[i]), pair(c2[i], c3[i]));
+  }
+};
+
+template <int kCount>
+inline void philox(const Stream &stream, uint64_t block, uint32_t *out) {
+  Philox<kCount> all(stream, block);
+  for (int round = 0; round < kRounds; ++round) all.round();
+  all.finish(out);
 }
 
 /* Words of consecutive blocks; `out` has room for a multiple of kBlocksAtOnce of them. */

@@ -11,7 +11,7 @@
 namespace {
 
 constexpr uint32_t kAlign = 128;  /* elements of a sign block; what segments are padded to */
-constexpr uint32_t kTile = 1024;  /* elements; sixteen sign blocks */
+constexpr uint32_t kTile = 1024;  /* elements */
 constexpr uint32_t kCells = 4096; /* values of a gaussian element */
 constexpr uint32_t kNoise = 0, kDither = 1, kRounding = 2; /* streams of a counter */
 
@@ -56,11 +56,14 @@ struct Place {
   double scale;
 };
 
+inline Stream counter_of(const zo_draw &draw, uint32_t stream, const Place &place) {
+  return {draw.seed, place.parameter, draw.step, draw.probe | stream << 16};
+}
+
 /* Random words of a tile, from the block that holds its first element. */
 inline void words_of(const zo_draw &draw, uint32_t stream, const Place &place, uint32_t count,
                      uint32_t elements_per_block, uint32_t *out) {
-  const Stream counter = {draw.seed, place.parameter, draw.step, draw.probe | stream << 16};
-  random_words(counter, place.element / elements_per_block,
+  random_words(counter_of(draw, stream, place), place.element / elements_per_block,
                (count + elements_per_block - 1) / elements_per_block, out);
 }
 
@@ -103,7 +106,7 @@ inline void look_up(const float *__restrict values, const Half *__restrict lanes
 
 /* A draw on a tile: `coefficient * scale * z`, element by element. */
 struct Signs {
-  static constexpr uint32_t kPerBlock = 128, kTileElements = kTile;
+  static constexpr uint32_t kPerBlock = 128;
   uint32_t bits;
   const uint32_t *words;
 
@@ -121,7 +124,7 @@ struct Signs {
 };
 
 struct Cells {
-  static constexpr uint32_t kPerBlock = 8, kTileElements = kTile / 2;
+  static constexpr uint32_t kPerBlock = 8;
   const float *terms;
 
   Cells(double factor, Table *table, const double *cells, const uint32_t *words, uint32_t count,
