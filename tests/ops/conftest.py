@@ -15,7 +15,10 @@ def _implementations() -> list[str]:
         return [kernels.TORCH]
 
 
-@pytest.fixture(scope="module", params=_implementations(), autouse=True)
+IMPLEMENTATIONS = _implementations()
+
+
+@pytest.fixture(scope="module", params=IMPLEMENTATIONS, autouse=True)
 def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
     with kernels.using(request.param):
         yield request.param

@@ -208,3 +208,21 @@ def update_master(master: F32, terms: list[F32], decay: float = 1.0) -> F32:
     for term in terms[1:]:
         total = total + term
     return canonical(master - total)
+
+
+def digest(data: U32, first: int = 0) -> int:
+    """Sum modulo 2^64 over 32-bit words ``w_i`` of ``mix(w_i + 2^32 i)``, i from ``first``.
+
+    The digests of parts add up to that of the whole, in any order. The mix is SplitMix64's
+    finalizer (Steele, Lea, Flood 2014): it finds accidents, not forgeries.
+
+    Example:
+        >>> words = np.arange(10, dtype=np.uint32)
+        >>> digest(words) == (digest(words[:3]) + digest(words[3:], 3)) % 2**64
+        True
+    """
+    place = np.arange(first, first + len(data), dtype=np.uint64)
+    x = data.astype(np.uint64) + (place << np.uint64(32)) + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return int((x ^ x >> np.uint64(31)).sum(dtype=np.uint64))

@@ -1,0 +1,127 @@
+"""Which kernels serve, and that it never shows in the numbers."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from zo_offload import Stepper
+from zo_offload.config import ZOConfig
+from zo_offload.errors import KernelError
+from zo_offload.ops import kernels, native
+
+
+class Net(nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(100, 24)
+        self.blocks = nn.ModuleList(nn.Linear(24, 24) for _ in range(3))
+        self.norm = nn.LayerNorm(24)
+        self.to(dtype)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        x = self.table(rows)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x).float().square().mean()
+
+
+def built() -> list[str]:
+    try:
+        return native.available()
+    except KernelError:
+        return []
+
+
+def trained(kernel: str, dtype: torch.dtype, **options) -> str:
+    config = ZOConfig(probes=2, direction_scale="rms", **options)
+    with (
+        kernels.using(kernel),
+        Stepper(Net(dtype), config) as stepper,
+    ):
+        for step in range(5):
+            batch = torch.arange(step, step + 8)
+            stepper.train_step([batch], lr=1e-2, weight_decay=0.1)
+        return stepper.weights.digest()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("direction", ["rademacher", "gaussian"])
+@pytest.mark.parametrize("device", ["none", "cpu"])
+def test_every_implementation_trains_to_the_same_bits(
+    dtype: torch.dtype, direction: str, device: str
+):
+    options = {"direction": direction, "offload_param": {"device": device}}
+    expected = trained(kernels.TORCH, dtype, **options)
+    for name in built():
+        assert trained(name, dtype, **options) == expected
+
+
+def test_a_compiler_means_kernels():
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("no C++ compiler")
+    assert "scalar" in built()
+
+
+def test_without_the_library_torch_serves_and_says_so_once(monkeypatch, caplog):
+    monkeypatch.setattr(native, "LIBRARY", Path("/nowhere/_kernels.so"))
+    monkeypatch.setattr(kernels, "_native", None)  # restored with the other
+    monkeypatch.setattr(kernels, "_chosen", False)
+    monkeypatch.delenv(kernels.VARIABLE, raising=False)
+    native.library.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING, "zo_offload"):
+            assert kernels.name() == kernels.TORCH
+            assert kernels.name() == kernels.TORCH
+    finally:
+        native.library.cache_clear()
+    (record,) = caplog.records
+    assert "was not built; torch serves instead, with the same bits" in record.getMessage()
+    assert "apt install g++" in record.getMessage()
+
+
+def test_a_library_of_another_version_is_not_used(monkeypatch):
+    if not built():
+        pytest.skip("the native kernels are not built")
+    monkeypatch.setattr(native, "VERSION", 99)
+    native.library.cache_clear()
+    try:
+        with pytest.raises(KernelError, match="is of version 1, expected 99; reinstall"):
+            native.library()
+    finally:
+        native.library.cache_clear()
+
+
+def test_a_file_that_is_no_library_is_not_used(monkeypatch, tmp_path):
+    (tmp_path / "_kernels.so").write_bytes(b"\x7fELF")
+    monkeypatch.setattr(native, "LIBRARY", tmp_path / "_kernels.so")
+    native.library.cache_clear()
+    try:
+        with pytest.raises(KernelError, match=r"_kernels\.so cannot be loaded: "):
+            native.library()
+    finally:
+        native.library.cache_clear()
+
+
+def test_the_environment_names_the_implementation(monkeypatch):
+    monkeypatch.setattr(kernels, "_native", None)  # restored with the other
+    monkeypatch.setattr(kernels, "_chosen", False)
+    monkeypatch.setenv(kernels.VARIABLE, "torch")
+    assert kernels.name() == "torch"
+    monkeypatch.setattr(kernels, "_native", None)  # restored with the other
+    monkeypatch.setattr(kernels, "_chosen", False)
+    monkeypatch.setenv(kernels.VARIABLE, "fast")
+    with pytest.raises(KernelError, match="ZO_OFFLOAD_KERNELS: expected one of torch, scalar"):
+        kernels.name()
+
+
+def test_an_instruction_set_of_another_machine_is_refused():
+    other = "avx512" if "neon" in built() else "neon"
+    if not built():
+        pytest.skip("the native kernels are not built")
+    with pytest.raises(KernelError, match=f"has no {other}"), kernels.using(other):
+        pass
