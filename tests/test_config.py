@@ -342,7 +342,6 @@ def test_the_whole_block_may_be_written_out():
         ({"update": {"lag": 4}}, "update.lag: not yet"),
         ({"update": {"type": "adam"}}, "update.type: not yet"),
         ({"wire": "nf4"}, "wire: not yet"),
-        ({"master": "bf16_sr"}, "master: not yet"),
         ({"estimator": "one_sided"}, "estimator: not yet"),
         ({"trainable": {"mode": "peft"}}, "trainable.mode: not yet"),
         ({"wire": "nf5"}, "wire: expected"),

@@ -10,7 +10,7 @@ from torch import nn
 
 from zo_offload import Stepper
 from zo_offload.config import ZOConfig
-from zo_offload.errors import KernelError
+from zo_offload.errors import ConfigError, KernelError
 from zo_offload.ops import kernels, native
 
 
@@ -47,6 +47,31 @@ def trained(kernel: str, dtype: torch.dtype, **options) -> str:
             batch = torch.arange(step, step + 8)
             stepper.train_step([batch], lr=1e-2, weight_decay=0.1)
         return stepper.weights.digest()
+
+
+@pytest.mark.parametrize("master", ["bf16+8", "bf16_sr"])
+@pytest.mark.parametrize("direction", ["rademacher", "gaussian"])
+def test_smaller_masters_train_to_the_same_bits_in_every_tier(master: str, direction: str):
+    found = {
+        trained(name, torch.bfloat16, direction=direction, master=master, offload_param=offload)
+        for name in (kernels.TORCH, *built())
+        for offload in ({"device": "none"}, {"device": "cpu"})
+    }
+    assert len(found) == 1
+    assert found != {trained(kernels.TORCH, torch.bfloat16, direction=direction)}
+
+
+@pytest.mark.parametrize(("master", "rest"), [("fp32", 2), ("bf16+8", 1), ("bf16_sr", 0)])
+def test_a_smaller_master_takes_less_memory(master: str, rest: int):
+    with Stepper(Net(torch.bfloat16), ZOConfig.model_validate({"master": master})) as stepper:
+        for unit in stepper.weights.map.everything:
+            assert unit.rest_bytes == sum(span.elements for span in unit.spans) * rest
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_smaller_master_is_for_bfloat16(dtype: torch.dtype):
+    with pytest.raises(ConfigError, match=r'master: "bf16_sr" is for forwards in bf'):
+        Stepper(Net(dtype), ZOConfig(master="bf16_sr"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

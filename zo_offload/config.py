@@ -127,7 +127,7 @@ class ZOConfig(_Strict):
     unit: UnitChoice | None = None
     live_lanes: Annotated[int, Field(ge=1)] | None = None
     wire: Literal["identity"] | None = None
-    master: Literal["fp32"] = "fp32"
+    master: Literal["fp32", "bf16+8", "bf16_sr"] = "fp32"
     replica: ReplicaConfig = ReplicaConfig()
     journal: JournalConfig = JournalConfig()
 
@@ -268,7 +268,6 @@ _PLANNED: dict[str, tuple[str, ...]] = {
     "estimator": ("one_sided",),
     "direction": ("low_rank",),
     "wire": ("bf16", "lossless12", "fp8_e4m3", "int8", "nf4"),
-    "master": ("bf16+8", "bf16_sr"),
     "replica.probe_parallel": (),
     "replica.check_interval": (),
 }

@@ -36,4 +36,4 @@ class History(Sequence[StepUpdate]):
     def _update(self, record: Record) -> StepUpdate:
         probes = () if record.flags & Flags.SKIPPED else record.probes
         draws = (Draw(self._seed, record.step, probe.number, probe.coefficient) for probe in probes)
-        return StepUpdate(record.decay, tuple(draws))
+        return StepUpdate(record.decay, tuple(draws), self._seed, record.step)

@@ -15,7 +15,7 @@ from torch import nn
 from zo_offload import direction, estimator, loss_noise, update
 from zo_offload.ambient import surely_gathered
 from zo_offload.config import ZOConfig
-from zo_offload.errors import DivergedError
+from zo_offload.errors import ConfigError, DivergedError
 from zo_offload.generators import lane_seed
 from zo_offload.history import History
 from zo_offload.journal import Journal, Probe, Record
@@ -110,7 +110,10 @@ class Stepper:
         self.model.eval()
         if self.scales is None:
             self.scales = self._scales()
-        model_map = map_model(self.model, self.config.unit_classes, self.scales, self.dtype)
+        model_map = map_model(
+            self.model, self.config.unit_classes, self.scales, self.dtype, self.config.master
+        )
+        self._check_master(model_map)
         self._plan_of(model_map).check(self.config.device_budget, self.config.host_budget)
         cast_buffers(self.model, self.dtype, self._device)
         self.weights = Weights(self.model, model_map, self._placement(), self.config.direction)
@@ -356,6 +359,14 @@ class Stepper:
         return direction.rms_scales(
             {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         )
+
+    def _check_master(self, model_map: ModelMap) -> None:
+        spans = [span for unit in model_map.everything for span in unit.spans if span.trainable]
+        if self.config.master != "fp32" and all(span.dtype != torch.bfloat16 for span in spans):
+            raise ConfigError(
+                f'zeroth_order.master: "{self.config.master}" is for forwards in bfloat16, and no '
+                'trainable parameter is; write "bf16": {"enabled": true}, or "master": "fp32"'
+            )
 
     @property
     def _num_draws(self) -> int:

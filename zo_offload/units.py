@@ -93,6 +93,7 @@ def map_model(
     classes: Sequence[str] | None = None,
     scales: Mapping[str, float] | None = None,
     dtype: torch.dtype | None = None,
+    master: str = "fp32",
 ) -> ModelMap:
     """Divide a model into units and ambient parameters, and lay each out flat.
 
@@ -102,6 +103,7 @@ def map_model(
         scales: Factor on z by parameter name (1.0 where absent).
         dtype: What the forward computes in, instead of each parameter's own dtype; the parameters
             that the model asks to keep in fp32 stay so.
+        master: What updates of bfloat16 parameters accumulate in; see :class:`Span`.
 
     Raises:
         ModelError: No unit was found, or a parameter's dtype cannot be trained.
@@ -131,7 +133,8 @@ def map_model(
         spans: list[Span] = []
         for kind, group in kinds.items():
             shapes = [(member, indices[member], tuple(names[member].shape)) for member in group]
-            spans.append(_lay_out_span(kind, shapes, scales or {}, spans[-1] if spans else None))
+            before = spans[-1] if spans else None
+            spans.append(_lay_out_span(kind, shapes, scales or {}, before, master))
         wire_bytes, rest_bytes = sum(s.wire_bytes for s in spans), sum(s.rest_bytes for s in spans)
         return Unit(index, name, tuple(spans), wire_bytes, rest_bytes)
 
@@ -249,6 +252,7 @@ def _lay_out_span(
     members: Sequence[tuple[str, int, tuple[int, ...]]],
     scales: Mapping[str, float],
     before: Span | None,
+    master: str,
 ) -> Span:
     """A span of ``(name, parameter index, shape)`` of one kind, behind another one."""
     dtype, trainable, dither = kind
@@ -260,7 +264,7 @@ def _lay_out_span(
         start += segment.padded
     wire_offset = before.wire_offset + before.wire_bytes if before else 0
     rest_offset = before.rest_offset + before.rest_bytes if before else 0
-    return Span(dtype, tuple(segments), wire_offset, rest_offset, trainable, dither)
+    return Span(dtype, tuple(segments), wire_offset, rest_offset, trainable, dither, master)
 
 
 def _forward_dtype(

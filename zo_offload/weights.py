@@ -196,7 +196,7 @@ class Weights:
         if not span.trainable:
             return span.wire(wire)[part].float().cpu().view(segment.shape)
         resting = span.rest(rest)[part] if span.rest_bytes else span.wire(wire)[part]
-        return ops.load_master(span.dtype, span.wire(wire)[part], resting).cpu().view(segment.shape)
+        return ops.load_master(span, span.wire(wire)[part], resting).cpu().view(segment.shape)
 
     def value(self, name: str) -> torch.Tensor:
         """A parameter as the forward sees it at the current step (a copy, on the CPU)."""
@@ -355,6 +355,6 @@ def _fill(
     flat = values.reshape(-1).to(wire.device)
     if span.trainable:
         resting = rest[part] if span.rest_bytes else rest
-        ops.store_master(span.dtype, flat.float(), wire[part], resting)
+        ops.store_master(span, flat.float(), wire[part], resting)
     else:
         ops.encode(span.dtype, flat.float(), wire[part])

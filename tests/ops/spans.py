@@ -9,10 +9,18 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from zo_offload.ops import Draw, Segment, Span, reference, torch_ops
+from zo_offload.ops import Draw, Segment, Span, StepUpdate, reference, torch_ops
 
 DIRECTIONS = tuple(reference.DIRECTIONS)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MASTERS = {
+    "fp32": (torch.float32, "fp32"),
+    "fp16": (torch.float16, "fp32"),
+    "planes": (torch.bfloat16, "fp32"),
+    "bf16+8": (torch.bfloat16, "bf16+8"),
+    "bf16_sr": (torch.bfloat16, "bf16_sr"),
+}
+KEPT_BITS = {"bf16+8": 24, "bf16_sr": 16}
 
 # Zero, negative, below the least fp32 denormal, denormal, so large that sums overflow, above fp32.
 EDGE_COEFFICIENTS = (0.0, -0.0, 1e-3, -1e-3, 1e-46, -3e-45, 1e-40, 3e38, -3e38, 1e39)
@@ -37,6 +45,7 @@ def span_of(
     scales: list[float] | None = None,
     dtype: torch.dtype = torch.float32,
     dither: bool = False,
+    master: str = "fp32",
 ) -> Span:
     segments: list[Segment] = []
     start = 0
@@ -44,15 +53,20 @@ def span_of(
         index = indices[i] if indices else i
         segments.append(Segment(f"p{i}", index, shape, start, scales[i] if scales else 1.0))
         start += segments[-1].padded
-    return Span(dtype, tuple(segments), 0, 0, dither=dither)
+    return Span(dtype, tuple(segments), 0, 0, dither=dither, master=master)
 
 
 @st.composite
-def spans(draw: st.DrawFn, dtype: torch.dtype = torch.float32, dither: bool = False) -> Span:
+def spans(
+    draw: st.DrawFn,
+    dtype: torch.dtype = torch.float32,
+    dither: bool = False,
+    master: str = "fp32",
+) -> Span:
     shapes = draw(st.lists(_shapes, min_size=1, max_size=4))
     index = st.integers(0, 2**20)
     indices = draw(st.lists(index, min_size=len(shapes), max_size=len(shapes), unique=True))
-    return span_of(shapes, indices, draw(_scales), dtype, dither)
+    return span_of(shapes, indices, draw(_scales), dtype, dither, master)
 
 
 @contextlib.contextmanager
@@ -87,6 +101,30 @@ def expected_dither(span: Span, draw: Draw) -> npt.NDArray[np.uint32]:
         for segment in span.segments
     ]
     return reference.halves(np.concatenate(words))
+
+
+def expected_rounding(span: Span, step: StepUpdate) -> npt.NDArray[np.uint32]:
+    """The random bits by which a step rounds each element of a master of fewer bits."""
+    per_block, lanes = (
+        (reference.BYTES_PER_BLOCK, reference.eighths)
+        if span.master == "bf16+8"
+        else (reference.HALVES_PER_BLOCK, reference.halves)
+    )
+    stream = reference.STREAM_ROUNDING
+    words = [
+        reference.words(
+            step.seed, step.step, 0, stream, s.parameter_index, 0, s.padded // per_block
+        )
+        for s in span.segments
+    ]
+    return lanes(np.concatenate(words))
+
+
+def held(span: Span, values: torch.Tensor) -> torch.Tensor:
+    """The nearest that the span's master can hold."""
+    if span.format not in KEPT_BITS:
+        return values
+    return torch.from_numpy(reference.nearest_master(values.numpy(), KEPT_BITS[span.format]))
 
 
 def random_master(elements: int, seed: int = 0) -> torch.Tensor:

@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ops.conftest import IMPLEMENTATIONS
-from ops.spans import DIRECTIONS, DTYPES, bits, random_master, span_of, spans
+from ops.spans import DIRECTIONS, DTYPES, MASTERS, bits, random_master, span_of, spans
 from zo_offload.errors import KernelError
 from zo_offload.ops import Draw, Point, Segment, Span, StepUpdate, kernels, native, reference
 from zo_offload.ops.native import Native
+from zo_offload.ops.span import REST_DTYPES
 from zo_offload.ops.torch_ops import store_master, update
 
 UPDATE = StepUpdate(1.0, (Draw(2**63 + 5, 3, 0, 0.1),))
@@ -44,11 +45,11 @@ def kernel(request: pytest.FixtureRequest) -> Native:
 
 def buffers(span: Span, offset: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """A master in ``(wire, rest)``, ``offset`` elements into their memory."""
-    low = torch.int16 if span.dtype == torch.bfloat16 else torch.float32
-    resting = 0 if span.dtype == torch.float32 else span.elements
+    kind = REST_DTYPES[span.format]
     wire = torch.zeros(span.elements + offset, dtype=span.dtype)[offset:]
-    rest = torch.zeros(resting + offset, dtype=low)[offset:]
-    store_master(span.dtype, random_master(span.elements), wire, rest)
+    resting = span.elements if kind is not None else 0
+    rest = torch.zeros(resting + offset, dtype=kind or torch.uint8)[offset:]
+    store_master(span, random_master(span.elements), wire, rest)
     return wire, rest
 
 
@@ -72,7 +73,7 @@ def assert_same(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
         np.testing.assert_array_equal(mine, theirs)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("master_kind", MASTERS)
 @settings(max_examples=40)
 @given(
     data=st.data(),
@@ -82,9 +83,10 @@ def assert_same(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
     dither=st.booleans(),
 )
 def test_fused_equals_one_after_another(
-    kernel: Native, dtype: torch.dtype, data, direction: str, steps, draws, dither: bool
+    kernel: Native, master_kind: str, data, direction: str, steps, draws, dither: bool
 ):
-    span = data.draw(spans(dtype, dither=dither and dtype == torch.bfloat16))
+    dtype, kept = MASTERS[master_kind]
+    span = data.draw(spans(dtype, dither and dtype == torch.bfloat16, kept))
     expected = everything(Torch, span, direction, steps, draws)
     assert_same(everything(kernel, span, direction, steps, draws), expected)
 

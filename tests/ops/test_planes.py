@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ops.spans import DTYPES, bits, random_master
+from ops.spans import DTYPES, bits, random_master, span_of
 from zo_offload import ops
 from zo_offload.ops import reference
 
@@ -14,6 +14,7 @@ MANTISSAS = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF, 0x17FFF, 0x18000, 0x
 SWEEP = (np.arange(256, dtype=np.uint32)[:, None] << np.uint32(23) | MANTISSAS).reshape(-1)
 SWEEP = np.concatenate([SWEEP, SWEEP | np.uint32(0x80000000)])  # every exponent, both signs
 CANONICAL_NAN = 0x7FC00000
+PLANES = span_of([(128,)], dtype=torch.bfloat16)
 
 raw_bits = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=64)
 
@@ -31,11 +32,11 @@ def check_reference(raw: np.ndarray) -> None:
 def check_torch(raw: np.ndarray) -> None:
     master = torch.from_numpy(raw.view(np.float32).copy())
     wire, rest = torch.empty(len(raw)).bfloat16(), torch.empty(len(raw), dtype=torch.int16)
-    ops.store_master(torch.bfloat16, master, wire, rest)
+    ops.store_master(PLANES, master, wire, rest)
     high, low = reference.split_planes(raw.view(np.float32))
     np.testing.assert_array_equal(wire.view(torch.int16).numpy().view(np.uint16), high)
     np.testing.assert_array_equal(rest.numpy(), low)
-    joined = ops.load_master(torch.bfloat16, wire, rest).numpy().view(np.uint32)
+    joined = ops.load_master(PLANES, wire, rest).numpy().view(np.uint32)
     np.testing.assert_array_equal(joined, canonical_bits(raw))
     np.testing.assert_array_equal(master.numpy().view(np.uint32), raw)  # only read
 
@@ -76,8 +77,9 @@ def test_masters_are_loaded_as_they_were_stored(dtype: torch.dtype):
     master = random_master(1000)
     wire = torch.empty(1000, dtype=dtype)
     rest = torch.empty(1000, dtype=torch.int16 if dtype == torch.bfloat16 else torch.float32)
-    ops.store_master(dtype, master, wire, rest)
-    np.testing.assert_array_equal(bits(ops.load_master(dtype, wire, rest)), bits(master))
+    span = span_of([(1000,)], dtype=dtype)
+    ops.store_master(span, master, wire, rest)
+    np.testing.assert_array_equal(bits(ops.load_master(span, wire, rest)), bits(master))
     if dtype == torch.float16:
         np.testing.assert_array_equal(bits(wire), bits(master.half()))
 
@@ -86,6 +88,6 @@ def test_masters_are_loaded_as_they_were_stored(dtype: torch.dtype):
 def test_a_loaded_master_is_a_copy(dtype: torch.dtype):
     wire = torch.ones(8, dtype=dtype)
     rest = torch.zeros(8, dtype=torch.int16 if dtype == torch.bfloat16 else torch.float32)
-    ops.load_master(dtype, wire, rest).fill_(7.0)
+    ops.load_master(span_of([(1000,)], dtype=dtype), wire, rest).fill_(7.0)
     assert (wire == 1).all()
     assert (rest == 0).all()

@@ -11,11 +11,16 @@ from hypothesis import strategies as st
 from ops.spans import (
     DIRECTIONS,
     DTYPES,
+    KEPT_BITS,
+    MASTERS,
     bits,
     chunks_of,
     draws,
     expected_noise,
+    expected_rounding,
+    held,
     random_master,
+    seeds,
     span_of,
     spans,
 )
@@ -24,17 +29,23 @@ from zo_offload.ops import Draw, Span, StepUpdate, reference
 
 decays = st.sampled_from((1.0, 1.0 - 2.0**-16, 0.5)) | st.floats(0.9, 1.0)
 steps_lists = st.lists(
-    st.builds(StepUpdate, decays, st.lists(draws, max_size=3).map(tuple)), max_size=3
+    st.builds(
+        StepUpdate,
+        decays,
+        st.lists(draws, max_size=3).map(tuple),
+        seeds,
+        st.integers(0, 2**32 - 1),
+    ),
+    max_size=3,
 )
 directions = st.sampled_from(DIRECTIONS)
 
 
 def stored(span: Span, master: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """``(wire, rest)`` of a master, with what padding there is."""
-    low = torch.int16 if span.dtype == torch.bfloat16 else torch.float32
     wire = torch.zeros(span.elements, dtype=span.dtype)
-    rest = torch.zeros(0 if span.dtype == torch.float32 else span.elements, dtype=low)
-    ops.store_master(span.dtype, master, wire, rest)
+    rest = span.rest(torch.zeros(span.rest_bytes, dtype=torch.uint8))
+    ops.store_master(span, master, wire, rest)
     return wire, rest
 
 
@@ -45,7 +56,7 @@ def updated(
     wire, rest = stored(span, master)
     for steps in calls:
         ops.update(span, wire, rest, direction, steps)
-    after = ops.load_master(span.dtype, wire, rest)
+    after = ops.load_master(span, wire, rest)
     fresh_wire, _ = stored(span, after)
     np.testing.assert_array_equal(bits(wire), bits(fresh_wire))
     return after
@@ -54,15 +65,18 @@ def updated(
 def expected(
     span: Span, master: torch.Tensor, direction: str, steps: list[StepUpdate]
 ) -> np.ndarray:
-    value = master.numpy()
+    value = held(span, master).numpy()
     with np.errstate(all="ignore"):
         for step in steps:
             terms = [expected_noise(span, direction, d) for d in step.draws if d.coefficient != 0.0]
             value = reference.update_master(value, terms, step.decay)
+            if span.format in KEPT_BITS and (terms or step.decay != 1.0):
+                random = expected_rounding(span, step)
+                value = reference.round_master(value, random, KEPT_BITS[span.format])
     return value
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("master_kind", MASTERS)
 @settings(max_examples=50)
 @given(
     data=st.data(),
@@ -71,18 +85,23 @@ def expected(
     chunk=st.sampled_from((128, 640, 1 << 20)),
 )
 def test_equals_the_reference(
-    dtype: torch.dtype, data: st.DataObject, direction: str, steps: list[StepUpdate], chunk: int
+    master_kind: str, data: st.DataObject, direction: str, steps: list[StepUpdate], chunk: int
 ):
-    span = data.draw(spans(dtype))
+    dtype, kept = MASTERS[master_kind]
+    span = data.draw(spans(dtype, master=kept))
     master = random_master(span.elements)
     with chunks_of(chunk):
         after = updated(span, master, direction, steps)
     np.testing.assert_array_equal(bits(after), bits(expected(span, master, direction, steps)))
 
 
+@pytest.mark.parametrize("kept", ["fp32", "bf16+8", "bf16_sr"])
 @settings(max_examples=50)
-@given(span=spans(torch.bfloat16), direction=directions, steps=steps_lists)
-def test_many_steps_at_once_equal_one_by_one(span: Span, direction: str, steps: list[StepUpdate]):
+@given(data=st.data(), direction=directions, steps=steps_lists)
+def test_many_steps_at_once_equal_one_by_one(
+    kept: str, data: st.DataObject, direction: str, steps: list[StepUpdate]
+):
+    span = data.draw(spans(torch.bfloat16, master=kept))
     master = random_master(span.elements)
     together = updated(span, master, direction, steps)
     singly = updated(span, master, direction, *[[step] for step in steps])
@@ -178,3 +197,26 @@ def test_small_decay_adds_up():
     assert math.isclose(shrunk, 1.0e-3, rel_tol=0.01)
     exact = math.prod(step.decay for step in steps)
     assert math.isclose(shrunk, 1.0 - exact, rel_tol=1e-3)
+
+
+@pytest.mark.parametrize("kept", KEPT_BITS)
+def test_small_masters_are_unbiased(kept: str):
+    """A step far below their grain moves them as far as it should, on average."""
+    num, lr = 1 << 16, 2.0**-14 if kept == "bf16_sr" else 2.0**-22
+    span = span_of([(num,)], dtype=torch.bfloat16, master=kept)
+    steps = [StepUpdate(1.0, (Draw(7, k, 0, lr),), 7, k) for k in range(8)]
+    after = updated(span, torch.full((num,), 1.5), "rademacher", steps).double()
+    z = sum(ops.noise(span, "rademacher", step.draws[0]).double() for step in steps)
+    error = after - (1.5 - z)
+    grain = 2.0**-7 if kept == "bf16_sr" else 2.0**-15
+    assert abs(float(error.mean())) < 5 * grain * len(steps) ** 0.5 / num**0.5
+    assert float(error.std()) < grain * len(steps) ** 0.5
+
+
+def test_the_nearest_of_a_smaller_master_is_stored():
+    values = random_master(4096)
+    for kept, bits_kept in KEPT_BITS.items():
+        span = span_of([(4096,)], dtype=torch.bfloat16, master=kept)
+        found = ops.load_master(span, *stored(span, values))
+        expected_values = reference.nearest_master(values.numpy(), bits_kept)
+        np.testing.assert_array_equal(bits(found), bits(expected_values))

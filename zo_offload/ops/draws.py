@@ -24,10 +24,19 @@ class Draw:
 
 @dataclass(frozen=True, slots=True)
 class StepUpdate:
-    """What one step does to every trainable weight: times ``decay``, then minus the draws."""
+    """What one step does to every trainable weight: times ``decay``, then minus the draws.
+
+    Attributes:
+        decay: float64 factor.
+        draws: In order of their probes.
+        seed: Key of the noise by which ``bf16+8`` and ``bf16_sr`` masters are rounded.
+        step: Number of the step in that noise.
+    """
 
     decay: float
     draws: tuple[Draw, ...]
+    seed: int = 0
+    step: int = 0
 
 
 @dataclass(frozen=True, slots=True)

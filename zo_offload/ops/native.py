@@ -22,7 +22,7 @@ from zo_offload.ops.span import Segment, Span
 VERSION = 1
 LIBRARY = Path(__file__).with_name("_kernels.so")
 ISAS = {"scalar": 0, "neon": 1, "avx2": 2, "avx512": 3}  # of zo_isa
-FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # of zo_format
+FORMATS = {"fp32": 0, "planes": 1, "fp16": 2, "bf16+8": 3, "bf16_sr": 4}  # of zo_format
 DIRECTIONS = {"rademacher": 0, "gaussian": 1}  # of zo_direction
 STATUS = {1: "a job that is not sound", 2: "no such instruction set here", 3: "out of memory"}
 MOST_CACHED = 4 << 20  # bytes; a copy larger than this goes around the caches
@@ -115,7 +115,7 @@ class Native:
         table = span.table
         out_bytes = sum(point.out.nbytes for point in points)
         job = _Job(
-            FORMATS[span.dtype],
+            FORMATS[span.format],
             DIRECTIONS[direction],
             span.dither,
             torch.get_num_threads(),
@@ -177,7 +177,7 @@ class Native:
             raise IndexError(f"{segment.name}: a row outside its {height}")
         out = torch.empty(len(rows), width, dtype=span.dtype)
         job = _Rows(
-            FORMATS[span.dtype],
+            FORMATS[span.format],
             DIRECTIONS[direction],
             torch.get_num_threads(),
             segment.parameter_index,
@@ -256,10 +256,9 @@ def _steps(steps: Sequence[StepUpdate], made: list[Any]) -> int | None:
     array = (_Step * len(steps))()
     for each, step in zip(array, steps, strict=True):
         draws = (_Draw * len(step.draws))(*map(_draw, step.draws))
+        each.seed, each.step = step.seed, step.step & 0xFFFFFFFF
         each.decay, each.num_draws = step.decay, len(step.draws)
         each.draws = ctypes.addressof(draws)
-        if step.draws:
-            each.seed, each.step = step.draws[0].seed, step.draws[0].step & 0xFFFFFFFF
         made.append(draws)
     made.append(array)
     return ctypes.addressof(array)

@@ -9,7 +9,8 @@ Written to be read, not to be fast. Three rules make identical bits possible on 
 
 Counter layout, four 32-bit words: ``(block, parameter index, step, probe | stream << 16)``; the key
 is the 64-bit seed, low word first. No counter is used twice in a run: block and parameter index
-name the element, step and probe the direction, stream the purpose (0 noise, 1 dither).
+name the element, step and probe the direction, stream the purpose (0 noise, 1 dither of perturbed
+copies, 2 rounding of masters).
 
 Reference: Salmon, Moraes, Dror, Shaw (2011), "Parallel random numbers: as easy as 1, 2, 3", SC11.
 """
@@ -25,9 +26,11 @@ PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
 STREAM_NOISE = 0
 STREAM_DITHER = 1
+STREAM_ROUNDING = 2
 
 SIGNS_PER_BLOCK = 128  # one bit an element
 HALVES_PER_BLOCK = 8  # sixteen bits an element
+BYTES_PER_BLOCK = 16
 CANONICAL_NAN = np.uint32(0x7FC00000)
 
 U32 = npt.NDArray[np.uint32]
@@ -82,6 +85,12 @@ def halves(block_words: U32) -> U32:
     """Sixteen-bit lanes: element e is lane ``e % 8`` of block ``e // 8``, low half first."""
     pairs = np.stack([block_words & np.uint32(0xFFFF), block_words >> np.uint32(16)], axis=2)
     return pairs.reshape(-1)
+
+
+def eighths(block_words: U32) -> U32:
+    """Bytes: element e is byte ``e % 16`` of block ``e // 16``, low byte first."""
+    shifts = np.arange(0, 32, 8, dtype=np.uint32)
+    return ((block_words.reshape(-1, 1) >> shifts) & np.uint32(0xFF)).reshape(-1)
 
 
 @lru_cache(maxsize=1)
@@ -195,10 +204,35 @@ def join_planes(hi: npt.NDArray[np.uint16], lo: npt.NDArray[np.int16]) -> F32:
     return (wide & 0xFFFFFFFF).astype(np.uint32).view(np.float32)
 
 
+def round_master(value: F32, random: U32, bits: int) -> F32:
+    """Stochastic rounding to the top ``bits`` of fp32: 16 for ``bf16_sr``, 24 for ``bf16+8``.
+
+    Args:
+        value: fp32 ``[n]``.
+        random: ``[n]``, uniform on as many bits as are dropped: sixteen-bit lanes
+            (:func:`halves`), or bytes (:func:`eighths`), of the step's rounding stream.
+        bits: How many are kept.
+
+    Infinities and NaN are kept.
+    """
+    raw = canonical(value).view(np.uint32)
+    finite = (raw & np.uint32(0x7F800000)) != np.uint32(0x7F800000)
+    kept = np.uint32(0xFFFFFFFF << (32 - bits) & 0xFFFFFFFF)
+    return ((raw + np.where(finite, random, 0).astype(np.uint32)) & kept).view(np.float32)
+
+
+def nearest_master(value: F32, bits: int) -> F32:
+    """Nearest value that a master of the top ``bits`` of fp32 can hold, ties away from zero."""
+    raw = canonical(value).view(np.uint32)
+    kept = np.uint32(0xFFFFFFFF << (32 - bits) & 0xFFFFFFFF)
+    return ((raw + np.uint32(1 << (31 - bits))) & kept).view(np.float32)
+
+
 def update_master(master: F32, terms: list[F32], decay: float = 1.0) -> F32:
     """One step: ``decay`` in float64 rounded once, then ``master - (t0 + t1 + ...)``, fp32 sums.
 
-    Terms are added in (step, probe) order. No terms and decay 1 leave every bit as it was.
+    Terms are added in (step, probe) order. No terms and decay 1 leave every bit as it was. A master
+    of fewer bits is rounded afterwards (:func:`round_master`).
     """
     if decay != 1.0:
         master = canonical((master.astype(np.float64) * decay).astype(np.float32))

@@ -63,6 +63,8 @@ class Span:
         rest_offset: First byte in the unit's rest buffer (what stays with the master).
         trainable: Whether directions move it.
         dither: Whether perturbed copies are rounded stochastically (bfloat16 vectors).
+        master: What updates accumulate in where the forward is bfloat16: ``fp32``, ``bf16+8`` or
+            ``bf16_sr``. Otherwise it is fp32.
     """
 
     dtype: torch.dtype
@@ -71,6 +73,7 @@ class Span:
     rest_offset: int
     trainable: bool = True
     dither: bool = False
+    master: str = "fp32"
     elements: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -85,7 +88,15 @@ class Span:
     @property
     def rest_bytes(self) -> int:
         """Bytes of the span that stay home."""
-        return self.elements * REST_BYTES[self.dtype] if self.trainable else 0
+        dtype = REST_DTYPES[self.format]
+        return self.elements * dtype.itemsize if self.trainable and dtype is not None else 0
+
+    @property
+    def format(self) -> str:
+        """How a master lies in wire and rest: a key of ``REST_DTYPES``."""
+        if self.dtype == torch.bfloat16:
+            return "planes" if self.master == "fp32" else self.master
+        return "fp16" if self.dtype == torch.float16 else "fp32"
 
     def overlapping(self, start: int, stop: int) -> list[tuple[Segment, int, int]]:
         """Segments that hold elements start..stop, each with its own first and last element.
@@ -121,11 +132,18 @@ class Span:
         return buffer[self.wire_offset : self.wire_offset + self.wire_bytes].view(self.dtype)
 
     def rest(self, buffer: torch.Tensor) -> torch.Tensor:
-        """What stays home, a view of a unit's rest buffer: int16 low planes, or an fp32 master."""
-        dtype = torch.int16 if self.dtype == torch.bfloat16 else torch.float32
+        """What stays home, a view of a unit's rest buffer; nothing where the wire holds it all."""
+        dtype = REST_DTYPES[self.format] or torch.uint8
         return buffer[self.rest_offset : self.rest_offset + self.rest_bytes].view(dtype)
 
 
-# Bytes a parameter that stay home: bfloat16 travels as the master's high plane, so its low plane
-# rests; fp32 is its own master; fp16 is rounded from an fp32 master.
-REST_BYTES = {torch.bfloat16: 2, torch.float32: 0, torch.float16: 4}
+# What stays home, by how the master is kept. fp32 is its own master; fp16 is rounded from an fp32
+# master; a bfloat16 travels as the upper plane of fp32 (planes), as that of the top 24 bits
+# (bf16+8), or is the master itself (bf16_sr).
+REST_DTYPES = {
+    "fp32": None,
+    "fp16": torch.float32,
+    "planes": torch.int16,
+    "bf16+8": torch.int8,
+    "bf16_sr": None,
+}

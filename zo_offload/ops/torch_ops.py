@@ -68,7 +68,7 @@ def _take_steps(
     if not steps:
         return
     for start, stop in _chunks(0, span.elements):
-        master = load_master(span.dtype, wire[start:stop], rest[start:stop])
+        master = load_master(span, wire[start:stop], rest[start:stop])
         for step in steps:
             if step.decay != 1.0:
                 master = _canonical_(master.double().mul_(step.decay).float())
@@ -80,29 +80,40 @@ def _take_steps(
                 total = term if total is None else total.add_(term)
             if total is not None:
                 master = _canonical_(master.sub_(total))
-        store_master(span.dtype, master, wire[start:stop], rest[start:stop])
+            if span.format in _KEPT_BITS:
+                _round_master_(span, master, step, start, stop)
+        store_master(span, master, wire[start:stop], rest[start:stop])
 
 
-def load_master(dtype: torch.dtype, wire: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
-    """The fp32 master ``[n]`` of a trainable span from what travels and what rests."""
-    if dtype == torch.bfloat16:
-        high = wire.view(torch.int16).to(torch.int32).bitwise_left_shift_(16)
-        return high.add_(rest.to(torch.int32)).view(torch.float32)
-    return (wire if dtype == torch.float32 else rest).clone()
+def load_master(span: Span, wire: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
+    """The fp32 master ``[n]`` of part of a trainable span from what travels and what rests."""
+    if span.dtype != torch.bfloat16:
+        return (wire if span.dtype == torch.float32 else rest).clone()
+    high = wire.view(torch.int16).to(torch.int32).bitwise_left_shift_(16)
+    if span.format == "planes":
+        high.add_(rest.to(torch.int32))
+    elif span.format == "bf16+8":
+        high.add_(rest.to(torch.int32).bitwise_left_shift_(8))
+    return high.view(torch.float32)
 
 
-def store_master(
-    dtype: torch.dtype, master: torch.Tensor, wire: torch.Tensor, rest: torch.Tensor
-) -> None:
-    """Inverse of :func:`load_master`: encode the wire from the master, keep the rest home."""
-    if dtype == torch.bfloat16:
-        bits = master.nan_to_num(**_KEEP).view(torch.int32)
-        rest.copy_(bits)  # int32 to int16 keeps the low sixteen bits
-        wire.view(torch.int16).copy_(bits.add_(0x8000).bitwise_right_shift_(16))
+def store_master(span: Span, master: torch.Tensor, wire: torch.Tensor, rest: torch.Tensor) -> None:
+    """Inverse of :func:`load_master`: encode the wire from the master, keep the rest home.
+
+    A master of fewer bits than the value takes the nearest that it can hold.
+    """
+    if span.dtype != torch.bfloat16:
+        wire.copy_(master)
+        if span.dtype == torch.float16:
+            rest.copy_(master)
         return
-    wire.copy_(master)
-    if dtype == torch.float16:
-        rest.copy_(master)
+    bits = master.nan_to_num(**_KEEP).view(torch.int32)
+    if span.format == "bf16+8":
+        bits.add_(0x80).bitwise_and_(-0x100)
+        rest.copy_(bits >> 8)  # int32 to int8 keeps the low eight bits
+    elif span.format == "planes":
+        rest.copy_(bits)  # int32 to int16 keeps the low sixteen bits
+    wire.view(torch.int16).copy_(bits.add_(0x8000).bitwise_right_shift_(16))
 
 
 def encode(dtype: torch.dtype, values: torch.Tensor, wire: torch.Tensor) -> None:
@@ -264,6 +275,26 @@ def _dither_bf16_(value: torch.Tensor, out: torch.Tensor, random16: torch.Tensor
     bits = _canonical_(value).view(torch.int32)
     bits.add_(torch.where(value.isfinite(), random16, 0))
     out.view(torch.int16).copy_(bits.bitwise_right_shift_(16))
+
+
+# Of an fp32 master's bits, those that a smaller master keeps.
+_KEPT_BITS = {"bf16+8": 24, "bf16_sr": 16}
+
+
+def _round_master_(
+    span: Span, master: torch.Tensor, step: StepUpdate, start: int, stop: int
+) -> None:
+    """Stochastic rounding, in place, from the step's own noise; infinities and NaN are kept."""
+    draw = Draw(step.seed, step.step, 0, 0.0)
+    eight = span.format == "bf16+8"
+    per_block = reference.BYTES_PER_BLOCK if eight else reference.HALVES_PER_BLOCK
+    block, parameter, _ = _blocks(span, start, stop, per_block, master.device)
+    words = _philox(block, parameter, draw, reference.STREAM_ROUNDING)
+    lanes = words.view(torch.uint8).view(-1).int() if eight else _halves(words, -1).int()
+    random = lanes.bitwise_and_(0xFF if eight else 0xFFFF)
+    bits = master.view(torch.int32)
+    bits.add_(torch.where(master.isfinite(), random, 0))
+    bits.bitwise_and_(-1 << (32 - _KEPT_BITS[span.format]))
 
 
 def _random16(span: Span, draw: Draw, start: int, stop: int, device: torch.device) -> torch.Tensor:

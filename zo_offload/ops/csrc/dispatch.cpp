@@ -156,7 +156,7 @@ int zo_run(const zo_job *job, uint32_t isa) {
 int zo_run_rows(const zo_rows *rows, uint32_t isa) {
   const zo_parts *parts = parts_of(isa);
   if (!parts) return ZO_NO_SUCH_ISA;
-  if (rows->format > ZO_FP16 || rows->direction > ZO_GAUSSIAN || !rows->width) return ZO_BAD_JOB;
+  if (rows->format > ZO_BF16_SR || rows->direction > ZO_GAUSSIAN || !rows->width) return ZO_BAD_JOB;
   std::atomic<bool> whole{true};
   const uint64_t step = kLeast / rows->width + 1, count = (rows->num_rows + step - 1) / step;
   in_parallel(count, rows->num_threads, [&](uint64_t i) {
