@@ -200,6 +200,14 @@ def test_no_rows(kernel: Native):
     assert found.shape == (0, 8)
 
 
+@pytest.mark.parametrize("length", [0, 1, 31, 32, 100_000, 1 << 18])
+def test_a_copy_is_one(kernel: Native, length: int):
+    source = torch.arange(length + 1).to(torch.uint8)[1:]
+    out = torch.zeros(length, dtype=torch.uint8)
+    kernel.copy(out, source)
+    assert torch.equal(out, source)
+
+
 @given(data=st.binary(max_size=4000), first=st.integers(0, 2**40), cut=st.integers(0, 1000))
 def test_digests_add_up(kernel: Native, data: bytes, first: int, cut: int):
     words = torch.frombuffer(bytearray(data + bytes(4)), dtype=torch.uint8)[: len(data) // 4 * 4]

@@ -193,6 +193,23 @@ class Native:
         _check(self._library.zo_run_rows(ctypes.byref(job), self._isa))
         return out
 
+    def copy(self, out: torch.Tensor, source: torch.Tensor) -> None:
+        """Copy around the caches: what the machine's memory can do, for measurements.
+
+        Args:
+            out: As many bytes as ``source``.
+            source: Contiguous, as ``out``.
+        """
+        assert out.nbytes == source.nbytes
+        status = self._library.zo_copy(
+            ctypes.c_void_p(out.data_ptr()),
+            ctypes.c_void_p(source.data_ptr()),
+            ctypes.c_uint64(source.nbytes),
+            torch.get_num_threads(),
+            self._isa,
+        )
+        _check(status)
+
     def digest(self, words: torch.Tensor, first: int = 0) -> int:
         """See :func:`zo_offload.ops.reference.digest`."""
         found = ctypes.c_uint64()

@@ -167,6 +167,16 @@ int zo_run_rows(const zo_rows *rows, uint32_t isa) {
   return whole ? ZO_OK : ZO_NO_MEMORY;
 }
 
+int zo_copy(void *out, const void *from, uint64_t bytes, uint32_t num_threads, uint32_t isa) {
+  const zo_parts *parts = parts_of(isa);
+  if (!parts) return ZO_NO_SUCH_ISA;
+  in_parallel((bytes + kPart - 1) / kPart, num_threads, [&](uint64_t i) {
+    const uint64_t start = i * kPart, length = bytes - start < kPart ? bytes - start : kPart;
+    parts->copy(static_cast<char *>(out) + start, static_cast<const char *>(from) + start, length);
+  });
+  return ZO_OK;
+}
+
 int zo_digest(const uint32_t *words, uint64_t count, uint64_t first, uint32_t num_threads,
               uint32_t isa, uint64_t *digest) {
   const zo_parts *parts = parts_of(isa);

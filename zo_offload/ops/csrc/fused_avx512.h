@@ -54,9 +54,10 @@ inline __m512i together(Pairs bits) {
 /* The terms of a draw on a tile: plus or minus the coefficient by the bits of a word, set means
  * minus. */
 struct FusedSigns {
-  uint32_t bits;
-  const uint32_t *words;
+  uint32_t bits = 0;
+  const uint32_t *words = nullptr;
 
+  FusedSigns() = default;
   FusedSigns(const zo_job &, const zo_draw &draw, const Place &place, uint32_t count, Table *,
              FusedRoom &room)
       : bits(bits_of(float(draw.coefficient * place.scale))), words(room.words) {
@@ -64,7 +65,8 @@ struct FusedSigns {
   }
 
   Pairs pairs(uint32_t e) const {
-    const __m512i signs = _mm512_maskz_set1_epi16(words[e / 32], short(0x8000));
+    const __m512i minus = _mm512_set1_epi16(short(0x8000));
+    const __m512i signs = _mm512_maskz_mov_epi16(words[e / 32], minus);
     const __m512i coefficient = _mm512_set1_epi32(int(bits));
     const __m512i high = _mm512_set1_epi32(int(0xFFFF0000));
     return {_mm512_xor_si512(coefficient, _mm512_slli_epi32(signs, 16)),
@@ -83,10 +85,11 @@ struct FusedSigns {
  */
 struct FusedCells {
   static constexpr uint32_t kChunk = 128, kWords = kChunk / 2, kVectors = kChunk / 8 / kLanes;
-  const float *terms;
-  const uint32_t *words;
-  bool are_finite;
+  const float *terms = nullptr;
+  const uint32_t *words = nullptr;
+  bool are_finite = false;
 
+  FusedCells() = default;
   FusedCells(const zo_job &job, const zo_draw &draw, const Place &place, uint32_t count,
              Table *table, FusedRoom &room)
       : terms(room.terms), words(room.words) {
@@ -181,8 +184,9 @@ inline __m512i rounded(Pairs bits, __m512i half) {
   return together({_mm512_add_epi32(bits.even, half), _mm512_add_epi32(bits.odd, half)});
 }
 
-inline void put(void *out, __m512i value, bool streaming) {
-  if (streaming)
+template <bool kStreaming>
+inline void put(void *out, __m512i value) {
+  if (kStreaming)
     _mm512_stream_si512(static_cast<__m512i *>(out), value);
   else
     _mm512_storeu_si512(out, value);
@@ -194,18 +198,17 @@ constexpr int kAnyNan = 0x81, kNanOrInfinity = 0x99;
 struct Bench {
   uint16_t *wire, *rest, *out[2];
   const uint16_t *random;
-  bool streaming;
 };
 
 /* Elements e to e + 32, one by one. */
 template <class Z, uint32_t kFormat, bool kMoves, uint32_t kPoints>
-inline void with_care(const Bench &bench, const Z *step, const Z *point, uint32_t e) {
+void with_care(const Bench bench, const Z step, const Z point, uint32_t e) {
   for (uint32_t i = e; i < e + 32; ++i) {
     uint16_t &wire = bench.wire[i];
     if (kMoves) {
       const uint32_t low = kFormat == ZO_BF16 ? uint32_t(int32_t(int16_t(bench.rest[i]))) : 0;
       const uint32_t master = (uint32_t(wire) << 16) + low;
-      uint32_t bits = canonical(bits_of(float_of(master) - float_of(step->one(i))));
+      uint32_t bits = canonical(bits_of(float_of(master) - float_of(step.one(i))));
       if (kFormat == ZO_BF16)
         bench.rest[i] = uint16_t(bits), bits += 0x8000;
       else
@@ -213,16 +216,17 @@ inline void with_care(const Bench &bench, const Z *step, const Z *point, uint32_
       wire = uint16_t(bits >> 16);
     }
     const float seen = float_of(uint32_t(wire) << 16);
-    const float term = kPoints ? float_of(point->one(i)) : 0.0f;
+    const float term = kPoints ? float_of(point.one(i)) : 0.0f;
     if (kPoints > 0) bench.out[0][i] = uint16_t(nearest_bf16(bits_of(seen + term)));
     if (kPoints > 1) bench.out[1][i] = uint16_t(nearest_bf16(bits_of(seen - term)));
   }
 }
 
-template <class Z, uint32_t kFormat, bool kMoves, uint32_t kPoints>
-inline void fused_groups(const Bench &bench, const Z *step, const Z *point, uint32_t count) {
+/* Everything by value: what is stored cannot change what the loop stands on. */
+template <class Z, uint32_t kFormat, bool kMoves, uint32_t kPoints, bool kStreaming>
+inline void fused_groups(const Bench bench, const Z step, const Z point, uint32_t count) {
   const __m512i half = _mm512_set1_epi32(0x8000), low = _mm512_set1_epi32(0xFFFF);
-  const bool finite = (!kMoves || step->finite()) && (!kPoints || point->finite());
+  const bool finite = (!kMoves || step.finite()) && (!kPoints || point.finite());
   for (uint32_t e = 0; e < count; e += 32) {
     Pairs seen = apart(_mm512_loadu_si512(bench.wire + e));
     Pairs master = seen;
@@ -233,7 +237,7 @@ inline void fused_groups(const Bench &bench, const Z *step, const Z *point, uint
         master = {_mm512_add_epi32(master.even, even),
                   _mm512_add_epi32(master.odd, _mm512_srai_epi32(lows, 16))};
       }
-      const Pairs terms = step->pairs(e);
+      const Pairs terms = step.pairs(e);
       master = {minus(master.even, terms.even), minus(master.odd, terms.odd)};
     }
     if (!finite || any_of_class<kMoves && kFormat == ZO_BF16_SR ? kNanOrInfinity : kAnyNan>(master)) {
@@ -256,28 +260,28 @@ inline void fused_groups(const Bench &bench, const Z *step, const Z *point, uint
       seen = apart(pairs);
     }
     if (kPoints == 0) continue;
-    const Pairs terms = point->pairs(e);
+    const Pairs terms = point.pairs(e);
     const Pairs up = {plus(seen.even, terms.even), plus(seen.odd, terms.odd)};
-    put(bench.out[0] + e, rounded(up, half), bench.streaming);
+    put<kStreaming>(bench.out[0] + e, rounded(up, half));
     if (kPoints == 1) continue;
     const Pairs down = {minus(seen.even, terms.even), minus(seen.odd, terms.odd)};
-    put(bench.out[1] + e, rounded(down, half), bench.streaming);
+    put<kStreaming>(bench.out[1] + e, rounded(down, half));
   }
 }
 
-template <class Z, uint32_t kFormat>
-inline void any_groups(const Fused &fused, const Bench &bench, const Z *step, const Z *point,
+template <class Z, uint32_t kFormat, bool kStreaming>
+inline void any_groups(const Fused &fused, const Bench &bench, const Z &step, const Z &point,
                        uint32_t count) {
   if (!fused.moves && fused.points == 1)
-    fused_groups<Z, kFormat, false, 1>(bench, step, point, count);
+    fused_groups<Z, kFormat, false, 1, kStreaming>(bench, step, point, count);
   else if (!fused.moves)
-    fused_groups<Z, kFormat, false, 2>(bench, step, point, count);
+    fused_groups<Z, kFormat, false, 2, kStreaming>(bench, step, point, count);
   else if (fused.points == 0)
-    fused_groups<Z, kFormat, true, 0>(bench, step, point, count);
+    fused_groups<Z, kFormat, true, 0, kStreaming>(bench, step, point, count);
   else if (fused.points == 1)
-    fused_groups<Z, kFormat, true, 1>(bench, step, point, count);
+    fused_groups<Z, kFormat, true, 1, kStreaming>(bench, step, point, count);
   else
-    fused_groups<Z, kFormat, true, 2>(bench, step, point, count);
+    fused_groups<Z, kFormat, true, 2, kStreaming>(bench, step, point, count);
 }
 
 template <class Z>
@@ -286,29 +290,28 @@ inline void fused_tile(const zo_job &job, const Fused &fused, const Place &place
   Bench bench = {};
   bench.wire = static_cast<uint16_t *>(job.wire) + at;
   bench.random = reinterpret_cast<const uint16_t *>(room.extra);
-  bench.streaming = job.streaming;
-  alignas(Z) char places[2][sizeof(Z)];
-  const Z *step = nullptr, *point = nullptr;
+  Z step, point;
   if (fused.moves) {
     if (job.format == ZO_BF16) bench.rest = static_cast<uint16_t *>(job.rest) + at;
-    step = new (places[0]) Z(job, *fused.step, place, count, room.tables, room.fused[0]);
+    step = Z(job, *fused.step, place, count, room.tables, room.fused[0]);
     if (job.format == ZO_BF16_SR) {
       const zo_draw rounding = {job.steps[0].seed, 0.0, job.steps[0].step, 0};
       words_of(rounding, kRounding, place, count, 8, room.extra);
     }
   }
+  bool streaming = job.streaming;
   if (fused.points) {
-    point = new (places[1])
-        Z(job, *fused.point, place, count, room.tables + fused.moves, room.fused[1]);
+    point = Z(job, *fused.point, place, count, room.tables + fused.moves, room.fused[1]);
     for (uint32_t p = 0; p < fused.points; ++p) {
       bench.out[p] = static_cast<uint16_t *>(job.points[p].out) + (at - job.first);
-      bench.streaming &= reinterpret_cast<uintptr_t>(bench.out[p]) % 64 == 0;
+      streaming = streaming && reinterpret_cast<uintptr_t>(bench.out[p]) % 64 == 0;
     }
   }
-  if (job.format == ZO_BF16)
-    any_groups<Z, ZO_BF16>(fused, bench, step, point, count);
-  else
-    any_groups<Z, ZO_BF16_SR>(fused, bench, step, point, count);
+  const auto groups =
+      job.format == ZO_BF16
+          ? (streaming ? any_groups<Z, ZO_BF16, true> : any_groups<Z, ZO_BF16, false>)
+          : (streaming ? any_groups<Z, ZO_BF16_SR, true> : any_groups<Z, ZO_BF16_SR, false>);
+  groups(fused, bench, step, point, count);
 }
 
 }  // namespace

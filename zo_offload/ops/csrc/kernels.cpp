@@ -122,6 +122,13 @@ bool run_rows_part(const zo_rows &job, uint64_t first, uint64_t last) {
   return true;
 }
 
+void copy_part(void *out, const void *from, uint64_t bytes) {
+  stream(out, from, bytes);
+#if defined(ZO_BUILD_AVX512) || defined(ZO_BUILD_AVX2)
+  _mm_sfence();
+#endif
+}
+
 /* The finalizer of SplitMix64 (Steele, Lea, Flood 2014) over word and place, added up. */
 uint64_t digest_part(const uint32_t *words, uint64_t count, uint64_t first) {
   uint64_t sum = 0;
@@ -138,11 +145,11 @@ uint64_t digest_part(const uint32_t *words, uint64_t count, uint64_t first) {
 }  // namespace
 
 #if defined(ZO_BUILD_AVX512)
-extern const zo_parts zo_avx512 = {run_part, run_rows_part, digest_part};
+extern const zo_parts zo_avx512 = {run_part, run_rows_part, copy_part, digest_part};
 #elif defined(ZO_BUILD_AVX2)
-extern const zo_parts zo_avx2 = {run_part, run_rows_part, digest_part};
+extern const zo_parts zo_avx2 = {run_part, run_rows_part, copy_part, digest_part};
 #elif defined(ZO_BUILD_NEON)
-extern const zo_parts zo_neon = {run_part, run_rows_part, digest_part};
+extern const zo_parts zo_neon = {run_part, run_rows_part, copy_part, digest_part};
 #else
-extern const zo_parts zo_scalar = {run_part, run_rows_part, digest_part};
+extern const zo_parts zo_scalar = {run_part, run_rows_part, copy_part, digest_part};
 #endif

@@ -94,6 +94,8 @@ ZO_API void zo_use_openmp(void *gomp_parallel);
 
 ZO_API int zo_run(const struct zo_job *job, uint32_t isa);
 ZO_API int zo_run_rows(const struct zo_rows *rows, uint32_t isa);
+/* A copy around the caches, in whole cache lines: what memory can do at most. */
+ZO_API int zo_copy(void *out, const void *from, uint64_t bytes, uint32_t num_threads, uint32_t isa);
 /* Sum over 32-bit words w_i, i from `first`, of mix(w_i + 2^32 i), modulo 2^64: any division adds up. */
 ZO_API int zo_digest(const uint32_t *words, uint64_t count, uint64_t first, uint32_t num_threads,
                      uint32_t isa, uint64_t *digest);

@@ -280,11 +280,11 @@ inline void decode_wire(uint32_t format, const void *wire, uint64_t at, uint32_t
 /* Copies around the caches, where the machine can and the address allows. */
 inline void stream(void *out, const void *from, size_t bytes) {
 #if defined(ZO_BUILD_AVX512) || defined(ZO_BUILD_AVX2)
-  if (reinterpret_cast<uintptr_t>(out) % 32 == 0) {
+  if ((reinterpret_cast<uintptr_t>(out) | bytes) % 32 == 0) {
     const __m256i *source = static_cast<const __m256i *>(from);
     __m256i *target = static_cast<__m256i *>(out);
     for (size_t i = 0; i < bytes / 32; ++i)
-      _mm256_stream_si256(target + i, _mm256_load_si256(source + i));
+      _mm256_stream_si256(target + i, _mm256_loadu_si256(source + i));
     return;
   }
 #endif
