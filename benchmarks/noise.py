@@ -1,8 +1,8 @@
 """A step's work on weights alone: ours against MeZO's passes and against copying.
 
 Ours is one pass: the update of the step before, and both perturbed copies of this one. MeZO's are
-perturb, perturb, restore, update, in place, with four draws (``mezo.py``). A copy moves as many bytes
-as ours on bfloat16 does: 8 a parameter.
+perturb, perturb, restore, update, in place, with four draws (``mezo.py``). A copy moves as many
+bytes as ours on bfloat16 does: 8 a parameter.
 
     python benchmarks/noise.py [--millions 64] [--rounds 9]
 
@@ -14,9 +14,9 @@ import json
 from collections.abc import Callable
 
 import torch
-
 from mezo import step
 from timing import Times, alternating
+
 from zo_offload.ops import Draw, Point, Segment, Span, StepUpdate, kernels, update
 
 SIDE = 4096  # a square matrix of a 7B model

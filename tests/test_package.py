@@ -1,8 +1,15 @@
 """Importing the package is quick and drags nothing heavy along."""
 
+import os
+import shutil
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
 NUM_TRIES = 5
 LIMIT_SECONDS = 0.3
 
@@ -17,6 +24,10 @@ print(time.process_time() - start)
 
 LOADED = """
 import sys
+import zipfile
+from pathlib import Path
+
+import pytest
 import zo_offload
 print(*sorted({"deepspeed", "transformers"} & set(sys.modules)))
 """
@@ -35,3 +46,36 @@ def test_import_is_quick():
 
 def test_import_loads_neither_deepspeed_nor_transformers():
     assert run(LOADED) == ""
+
+
+def wheel_of(tmp_path: Path, compiler: dict[str, str]) -> list[str]:
+    """Names of the files in a wheel that is built from this checkout's sources."""
+    source = tmp_path / "source"
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        source.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(
+        ROOT / "zo_offload", source / "zo_offload", ignore=shutil.ignore_patterns("*.so", "__py*")
+    )
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run(
+        [*command, "-w", str(tmp_path), str(source)],
+        env={**os.environ, **compiler},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    return zipfile.ZipFile(wheel).namelist()
+
+
+def test_a_wheel_without_a_compiler_has_everything_but_the_kernels(tmp_path: Path):
+    names = wheel_of(tmp_path, {"CC": "/bin/false", "CXX": "/bin/false"})
+    assert "zo_offload/ops/native.py" in names
+    assert not [name for name in names if name.endswith(".so")]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+def test_a_wheel_with_a_compiler_has_the_kernels(tmp_path: Path):
+    names = wheel_of(tmp_path, {})
+    assert [name for name in names if name.endswith(".so")] == ["zo_offload/ops/_kernels.so"]

@@ -1,0 +1,36 @@
+"""The benchmarks run and end in the line that is recorded; what they measure is not judged here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+LAST_LINES = {
+    "noise.py --millions 16 --rounds 1": {
+        "rademacher_vs_mezo",
+        "gaussian_vs_mezo",
+        "planes_vs_mezo",
+        "rademacher_vs_copy",
+    },
+    "step.py --layers 2 --rounds 1": {
+        "step_vs_mezo",
+        "step_vs_forwards",
+        "step_vs_exact_forwards",
+        "offload_vs_memory",
+    },
+}
+
+
+@pytest.mark.parametrize("command", LAST_LINES)
+def test_a_benchmark_ends_in_ratios(command: str):
+    script, *options = command.split()
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / script), *options], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    ratios = json.loads(done.stdout.splitlines()[-1])
+    assert set(ratios) == LAST_LINES[command]
+    assert all(ratio > 0 for ratio in ratios.values())
