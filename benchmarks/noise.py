@@ -18,6 +18,7 @@ from mezo import step
 from timing import Times, alternating
 
 from zo_offload.ops import Draw, Point, Segment, Span, StepUpdate, kernels, update
+from zo_offload.ops.native import Native
 
 SIDE = 4096  # a square matrix of a 7B model
 
@@ -59,8 +60,8 @@ def main() -> None:
         "rademacher, planes": ours(planes, "rademacher"),
         "gaussian, planes": ours(planes, "gaussian"),
     }
-    native = kernels.native_for(source)
-    if native is not None:
+    native = kernels.serving_for(source)
+    if isinstance(native, Native):
         contestants["copy around the caches, 8 bytes"] = lambda: native.copy(target, source)
     print(
         f"{count / 1e6:.0f} M parameters, {torch.get_num_threads()} threads, kernels: "

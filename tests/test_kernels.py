@@ -94,7 +94,7 @@ def test_a_compiler_means_kernels():
 
 def test_without_the_library_torch_serves_and_says_so_once(monkeypatch, caplog):
     monkeypatch.setattr(native, "LIBRARY", Path("/nowhere/_kernels.so"))
-    monkeypatch.setattr(kernels, "_native", None)  # restored with the other
+    monkeypatch.setattr(kernels, "_serving", None)  # restored with the other
     monkeypatch.setattr(kernels, "_chosen", False)
     monkeypatch.delenv(kernels.VARIABLE, raising=False)
     native.library.cache_clear()
@@ -133,14 +133,14 @@ def test_a_file_that_is_no_library_is_not_used(monkeypatch, tmp_path):
 
 
 def test_the_environment_names_the_implementation(monkeypatch):
-    monkeypatch.setattr(kernels, "_native", None)  # restored with the other
+    monkeypatch.setattr(kernels, "_serving", None)  # restored with the other
     monkeypatch.setattr(kernels, "_chosen", False)
     monkeypatch.setenv(kernels.VARIABLE, "torch")
     assert kernels.name() == "torch"
-    monkeypatch.setattr(kernels, "_native", None)  # restored with the other
+    monkeypatch.setattr(kernels, "_serving", None)  # restored with the other
     monkeypatch.setattr(kernels, "_chosen", False)
     monkeypatch.setenv(kernels.VARIABLE, "fast")
-    with pytest.raises(KernelError, match="ZO_OFFLOAD_KERNELS: expected one of torch, scalar"):
+    with pytest.raises(KernelError, match="expected one of torch, triton, scalar"):
         kernels.name()
 
 

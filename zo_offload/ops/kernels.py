@@ -1,8 +1,8 @@
 """The kernels as everything else calls them: what each does, and which implementation serves.
 
 The implementations give the same bits (``reference``): C++ for tensors in host memory where it was
-built, plain torch for all others. ``ZO_OFFLOAD_KERNELS`` names one instead: ``torch``, ``scalar``,
-``avx2``, ``avx512`` or ``neon``.
+built, plain torch for all others. ``ZO_OFFLOAD_KERNELS`` names one instead, which then serves
+wherever it can: ``torch``, ``scalar``, ``avx2``, ``avx512``, ``neon``, or ``triton``.
 """
 
 import logging
@@ -17,12 +17,14 @@ from zo_offload.ops import torch_ops
 from zo_offload.ops.draws import Draw, Point, StepUpdate
 from zo_offload.ops.native import ISAS, Native
 from zo_offload.ops.span import Segment, Span
+from zo_offload.ops.triton import TritonKernels
 
 VARIABLE = "ZO_OFFLOAD_KERNELS"
-TORCH = "torch"
+TORCH, TRITON = "torch", "triton"
 logger = logging.getLogger(__name__)
-_native: Native | None = None
-_chosen = False
+Serving = Native | TritonKernels
+_serving: Serving | None = None
+_chosen = _named_one = False
 
 
 def perturb(
@@ -45,7 +47,7 @@ def perturb(
         first: First element of the stretch, a multiple of 128.
         count: Its length (default: to the end), a multiple of 128.
     """
-    serving = native_for(wire, out) or torch_ops
+    serving = serving_for(wire, out) or torch_ops
     serving.perturb(span, wire, out, direction, draw, first, count)
 
 
@@ -68,7 +70,7 @@ def update(
         points: Perturbed copies to write afterwards, in the same pass where that saves one.
     """
     if steps or points:
-        serving = native_for(wire, rest, *(point.out for point in points)) or torch_ops
+        serving = serving_for(wire, rest, *(point.out for point in points)) or torch_ops
         serving.update(span, wire, rest, direction, steps, points)
 
 
@@ -88,54 +90,58 @@ def perturb_rows(
     Returns:
         ``[n, width]``, the bits that :func:`perturb` gives those rows.
     """
-    serving = native_for(wire, rows) or torch_ops
+    serving = serving_for(wire, rows) or torch_ops
     return serving.perturb_rows(span, segment, wire, rows, direction, draw)
 
 
-def native_for(*tensors: torch.Tensor) -> Native | None:
-    """The native kernels, where these tensors are for them to work on."""
-    if any(tensor.device.type != "cpu" for tensor in tensors):
+def serving_for(*tensors: torch.Tensor) -> Serving | None:
+    """The kernels that these tensors are for; None where torch serves."""
+    on_host = all(tensor.device.type == "cpu" for tensor in tensors)
+    if not on_host and not _named_one and VARIABLE not in os.environ:
         return None
-    native = _choose()
-    return native if native is not None and native.serves(*tensors) else None
+    serving = _choose()
+    return serving if serving is not None and serving.serves(*tensors) else None
 
 
 def name() -> str:
-    """Of what serves tensors in host memory: an instruction set, or ``torch``."""
-    native = _choose()
-    return native.name if native is not None else TORCH
+    """Of what serves tensors in host memory, where it can: an instruction set, or ``torch``."""
+    serving = _choose()
+    return serving.name if serving is not None else TORCH
 
 
 @contextmanager
 def using(wanted: str) -> Iterator[None]:
-    """Meanwhile, let one implementation serve tensors in host memory.
+    """Meanwhile, let one implementation serve wherever it can.
 
     Args:
-        wanted: ``torch``, or an instruction set.
+        wanted: ``torch``, ``triton``, or an instruction set.
 
     Raises:
         KernelError: It is not to be had here.
     """
-    global _native, _chosen
-    before = _native, _chosen
-    _native, _chosen = _named(wanted), True
+    global _serving, _chosen, _named_one
+    before = _serving, _chosen, _named_one
+    _serving, _chosen, _named_one = _named(wanted), True, True
     try:
         yield
     finally:
-        _native, _chosen = before
+        _serving, _chosen, _named_one = before
 
 
-def _choose() -> Native | None:
-    global _native, _chosen
+def _choose() -> Serving | None:
+    global _serving, _chosen
     if not _chosen:
         wanted = os.environ.get(VARIABLE)
-        _native, _chosen = _named(wanted) if wanted else _best(), True
-    return _native
+        _serving, _chosen = _named(wanted) if wanted else _best(), True
+    return _serving
 
 
-def _named(wanted: str) -> Native | None:
-    if wanted != TORCH and wanted not in ISAS:
-        raise KernelError(f"{VARIABLE}: expected one of {', '.join([TORCH, *ISAS])}: {wanted!r}")
+def _named(wanted: str) -> Serving | None:
+    known = [TORCH, TRITON, *ISAS]
+    if wanted not in known:
+        raise KernelError(f"{VARIABLE}: expected one of {', '.join(known)}: {wanted!r}")
+    if wanted == TRITON:
+        return TritonKernels()
     return None if wanted == TORCH else Native(wanted)
 
 

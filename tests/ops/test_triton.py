@@ -1,0 +1,88 @@
+"""The Triton kernels give the reference's bits: interpreted on a CPU, compiled on a GPU."""
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ops.spans import DIRECTIONS, MASTERS, bits, random_master, span_of, spans
+from zo_offload.ops import Draw, Point, Span, StepUpdate, torch_ops
+from zo_offload.ops.span import REST_DTYPES
+
+pytest.importorskip("triton", reason="triton is not installed")
+# Interpreted, numbers are NumPy's, whose products of integers and casts of infinities speak up.
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+UPDATE = StepUpdate(1.0, (Draw(2**63 + 5, 3, 0, 0.1),), 7, 3)
+AWKWARD = StepUpdate(0.9999, (Draw(5, 4, 0, 0.1), Draw(5, 4, 1, -3e-45), Draw(5, 4, 2, 7.0)), 7, 4)
+PAIR = (Draw(5, 9, 0, 1e-3), Draw(5, 9, 0, -1e-3))
+NO_DRAW = StepUpdate(1.0, (Draw(5, 4, 0, 0.0),), 7, 5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def implementation() -> None:
+    """Each test is about these kernels."""
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Iterator:
+    with pytest.MonkeyPatch.context() as patch:
+        if DEVICE == "cpu":
+            patch.setenv("TRITON_INTERPRET", "1")
+        from zo_offload.ops.triton import TritonKernels
+
+        yield TritonKernels()
+
+
+def everything(serving, span: Span, direction: str, steps, draws, device: str) -> list[np.ndarray]:
+    """Bits of wire, rest and perturbed copies after one call."""
+    kind = REST_DTYPES[span.format]
+    wire = torch.zeros(span.elements, dtype=span.dtype)
+    rest = torch.zeros(span.elements if kind else 0, dtype=kind or torch.uint8)
+    torch_ops.store_master(span, random_master(span.elements), wire, rest)
+    wire, rest = wire.to(device), rest.to(device)
+    outs = [torch.zeros_like(wire) for _ in draws]
+    points = [Point(out, draw) for out, draw in zip(outs, draws, strict=True)]
+    serving.update(span, wire, rest, direction, steps, points)
+    found = [tensor.cpu() for tensor in (wire, rest, *outs)]
+    return [bits(t) if t.is_floating_point() else t.numpy() for t in found]
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("master_kind", MASTERS)
+@settings(max_examples=4)
+@given(
+    data=st.data(),
+    steps=st.sampled_from(([], [UPDATE], [AWKWARD, NO_DRAW, StepUpdate(0.5, (), 7, 6), UPDATE])),
+    draws=st.sampled_from((PAIR[:1], PAIR)),
+    dither=st.booleans(),
+)
+def test_equals_torch(kernel, master_kind: str, direction: str, data, steps, draws, dither: bool):
+    dtype, master = MASTERS[master_kind]
+    span = data.draw(spans(dtype, dither and dtype == torch.bfloat16, master))
+    expected = everything(torch_ops, span, direction, steps, draws, "cpu")
+    found = everything(kernel, span, direction, steps, draws, DEVICE)
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_stretch_can_be_made_alone(kernel, direction: str):
+    span = span_of([(300,), (20, 40)], [7, 3], [1.0, 0.37])
+    wire = random_master(span.elements).to(DEVICE)
+    whole, part = torch.zeros_like(wire), torch.zeros(512, device=DEVICE)
+    kernel.perturb(span, wire, whole, direction, PAIR[0])
+    kernel.perturb(span, wire, part, direction, PAIR[0], first=256, count=512)
+    np.testing.assert_array_equal(bits(part.cpu()), bits(whole.cpu()[256:768]))
+
+
+def test_what_it_serves(kernel):
+    here = torch.zeros(8, device=DEVICE)
+    assert kernel.serves(here)
+    assert not kernel.serves(here[::2])
+    assert os.environ.get("TRITON_INTERPRET") == "1" or not kernel.serves(torch.zeros(8))

@@ -1,0 +1,211 @@
+"""The kernels in Triton: one program works on some groups of 128 elements, from load to store.
+
+The bits are the reference's. A group is one block of signs; no group is shared by two parameters.
+Numbers are rounded by integer arithmetic, and launches switch fused multiply-add off, although no
+multiply stands next to an add.
+"""
+
+# Triton compiles these functions from their source: shapes and types are its own.
+# pyright: reportGeneralTypeIssues=false
+
+import triton
+import triton.language as tl
+
+SIGNS = tl.constexpr(0)
+GAUSSIAN = tl.constexpr(1)
+FP32 = tl.constexpr(0)
+PLANES = tl.constexpr(1)
+FP16 = tl.constexpr(2)
+BF16_8 = tl.constexpr(3)
+BF16_SR = tl.constexpr(4)
+CELLS = tl.constexpr(4096)
+FIELDS = tl.constexpr(4)  # of a draw: seed, low and high, step, probe with stream
+
+
+@triton.jit
+def philox(k0, k1, c0, c1, c2, c3):
+    """Ten rounds of Philox4x32 (Salmon et al. 2011) on uint32 tensors of one shape."""
+    m0 = tl.full(c0.shape, 0xD2511F53, tl.uint32)
+    m1 = tl.full(c0.shape, 0xCD9E8D57, tl.uint32)
+    w0 = tl.full((1,), 0x9E3779B9, tl.uint32)
+    w1 = tl.full((1,), 0xBB67AE85, tl.uint32)
+    k0 = tl.full((1,), 0, tl.uint32) + k0
+    k1 = tl.full((1,), 0, tl.uint32) + k1
+    for _ in tl.static_range(10):
+        high0, low0 = tl.umulhi(c0, m0), c0 * m0
+        high1, low1 = tl.umulhi(c2, m1), c2 * m1
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0 += w0
+        k1 += w1
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def random_words(draw, stream, parameter, block, COUNT: tl.constexpr):
+    """Words ``[groups, COUNT, 4]`` of COUNT consecutive blocks a group, in order."""
+    k0, k1 = tl.load(draw), tl.load(draw + 1)
+    step, probe = tl.load(draw + 2), tl.load(draw + 3)
+    c0 = block[:, None] * COUNT + tl.arange(0, COUNT)[None, :].to(tl.uint32)
+    zero = c0 * 0
+    c1, c2, c3 = zero + parameter[:, None], zero + step, zero + (probe | stream << 16)
+    x0, x1, x2, x3 = philox(k0, k1, c0, c1, c2, c3)
+    return tl.join(tl.join(x0, x2), tl.join(x1, x3))  # [groups, COUNT, 2, 2]: word 2 i + j
+
+
+@triton.jit
+def random_halves(draw, stream, parameter, block, GROUPS: tl.constexpr):
+    """Sixteen-bit lanes ``[groups, 128]``."""
+    words = random_words(draw, stream, parameter, block, 16)
+    return tl.reshape(tl.join(words & 0xFFFF, words >> 16), (GROUPS, 128))
+
+
+@triton.jit
+def random_bytes(draw, stream, parameter, block, GROUPS: tl.constexpr):
+    """Bytes ``[groups, 128]``."""
+    words = tl.reshape(random_words(draw, stream, parameter, block, 8), (GROUPS, 32))
+    shifts = tl.arange(0, 4).to(tl.uint32) * 8
+    return tl.reshape(words[:, :, None] >> shifts[None, None, :] & 0xFF, (GROUPS, 128))
+
+
+@triton.jit
+def terms(draw, values, parameter, block, scale, GROUPS: tl.constexpr, DIRECTION: tl.constexpr):
+    """``coefficient * scale * z``, fp32 ``[groups, 128]``.
+
+    ``values`` holds, a scale, the coefficient (signs) or its table (gaussian).
+    """
+    if DIRECTION == SIGNS:
+        words = tl.reshape(random_words(draw, 0, parameter, block, 1), (GROUPS, 4))
+        shifts = tl.arange(0, 32).to(tl.uint32)
+        bits = tl.reshape(words[:, :, None] >> shifts[None, None, :] & 1, (GROUPS, 128))
+        coefficient = tl.load(values + scale).to(tl.uint32, bitcast=True)
+        return (coefficient[:, None] ^ bits << 31).to(tl.float32, bitcast=True)
+    cell = random_halves(draw, 0, parameter, block, GROUPS) & 0xFFF
+    return tl.load(values + scale[:, None] * CELLS + cell.to(tl.int32))
+
+
+@triton.jit
+def canonical(value):
+    """The bits of fp32 values, every NaN as one."""
+    bits = value.to(tl.uint32, bitcast=True)
+    return tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC00000, bits).to(tl.uint32)
+
+
+@triton.jit
+def dithered(bits, random):
+    """Bits with random ones added below, except to infinities and NaN."""
+    special = (bits & 0x7F800000) == 0x7F800000
+    return bits + tl.where(special, 0, random).to(tl.uint32)
+
+
+@triton.jit
+def as_float(bits):
+    """fp32 values of bits."""
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def seen(wire, FORMAT: tl.constexpr):
+    """What the forward sees, in fp32, of loaded wire elements."""
+    if FORMAT == FP32:
+        return wire
+    if FORMAT == FP16:
+        return wire.to(tl.float32)
+    return as_float(wire.to(tl.uint16, bitcast=True).to(tl.uint32) << 16)
+
+
+@triton.jit
+def to_forward(bits, FORMAT: tl.constexpr):
+    """fp32 bits, canonical, as the forward's type: nearest."""
+    if FORMAT == FP32:
+        return as_float(bits)
+    if FORMAT == FP16:
+        return as_float(bits).to(tl.float16)
+    return ((bits + 0x8000) >> 16).to(tl.uint16).to(tl.int16, bitcast=True)
+
+
+@triton.jit
+def work(
+    wire,
+    rest,
+    out,
+    table,  # int32 [3, groups of the span]: parameter, block, number of the scale
+    num_groups,
+    first,  # group of the span that `out` begins at
+    count,  # groups
+    draws,  # uint32 [draws, FIELDS]
+    values,  # fp32 [draws, scales (, CELLS)]
+    per_draw,  # elements of `values` a draw
+    decays,  # float64 [steps]
+    starts,  # int32 [steps + 1]: draws of a step
+    roundings,  # uint32 [steps, FIELDS]
+    num_steps,
+    point,  # draw of the perturbed copy
+    GROUPS: tl.constexpr,
+    FORMAT: tl.constexpr,
+    DIRECTION: tl.constexpr,
+    UPDATES: tl.constexpr,
+    PERTURBS: tl.constexpr,
+    DITHERS: tl.constexpr,
+):
+    """Update a stretch's masters, and write one perturbed copy of it."""
+    local = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
+    inside = local < count
+    group = first + local
+    parameter = tl.load(table + group, inside, 0).to(tl.uint32, bitcast=True)
+    block = tl.load(table + num_groups + group, inside, 0).to(tl.uint32, bitcast=True)
+    scale = tl.load(table + 2 * num_groups + group, inside, 0)
+    within = tl.arange(0, 128)[None, :]
+    at = group.to(tl.int64)[:, None] * 128 + within
+    mask = inside[:, None] & (within >= 0)
+    held = tl.load(wire + at, mask, 0)
+    value = seen(held, FORMAT)
+    if UPDATES:
+        if FORMAT == FP16:
+            value = tl.load(rest + at, mask, 0)
+        if FORMAT == PLANES:
+            low = tl.load(rest + at, mask, 0).to(tl.int32).to(tl.uint32, bitcast=True)
+            value = as_float(value.to(tl.uint32, bitcast=True) + low)
+        if FORMAT == BF16_8:
+            low = tl.load(rest + at, mask, 0).to(tl.int32).to(tl.uint32, bitcast=True)
+            value = as_float(value.to(tl.uint32, bitcast=True) + (low << 8))
+        for s in range(num_steps):
+            decay = tl.load(decays + s)
+            shrunk = as_float(canonical((value.to(tl.float64) * decay).to(tl.float32)))
+            value = tl.where(decay == 1.0, value, shrunk)
+            begin, end = tl.load(starts + s), tl.load(starts + s + 1)
+            total = value * 0.0
+            for d in range(begin, end):
+                term = terms(
+                    draws + d * FIELDS, values + d * per_draw, parameter, block, scale,
+                    GROUPS, DIRECTION,
+                )  # fmt: skip
+                total = tl.where(d == begin, term, total + term)
+            value = tl.where(end > begin, as_float(canonical(value - total)), value)
+            if FORMAT == BF16_SR:
+                random = random_halves(roundings + s * FIELDS, 2, parameter, block, GROUPS)
+                bits = dithered(value.to(tl.uint32, bitcast=True), random)
+                value = as_float(bits >> 16 << 16)
+            if FORMAT == BF16_8:
+                random = random_bytes(roundings + s * FIELDS, 2, parameter, block, GROUPS)
+                bits = dithered(value.to(tl.uint32, bitcast=True), random)
+                value = as_float(bits >> 8 << 8)
+        bits = value.to(tl.uint32, bitcast=True)
+        if FORMAT == FP16:
+            tl.store(rest + at, value, mask)
+        if FORMAT == PLANES:
+            tl.store(rest + at, bits.to(tl.uint16).to(tl.int16, bitcast=True), mask)
+        if FORMAT == BF16_8:
+            tl.store(rest + at, (bits >> 8).to(tl.uint8).to(tl.int8, bitcast=True), mask)
+        held = to_forward(bits, FORMAT)
+        tl.store(wire + at, held, mask)
+        value = seen(held, FORMAT)
+    if PERTURBS:
+        draw = draws + point * FIELDS
+        term = terms(draw, values + point * per_draw, parameter, block, scale, GROUPS, DIRECTION)
+        bits = canonical(value + term)
+        to = local.to(tl.int64)[:, None] * 128 + within
+        if DITHERS:
+            bits = dithered(bits, random_halves(draw, 1, parameter, block, GROUPS))
+            tl.store(out + to, (bits >> 16).to(tl.uint16).to(tl.int16, bitcast=True), mask)
+        else:
+            tl.store(out + to, to_forward(bits, FORMAT), mask)
