@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from zo_offload import ops
 from zo_offload.errors import ModelError
+from zo_offload.exact_head import exact_linear
 from zo_offload.offload.planner import copy_bytes, is_small
 from zo_offload.ops import Draw, Segment, Span
 from zo_offload.views import address_of, owned
@@ -215,13 +216,13 @@ class AmbientMode(TorchFunctionMode):
             table = args[1] if len(args) > 1 else kwargs["weight"]
             if id(table) in self._copies.gathered:
                 return self._gather(args[0] if args else kwargs["input"], table)
-        upcast = func in _LOSSES or (func is F.linear and self._is_head(args, kwargs))
+        is_head = func is F.linear and self._is_head(args, kwargs)
         values = [self._substitute(func, value) for value in args]
         named = {key: self._substitute(func, value) for key, value in kwargs.items()}
-        if upcast:
+        if func in _LOSSES:
             values = [_exact(value) for value in values]
             named = {key: _exact(value) for key, value in named.items()}
-        result = func(*values, **named)
+        result = exact_linear(*values, **named) if is_head else func(*values, **named)
         if any(map(is_not, values, args)) or any(map(is_not, named.values(), kwargs.values())):
             return owned(result, self._copies.addresses)
         return result
