@@ -16,12 +16,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ops.conftest import IMPLEMENTATIONS
-from ops.spans import DIRECTIONS, DTYPES, MASTERS, bits, random_master, span_of, spans
+from ops.spans import (
+    DIRECTIONS,
+    DTYPES,
+    MASTERS,
+    bits,
+    expected_noise,
+    random_master,
+    span_of,
+    spans,
+)
 from zo_offload.errors import KernelError
 from zo_offload.ops import Draw, Point, Segment, Span, StepUpdate, kernels, native, reference
 from zo_offload.ops.native import Native
 from zo_offload.ops.span import REST_DTYPES
-from zo_offload.ops.torch_ops import store_master, update
+from zo_offload.ops.torch_ops import encode, store_master, update
 
 UPDATE = StepUpdate(1.0, (Draw(2**63 + 5, 3, 0, 0.1),))
 AWKWARD = StepUpdate(0.9999, (Draw(5, 4, 0, 0.1), Draw(5, 4, 1, -3e-45), Draw(5, 4, 2, 7.0)))
@@ -176,9 +185,34 @@ def test_elements_past_four_billion(kernel: Native, direction: str, first: int):
         def data_ptr(self) -> int:
             return (near.data_ptr() - 4 * first) % 2**64
 
+        def numel(self) -> int:
+            return span.elements
+
     kernel.perturb(span, cast("torch.Tensor", Far()), out, direction, draw, first, count)
     expected = reference.DIRECTIONS[direction](draw.seed, 5, 1, 7, first, count, 0.25)
     np.testing.assert_array_equal(bits(out), bits(expected))
+
+
+@pytest.mark.parametrize("master_kind", MASTERS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_steps_ahead_of_the_masters(kernel: Native, master_kind: str, direction: str):
+    dtype, kept = MASTERS[master_kind]
+    span = span_of([(300,), (50, 40)], dtype=dtype, scales=[0.37, 1.0], master=kept)
+    wire, rest = buffers(span)
+    before = wire.clone(), rest.clone()
+    out = torch.zeros_like(wire)
+    kernel.run(span, wire, rest, direction, ahead=[UPDATE, AWKWARD], points=[Point(out, PAIR[0])])
+    value = wire.float().numpy()
+    with np.errstate(all="ignore"):
+        for step in (UPDATE, AWKWARD):
+            terms = [expected_noise(span, direction, draw) for draw in step.draws]
+            value = reference.update_master(value, terms, step.decay)
+        value = value + expected_noise(span, direction, PAIR[0])
+    expected = torch.zeros_like(wire)
+    encode(dtype, torch.from_numpy(value), expected)
+    np.testing.assert_array_equal(bits(out), bits(expected))
+    np.testing.assert_array_equal(bits(wire), bits(before[0]))  # the masters did not move
+    assert torch.equal(rest.view(torch.uint8), before[1].view(torch.uint8))
 
 
 def test_rows_outside_the_table_are_refused(kernel: Native):
@@ -225,7 +259,7 @@ def test_a_job_that_is_not_sound_is_refused(kernel: Native):
     for first, count in ((1, 128), (0, 100), (128, 256), (0, 384)):
         with pytest.raises(KernelError, match="not sound"):
             kernel.perturb(
-                span, wire, torch.empty(512), "rademacher", PAIR[0], first=first, count=count
+                span, wire, torch.empty(count), "rademacher", PAIR[0], first=first, count=count
             )
 
 

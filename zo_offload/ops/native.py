@@ -109,8 +109,23 @@ class Native:
         first: int = 0,
         count: int | None = None,
     ) -> None:
-        """One pass over elements ``first`` to ``first + count``: update, then perturbed copies."""
+        """One pass over elements ``first`` to ``first + count``: update, then perturbed copies.
+
+        Args:
+            span: What the buffers hold.
+            wire: ``[elements]`` in the forward's dtype.
+            rest: What stays home beside them; None where there are no ``steps``.
+            direction: ``rademacher`` or ``gaussian``.
+            steps: Taken by the masters.
+            ahead: Taken in fp32 by what the forward sees, which the masters do not follow yet.
+            points: Perturbed copies, of ``count`` elements each.
+            first: A multiple of 128.
+            count: A multiple of 128 (default: to the end).
+        """
         count = span.elements - first if count is None else count
+        assert wire.numel() == span.elements
+        assert rest is None or rest.numel() in (0, span.elements)
+        assert all(point.out.numel() == count for point in points)
         made: list[Any] = []  # what the job points to
         table = span.table
         out_bytes = sum(point.out.nbytes for point in points)
