@@ -9,6 +9,7 @@ The bounds below are what the code admits; ``requirements.lock`` holds what the 
 import os
 import platform
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -53,6 +54,7 @@ FLAGS = [
     # g++ 12 sees uninitialized variables in its own AVX-512 header
     "-Wno-uninitialized",
     "-Wno-maybe-uninitialized",
+    "-Wno-unknown-warning-option",  # which clang does not know
 ]
 
 
@@ -64,6 +66,12 @@ class BuildKernels(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Compile and link."""
+        if "CXX" not in os.environ and not shutil.which("g++") and shutil.which("clang++"):
+            kinds = ("compiler", "compiler_so", "compiler_cxx", "compiler_so_cxx")
+            self.compiler.set_executables(
+                **dict.fromkeys(kinds, "clang++ -fPIC"),
+                **dict.fromkeys(("linker_so", "linker_so_cxx"), "clang++ -shared"),
+            )
         isas = ISAS.get(platform.machine(), {})
         kernels, dispatch = (str(CSRC / name) for name in ("kernels.cpp", "dispatch.cpp"))
 
