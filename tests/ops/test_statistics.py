@@ -21,6 +21,11 @@ KURTOSIS = {"rademacher": 1.0, "gaussian": 2.997}
 pytestmark = pytest.mark.parametrize("direction", DIRECTIONS)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def implementation() -> None:
+    """These are about no kernel: once is enough."""
+
+
 def z(direction: str, draw: Draw = DRAW, parameter: int = 3, num: int = NUM) -> torch.Tensor:
     return ops.noise(span_of([(num,)], [parameter]), direction, draw).double()
 

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
+# The numbers by which compiled kernels know the directions.
+DIRECTIONS = {"rademacher": 0, "gaussian": 1}
+
 
 @dataclass(frozen=True, slots=True)
 class Draw:

@@ -16,14 +16,12 @@ import torch
 
 from zo_offload.errors import KernelError
 from zo_offload.ops import reference
-from zo_offload.ops.draws import Draw, Point, StepUpdate
-from zo_offload.ops.span import Segment, Span
+from zo_offload.ops.draws import DIRECTIONS, Draw, Point, StepUpdate
+from zo_offload.ops.span import FORMATS, Segment, Span
 
 VERSION = 1
 LIBRARY = Path(__file__).with_name("_kernels.so")
 ISAS = {"scalar": 0, "neon": 1, "avx2": 2, "avx512": 3}  # of zo_isa
-FORMATS = {"fp32": 0, "planes": 1, "fp16": 2, "bf16+8": 3, "bf16_sr": 4}  # of zo_format
-DIRECTIONS = {"rademacher": 0, "gaussian": 1}  # of zo_direction
 STATUS = {1: "a job that is not sound", 2: "no such instruction set here", 3: "out of memory"}
 MOST_CACHED = 4 << 20  # bytes; a copy larger than this goes around the caches
 

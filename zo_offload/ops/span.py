@@ -147,3 +147,5 @@ REST_DTYPES = {
     "bf16+8": torch.int8,
     "bf16_sr": None,
 }
+# The numbers by which compiled kernels know these; they are in csrc/kernels.h as well.
+FORMATS = {"fp32": 0, "planes": 1, "fp16": 2, "bf16+8": 3, "bf16_sr": 4}

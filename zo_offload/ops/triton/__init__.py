@@ -13,11 +13,9 @@ import torch
 
 from zo_offload.errors import KernelError
 from zo_offload.ops import reference, torch_ops
-from zo_offload.ops.draws import Draw, Point, StepUpdate
-from zo_offload.ops.span import ALIGNMENT, Segment, Span
+from zo_offload.ops.draws import DIRECTIONS, Draw, Point, StepUpdate
+from zo_offload.ops.span import ALIGNMENT, FORMATS, Segment, Span
 
-FORMATS = {"fp32": 0, "planes": 1, "fp16": 2, "bf16+8": 3, "bf16_sr": 4}
-DIRECTIONS = {"rademacher": 0, "gaussian": 1}
 GROUPS = {"rademacher": 8, "gaussian": 4}  # of 128 elements, a program
 NUM_WARPS = 4
 
