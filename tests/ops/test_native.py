@@ -21,7 +21,6 @@ from ops.spans import (
     DTYPES,
     MASTERS,
     bits,
-    expected_noise,
     random_master,
     span_of,
     spans,
@@ -30,7 +29,7 @@ from zo_offload.errors import KernelError
 from zo_offload.ops import Draw, Point, Segment, Span, StepUpdate, kernels, native, reference
 from zo_offload.ops.native import Native
 from zo_offload.ops.span import REST_DTYPES
-from zo_offload.ops.torch_ops import encode, store_master, update
+from zo_offload.ops.torch_ops import store_master, update
 
 UPDATE = StepUpdate(1.0, (Draw(2**63 + 5, 3, 0, 0.1),))
 AWKWARD = StepUpdate(0.9999, (Draw(5, 4, 0, 0.1), Draw(5, 4, 1, -3e-45), Draw(5, 4, 2, 7.0)))
@@ -191,28 +190,6 @@ def test_elements_past_four_billion(kernel: Native, direction: str, first: int):
     kernel.perturb(span, cast("torch.Tensor", Far()), out, direction, draw, first, count)
     expected = reference.DIRECTIONS[direction](draw.seed, 5, 1, 7, first, count, 0.25)
     np.testing.assert_array_equal(bits(out), bits(expected))
-
-
-@pytest.mark.parametrize("master_kind", MASTERS)
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_steps_ahead_of_the_masters(kernel: Native, master_kind: str, direction: str):
-    dtype, kept = MASTERS[master_kind]
-    span = span_of([(300,), (50, 40)], dtype=dtype, scales=[0.37, 1.0], master=kept)
-    wire, rest = buffers(span)
-    before = wire.clone(), rest.clone()
-    out = torch.zeros_like(wire)
-    kernel.run(span, wire, rest, direction, ahead=[UPDATE, AWKWARD], points=[Point(out, PAIR[0])])
-    value = wire.float().numpy()
-    with np.errstate(all="ignore"):
-        for step in (UPDATE, AWKWARD):
-            terms = [expected_noise(span, direction, draw) for draw in step.draws]
-            value = reference.update_master(value, terms, step.decay)
-        value = value + expected_noise(span, direction, PAIR[0])
-    expected = torch.zeros_like(wire)
-    encode(dtype, torch.from_numpy(value), expected)
-    np.testing.assert_array_equal(bits(out), bits(expected))
-    np.testing.assert_array_equal(bits(wire), bits(before[0]))  # the masters did not move
-    assert torch.equal(rest.view(torch.uint8), before[1].view(torch.uint8))
 
 
 def test_rows_outside_the_table_are_refused(kernel: Native):

@@ -39,7 +39,9 @@ def kernel() -> Iterator:
         yield TritonKernels()
 
 
-def everything(serving, span: Span, direction: str, steps, draws, device: str) -> list[np.ndarray]:
+def everything(
+    serving, span: Span, direction: str, steps, ahead, draws, device: str
+) -> list[np.ndarray]:
     """Bits of wire, rest and perturbed copies after one call."""
     kind = REST_DTYPES[span.format]
     wire = torch.zeros(span.elements, dtype=span.dtype)
@@ -48,7 +50,7 @@ def everything(serving, span: Span, direction: str, steps, draws, device: str) -
     wire, rest = wire.to(device), rest.to(device)
     outs = [torch.zeros_like(wire) for _ in draws]
     points = [Point(out, draw) for out, draw in zip(outs, draws, strict=True)]
-    serving.update(span, wire, rest, direction, steps, points)
+    serving.update(span, wire, rest, direction, steps, points, ahead)
     found = [tensor.cpu() for tensor in (wire, rest, *outs)]
     return [bits(t) if t.is_floating_point() else t.numpy() for t in found]
 
@@ -59,14 +61,17 @@ def everything(serving, span: Span, direction: str, steps, draws, device: str) -
 @given(
     data=st.data(),
     steps=st.sampled_from(([], [UPDATE], [AWKWARD, NO_DRAW, StepUpdate(0.5, (), 7, 6), UPDATE])),
+    ahead=st.sampled_from(([], [AWKWARD, UPDATE])),
     draws=st.sampled_from((PAIR[:1], PAIR)),
     dither=st.booleans(),
 )
-def test_equals_torch(kernel, master_kind: str, direction: str, data, steps, draws, dither: bool):
+def test_equals_torch(
+    kernel, master_kind: str, direction: str, data, steps, ahead, draws, dither: bool
+):
     dtype, master = MASTERS[master_kind]
     span = data.draw(spans(dtype, dither and dtype == torch.bfloat16, master))
-    expected = everything(torch_ops, span, direction, steps, draws, "cpu")
-    found = everything(kernel, span, direction, steps, draws, DEVICE)
+    expected = everything(torch_ops, span, direction, steps, ahead, draws, "cpu")
+    found = everything(kernel, span, direction, steps, ahead, draws, DEVICE)
     for mine, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(mine, theirs)
 

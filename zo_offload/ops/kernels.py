@@ -35,8 +35,9 @@ def perturb(
     draw: Draw,
     first: int = 0,
     count: int | None = None,
+    ahead: Sequence[StepUpdate] = (),
 ) -> None:
-    """Write ``round(decode(wire) + coefficient * z)`` for a stretch of a span.
+    """Write ``round(decode(wire) - ahead + coefficient * z)`` for a stretch of a span.
 
     Args:
         span: What the buffers hold.
@@ -46,9 +47,10 @@ def perturb(
         draw: Direction and signed coefficient.
         first: First element of the stretch, a multiple of 128.
         count: Its length (default: to the end), a multiple of 128.
+        ahead: Steps that the wire does not carry yet, taken in fp32 on the way.
     """
     serving = serving_for(wire, out) or torch_ops
-    serving.perturb(span, wire, out, direction, draw, first, count)
+    serving.perturb(span, wire, out, direction, draw, first, count, ahead)
 
 
 def update(
@@ -58,6 +60,7 @@ def update(
     direction: str,
     steps: Sequence[StepUpdate],
     points: Sequence[Point] = (),
+    ahead: Sequence[StepUpdate] = (),
 ) -> None:
     """Bring a trainable span's master through ``steps``, in place, each rounded once.
 
@@ -68,10 +71,11 @@ def update(
         direction: ``rademacher`` or ``gaussian``.
         steps: In order. A draw whose coefficient is zero is not added.
         points: Perturbed copies to write afterwards, in the same pass where that saves one.
+        ahead: Steps that the copies take in fp32 and the masters do not.
     """
     if steps or points:
         serving = serving_for(wire, rest, *(point.out for point in points)) or torch_ops
-        serving.update(span, wire, rest, direction, steps, points)
+        serving.update(span, wire, rest, direction, steps, points, ahead)
 
 
 def perturb_rows(

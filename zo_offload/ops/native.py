@@ -158,9 +158,10 @@ class Native:
         draw: Draw,
         first: int = 0,
         count: int | None = None,
+        ahead: Sequence[StepUpdate] = (),
     ) -> None:
         """See :func:`zo_offload.ops.perturb`."""
-        self.run(span, wire, None, direction, points=[Point(out, draw)], first=first, count=count)
+        self.run(span, wire, None, direction, (), ahead, [Point(out, draw)], first, count)
 
     def update(
         self,
@@ -170,9 +171,10 @@ class Native:
         direction: str,
         steps: Sequence[StepUpdate],
         points: Sequence[Point] = (),
+        ahead: Sequence[StepUpdate] = (),
     ) -> None:
         """See :func:`zo_offload.ops.update`."""
-        self.run(span, wire, rest, direction, steps, points=points)
+        self.run(span, wire, rest, direction, steps, ahead, points)
 
     def perturb_rows(
         self,

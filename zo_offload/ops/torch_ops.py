@@ -32,12 +32,15 @@ def perturb(
     draw: Draw,
     first: int = 0,
     count: int | None = None,
+    ahead: Sequence[StepUpdate] = (),
 ) -> None:
     """See :func:`zo_offload.ops.perturb`."""
     count = span.elements - first if count is None else count
     for start, stop in _chunks(first, first + count):
-        value = _term(span, direction, draw, start, stop, wire.device)
-        value.add_(wire[start:stop].float())
+        value = wire[start:stop].to(torch.float32, copy=True)
+        for step in ahead:
+            value = _moved(span, value, direction, step, start, stop)
+        value.add_(_term(span, direction, draw, start, stop, wire.device))
         target = out[start - first : stop - first]
         if span.dither:
             _dither_bf16_(value, target, _random16(span, draw, start, stop, wire.device))
@@ -55,11 +58,12 @@ def update(
     direction: str,
     steps: Sequence[StepUpdate],
     points: Sequence[Point] = (),
+    ahead: Sequence[StepUpdate] = (),
 ) -> None:
     """See :func:`zo_offload.ops.update`."""
     _take_steps(span, wire, rest, direction, steps)
     for point in points:
-        perturb(span, wire, point.out, direction, point.draw)
+        perturb(span, wire, point.out, direction, point.draw, ahead=ahead)
 
 
 def _take_steps(
@@ -70,19 +74,25 @@ def _take_steps(
     for start, stop in _chunks(0, span.elements):
         master = load_master(span, wire[start:stop], rest[start:stop])
         for step in steps:
-            if step.decay != 1.0:
-                master = _canonical_(master.double().mul_(step.decay).float())
-            total = None
-            for draw in step.draws:
-                if draw.coefficient == 0.0:
-                    continue
-                term = _term(span, direction, draw, start, stop, wire.device)
-                total = term if total is None else total.add_(term)
-            if total is not None:
-                master = _canonical_(master.sub_(total))
+            master = _moved(span, master, direction, step, start, stop)
             if span.format in _KEPT_BITS:
                 _round_master_(span, master, step, start, stop)
         store_master(span, master, wire[start:stop], rest[start:stop])
+
+
+def _moved(
+    span: Span, value: torch.Tensor, direction: str, step: StepUpdate, start: int, stop: int
+) -> torch.Tensor:
+    """Elements start..stop after a step, fp32; ``value`` is used up."""
+    if step.decay != 1.0:
+        value = _canonical_(value.double().mul_(step.decay).float())
+    total = None
+    for draw in step.draws:
+        if draw.coefficient == 0.0:
+            continue
+        term = _term(span, direction, draw, start, stop, value.device)
+        total = term if total is None else total.add_(term)
+    return value if total is None else _canonical_(value.sub_(total))
 
 
 def load_master(span: Span, wire: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:

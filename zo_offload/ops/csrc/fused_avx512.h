@@ -28,7 +28,7 @@ struct Fused {
     if (points) point = &job.points[0].draw;
     if (points == 2) {
       const zo_draw &other = job.points[1].draw;
-      if (!same_direction(*point, other) || other.coefficient != -point->coefficient) return;
+      if (!same_direction(*point, other) || !same_bits(other.coefficient, -point->coefficient)) return;
     }
     fits = true;
   }

@@ -15,6 +15,9 @@ constexpr uint32_t kTile = 1024;  /* elements */
 constexpr uint32_t kCells = 4096; /* values of a gaussian element */
 constexpr uint32_t kNoise = 0, kDither = 1, kRounding = 2; /* streams of a counter */
 
+/* Unlike ==, tells the two zeros apart: their terms have different signs. */
+inline bool same_bits(double a, double b) { return memcmp(&a, &b, sizeof a) == 0; }
+
 /* The upper half of a gaussian's values times a coefficient; the lower is its mirror image. The
  * product is float64 and rounds once. */
 struct Table {
@@ -23,7 +26,7 @@ struct Table {
   float values[kCells / 2];
 
   void make(double wanted, const double *cells) {
-    if (made && memcmp(&factor, &wanted, sizeof factor) == 0) return;
+    if (made && same_bits(factor, wanted)) return;
     for (uint32_t i = 0; i < kCells / 2; ++i) values[i] = float(cells[kCells / 2 + i] * wanted);
     factor = wanted, made = true;
   }
@@ -336,14 +339,14 @@ inline void write_points(const zo_job &job, const Place &place, uint64_t done, u
       const zo_point &point = job.points[last];
       char *target = static_cast<char *>(point.out) + done * size;
       void *out = job.streaming ? static_cast<void *>(room.out) : target;
-      if (point.draw.coefficient == draw.coefficient)
+      if (same_bits(point.draw.coefficient, draw.coefficient))
         add_terms<Z, false>(job, draw, place, count, z, out, room);
       else
         add_terms<Z, true>(job, draw, place, count, z, out, room);
       if (job.streaming) stream(target, out, size_t(count) * size);
     } while (++last < job.num_points && same_direction(draw, job.points[last].draw) &&
-             (job.points[last].draw.coefficient == draw.coefficient ||
-              job.points[last].draw.coefficient == -draw.coefficient));
+             (same_bits(job.points[last].draw.coefficient, draw.coefficient) ||
+              same_bits(job.points[last].draw.coefficient, -draw.coefficient)));
     p = last;
   }
 }

@@ -51,10 +51,11 @@ class TritonKernels:
         draw: Draw,
         first: int = 0,
         count: int | None = None,
+        ahead: Sequence[StepUpdate] = (),
     ) -> None:
         """See :func:`zo_offload.ops.perturb`."""
         count = span.elements - first if count is None else count
-        self._launch(span, wire, None, direction, (), Point(out, draw), first, count)
+        self._launch(span, wire, None, direction, (), ahead, Point(out, draw), first, count)
 
     def update(
         self,
@@ -64,12 +65,13 @@ class TritonKernels:
         direction: str,
         steps: Sequence[StepUpdate],
         points: Sequence[Point] = (),
+        ahead: Sequence[StepUpdate] = (),
     ) -> None:
         """See :func:`zo_offload.ops.update`."""
         fused = points[0] if points else None
-        self._launch(span, wire, rest, direction, steps, fused, 0, span.elements)
+        self._launch(span, wire, rest, direction, steps, ahead, fused, 0, span.elements)
         for point in points[1:]:
-            self.perturb(span, wire, point.out, direction, point.draw)
+            self.perturb(span, wire, point.out, direction, point.draw, ahead=ahead)
 
     def perturb_rows(
         self,
@@ -90,12 +92,14 @@ class TritonKernels:
         rest: torch.Tensor | None,
         direction: str,
         steps: Sequence[StepUpdate],
+        ahead: Sequence[StepUpdate],
         point: Point | None,
         first: int,
         count: int,
     ) -> None:
         device, table = wire.device, _groups(span)
-        moved = [[d for d in step.draws if d.coefficient != 0.0] for step in steps]
+        every = [*steps, *ahead]
+        moved = [[d for d in step.draws if d.coefficient != 0.0] for step in every]
         draws = [draw for of_step in moved for draw in of_step]
         starts = np.cumsum([0, *map(len, moved)]).astype(np.int32)
         if point is not None:
@@ -123,10 +127,11 @@ class TritonKernels:
             _uint32(fields, device),
             values.float(),
             values[0].numel() if draws else 0,
-            torch.tensor([step.decay for step in steps] or [1.0], dtype=torch.float64).to(device),
+            torch.tensor([step.decay for step in every] or [1.0], dtype=torch.float64).to(device),
             torch.from_numpy(starts).to(device),
             _uint32(roundings, device),
             len(steps),
+            len(every),
             len(draws) - 1,
             GROUPS=per_program,
             FORMAT=FORMATS[span.format],

@@ -124,6 +124,25 @@ def to_forward(bits, FORMAT: tl.constexpr):
 
 
 @triton.jit
+def moved(
+    value, s, decays, starts, draws, values, per_draw, parameter, block, scale,
+    GROUPS: tl.constexpr, DIRECTION: tl.constexpr,
+):  # fmt: skip
+    """Values after step ``s``, fp32."""
+    decay = tl.load(decays + s)
+    shrunk = as_float(canonical((value.to(tl.float64) * decay).to(tl.float32)))
+    value = tl.where(decay == 1.0, value, shrunk)
+    begin, end = tl.load(starts + s), tl.load(starts + s + 1)
+    total = value * 0.0
+    for d in range(begin, end):
+        term = terms(
+            draws + d * FIELDS, values + d * per_draw, parameter, block, scale, GROUPS, DIRECTION
+        )
+        total = tl.where(d == begin, term, total + term)
+    return tl.where(end > begin, as_float(canonical(value - total)), value)
+
+
+@triton.jit
 def work(
     wire,
     rest,
@@ -138,7 +157,8 @@ def work(
     decays,  # float64 [steps]
     starts,  # int32 [steps + 1]: draws of a step
     roundings,  # uint32 [steps, FIELDS]
-    num_steps,
+    num_steps,  # that masters take
+    num_all,  # with those that only the perturbed copy takes, after them
     point,  # draw of the perturbed copy
     GROUPS: tl.constexpr,
     FORMAT: tl.constexpr,
@@ -169,18 +189,10 @@ def work(
             low = tl.load(rest + at, mask, 0).to(tl.int32).to(tl.uint32, bitcast=True)
             value = as_float(value.to(tl.uint32, bitcast=True) + (low << 8))
         for s in range(num_steps):
-            decay = tl.load(decays + s)
-            shrunk = as_float(canonical((value.to(tl.float64) * decay).to(tl.float32)))
-            value = tl.where(decay == 1.0, value, shrunk)
-            begin, end = tl.load(starts + s), tl.load(starts + s + 1)
-            total = value * 0.0
-            for d in range(begin, end):
-                term = terms(
-                    draws + d * FIELDS, values + d * per_draw, parameter, block, scale,
-                    GROUPS, DIRECTION,
-                )  # fmt: skip
-                total = tl.where(d == begin, term, total + term)
-            value = tl.where(end > begin, as_float(canonical(value - total)), value)
+            value = moved(
+                value, s, decays, starts, draws, values, per_draw, parameter, block, scale,
+                GROUPS, DIRECTION,
+            )  # fmt: skip
             if FORMAT == BF16_SR:
                 random = random_halves(roundings + s * FIELDS, 2, parameter, block, GROUPS)
                 bits = dithered(value.to(tl.uint32, bitcast=True), random)
@@ -200,6 +212,11 @@ def work(
         tl.store(wire + at, held, mask)
         value = seen(held, FORMAT)
     if PERTURBS:
+        for s in range(num_steps, num_all):
+            value = moved(
+                value, s, decays, starts, draws, values, per_draw, parameter, block, scale,
+                GROUPS, DIRECTION,
+            )  # fmt: skip
         draw = draws + point * FIELDS
         term = terms(draw, values + point * per_draw, parameter, block, scale, GROUPS, DIRECTION)
         bits = canonical(value + term)
