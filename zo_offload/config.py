@@ -18,6 +18,7 @@ from zo_offload.errors import ConfigError
 from zo_offload.wording import hint
 
 BLOCK = "zeroth_order"
+MOST_LAG = 1024  # steps that every visit adds on the way; far beyond what pays
 _UNITS = {"": 0, "B": 0, "KiB": 1, "MiB": 2, "GiB": 3, "TiB": 4}
 _DEEPSPEED_ONLY = ("nvme_path", "buffer_size", "max_in_cpu")  # of its offload_param; no effect here
 
@@ -72,7 +73,7 @@ class UpdateConfig(_Strict):
 
     type: Literal["sgd"] = "sgd"
     where: None = None
-    lag: Annotated[int, Field(ge=0, le=0)] = 0
+    lag: Annotated[int, Field(ge=0, le=MOST_LAG)] = 0
 
 
 class OffloadConfig(_Strict):
@@ -263,7 +264,6 @@ _EXPECTED = {  # pydantic's names of mistakes
 _PLANNED: dict[str, tuple[str, ...]] = {
     "trainable.mode": ("peft", "sparse", "low_rank", "scales"),
     "update.type": ("momentum", "adam"),
-    "update.lag": (),
     "offload_param.device": ("nvme",),
     "estimator": ("one_sided",),
     "direction": ("low_rank",),

@@ -233,7 +233,7 @@ class SavesAndLoads:
                 f"{found.directory}: load_module_only is for an engine without steps and without "
                 f"journal.path; this one has taken {stepper.step} steps"
             )
-        resume.begin_with(stepper, found.weights)
+        resume.begin_with(stepper, found.journal, found.weights)
         self._agree()
 
     def _take_state(self, state: Mapping[str, Any], optimizer: bool, scheduler: bool) -> None:

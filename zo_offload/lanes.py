@@ -189,7 +189,7 @@ class Lanes:
         """
         self._refuse()
         self._model.eval()  # whatever the caller did to it meanwhile
-        with self._leaving_nothing([("one", each) for each in shapes]), self._visit():
+        with self._leaving_nothing([("one", each) for each in shapes]), self._visit(looks=True):
             return self._run_inline(Call(run))
 
     @contextmanager
@@ -230,10 +230,10 @@ class Lanes:
             raise StoreError("this Stepper or engine is closed; make a new one on the model")
 
     @contextmanager
-    def _visit(self) -> Iterator[None]:
+    def _visit(self, looks: bool = False) -> Iterator[None]:
         self.copies.invalidate()
         try:
-            self._weights.begin_visit()
+            self._weights.begin_visit(looks)
             yield
         finally:
             self._weights.finish_visit()

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from zo_offload.errors import CheckpointError, JournalError
+from zo_offload.history import History
 from zo_offload.journal import Journal
 from zo_offload.journal.header import differences
 from zo_offload.snapshot import Series, Snapshot, read_snapshot
@@ -39,6 +40,7 @@ def rewind(
     journal = stepper.journal
     shared = journal.records.shared_steps(target.records)
     snapshot = _snapshot_for(stepper, target, shared, weights, series)
+    stepper.weights.forget_fetched()
     if shared < journal.next_step:
         journal.rewind(shared)
     for record in target.records[shared:]:
@@ -47,11 +49,17 @@ def rewind(
         snapshot.restore(stepper.weights)
 
 
-def begin_with(stepper: Stepper, weights: Path | None) -> None:
+def begin_with(stepper: Stepper, source: Journal, weights: Path | None) -> None:
     """Make a checkpoint's weights the base of a run that has taken no step.
 
+    Args:
+        stepper: Of that run.
+        source: The checkpoint's journal.
+        weights: Its snapshot.
+
     Raises:
-        CheckpointError: It holds none, or they are damaged or of another model.
+        CheckpointError: It holds none, or they are damaged or of another model; or its masters lag
+            and cannot be brought to its last step here.
     """
     if weights is None:
         raise CheckpointError(
@@ -59,7 +67,16 @@ def begin_with(stepper: Stepper, weights: Path | None) -> None:
         )
     snapshot = read_snapshot(weights)
     snapshot.check(stepper.weights)
-    replace(snapshot, step=0).restore(stepper.weights)
+    theirs, ours = source.header.fields, stepper.journal.header.fields
+    if any(unit.carries < snapshot.step for unit in snapshot.units):
+        for name in ("direction", "scales", "master"):
+            if theirs.get(name) != ours.get(name):
+                raise CheckpointError(
+                    f"{weights}: its masters lag behind its {snapshot.step} steps, which need the "
+                    f"{name} of its run; use that run's settings, or export it and begin there"
+                )
+    snapshot.restore(stepper.weights)
+    stepper.weights.rebase(History(source.records, int(theirs.get("seed", 0))))
 
 
 def recover(stepper: Stepper, series: Series) -> None:
@@ -82,8 +99,12 @@ def _snapshot_for(
             )
         snapshot.check(stepper.weights)
         return snapshot
-    carried = max(stepper.weights.carried(unit) for unit in stepper.weights.map.everything)
-    if carried <= shared:
+    held = stepper.weights
+    carried = max(held.carried(unit) for unit in held.map.everything)
+    surplus = any(
+        held.carried(unit) > held.goal(unit, target.next_step) for unit in held.map.everything
+    )
+    if carried <= shared and not surplus:
         return None
     snapshot = next(_usable(stepper, series, shared), None) if series is not None else None
     if snapshot is None:

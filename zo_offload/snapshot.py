@@ -1,9 +1,10 @@
 """The exact weights of one step in a directory: a safetensors file a unit, and a manifest.
 
 Replay from the base rebuilds any step, so a snapshot is never needed; it saves the time of replay.
-It holds every parameter under its own name, trainable ones as their fp32 masters, and at most one
-unit is in memory while it is written or read. The manifest says what each file must be; nothing is
-believed before its length and digest are right.
+It holds every parameter under its own name, trainable ones as their fp32 masters, which may lag
+behind the step, and at most one unit is in memory while it is written or read. The manifest says
+what each file must be and how many steps it carries; nothing is believed before its length and
+digest are right.
 """
 
 import hashlib
@@ -22,9 +23,26 @@ from zo_offload.errors import CheckpointError
 from zo_offload.units import Unit
 from zo_offload.weights import Weights
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "weights.json"
 CHUNK_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class UnitFile:
+    """A unit's masters.
+
+    Attributes:
+        name: Of the file in the snapshot's directory.
+        num_bytes: Its length.
+        sha256: Its digest, in hexadecimal.
+        carries: Number of steps in the masters.
+    """
+
+    name: str
+    num_bytes: int
+    sha256: str
+    carries: int
 
 
 @dataclass(frozen=True)
@@ -33,14 +51,15 @@ class Snapshot:
 
     Attributes:
         directory: Where the files lie.
-        step: Number of steps that the weights carry.
+        step: Number of steps behind them.
         lineage: Digest of the records of those steps: which run, and which line of its history.
+        units: The files, in the order of the model's units.
     """
 
     directory: Path
     step: int
     lineage: str
-    _files: tuple[tuple[str, int, str], ...]  # name, bytes, SHA-256, in the order of the units
+    units: tuple[UnitFile, ...]
 
     def check(self, weights: Weights) -> None:
         """Compare every file with the manifest, before anything is changed.
@@ -48,18 +67,18 @@ class Snapshot:
         Raises:
             CheckpointError: A file is missing, damaged, or of another model.
         """
-        if len(self._files) != len(weights.map.everything):
+        if len(self.units) != len(weights.map.everything):
             raise CheckpointError(
-                f"{self.directory}: {len(self._files)} files, but the model has "
+                f"{self.directory}: {len(self.units)} files, but the model has "
                 f"{len(weights.map.everything)} units; it is of another model"
             )
-        for name, num_bytes, digest in self._files:
-            path = self.directory / name
+        for file in self.units:
+            path = self.directory / file.name
             found = _measure(path)
-            if found != (num_bytes, digest):
+            if found != (file.num_bytes, file.sha256):
                 raise CheckpointError(
                     f"{path}: damaged: {found[0]:,} bytes (sha256 {found[1][:12]}...), the "
-                    f"manifest says {num_bytes:,} ({digest[:12]}...)"
+                    f"manifest says {file.num_bytes:,} ({file.sha256[:12]}...)"
                 )
 
     def restore(self, weights: Weights) -> None:
@@ -68,10 +87,10 @@ class Snapshot:
         Raises:
             CheckpointError: A tensor is missing, or of another shape or dtype.
         """
-        for unit, (name, _, _) in zip(weights.map.everything, self._files, strict=True):
-            tensors = _load(self.directory / name)
-            _check_tensors(self.directory / name, unit, tensors)
-            weights.restore(unit, tensors, self.step)
+        for unit, file in zip(weights.map.everything, self.units, strict=True):
+            tensors = _load(self.directory / file.name)
+            _check_tensors(self.directory / file.name, unit, tensors)
+            weights.restore(unit, tensors, file.carries)
 
 
 def write_snapshot(directory: Path, weights: Weights, step: int, lineage: str) -> None:
@@ -85,9 +104,8 @@ def write_snapshot(directory: Path, weights: Weights, step: int, lineage: str) -
     try:
         for number, unit in enumerate(weights.map.everything, start=1):
             name = f"unit-{number:05}-of-{count:05}.safetensors"
-            masters = {segment.name: weights.master(segment.name) for _, segment in unit.segments}
-            save_file(masters, directory / name, {"format": "pt"})
-            written.append([name, *_measure(directory / name)])
+            save_file(weights.held(unit), directory / name, {"format": "pt"})
+            written.append([name, *_measure(directory / name), weights.carried(unit)])
         manifest = {"format": FORMAT, "step": step, "lineage": lineage, "files": written}
         (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     except (OSError, SafetensorError) as error:
@@ -100,22 +118,30 @@ def read_snapshot(directory: Path) -> Snapshot:
     Raises:
         CheckpointError: There is none, or it is damaged.
     """
+    path = directory / MANIFEST
     try:
-        held = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-        files_held = tuple((str(n), int(b), str(d)) for n, b, d in held["files"])
-        snapshot = Snapshot(directory, int(held["step"]), str(held["lineage"]), files_held)
-        version = held["format"]
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if held["format"] == FORMAT:
+            units = tuple(
+                UnitFile(str(name), int(num_bytes), str(digest), int(carries))
+                for name, num_bytes, digest, carries in held["files"]
+            )
+            snapshot = Snapshot(directory, int(held["step"]), str(held["lineage"]), units)
+        else:
+            snapshot = None
     except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {type(error).__name__}: {error}") from error
+    if snapshot is None:
         raise CheckpointError(
-            f"{directory / MANIFEST}: cannot be read: {type(error).__name__}: {error}"
-        ) from error
-    if version != FORMAT:
-        raise CheckpointError(
-            f"{directory / MANIFEST}: format {version}, but this zo_offload reads format {FORMAT}"
+            f"{path}: format {held['format']}, but this zo_offload reads format {FORMAT}"
         )
-    for name, _, _ in files_held:
-        if Path(name).name != name:
-            raise CheckpointError(f"{directory / MANIFEST}: {name!r} is no plain file name")
+    for unit in snapshot.units:
+        if Path(unit.name).name != unit.name:
+            raise CheckpointError(f"{path}: {unit.name!r} is no plain file name")
+        if not 0 <= unit.carries <= snapshot.step:
+            raise CheckpointError(
+                f"{path}: {unit.name} carries {unit.carries} of {snapshot.step} steps"
+            )
     return snapshot
 
 

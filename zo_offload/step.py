@@ -116,7 +116,8 @@ class Stepper:
         self._check_master(model_map)
         self._plan_of(model_map).check(self.config.device_budget, self.config.host_budget)
         cast_buffers(self.model, self.dtype, self._device)
-        self.weights = Weights(self.model, model_map, self._placement(), self.config.direction)
+        direction, lag = self.config.direction, self.config.update.lag
+        self.weights = Weights(self.model, model_map, self._placement(), direction, lag)
         try:
             most = self.config.live_lanes or MOST_LANES
             self.lanes = Lanes(self.model, self.weights, self._num_draws, most)
@@ -296,6 +297,7 @@ class Stepper:
         The model must hold the journal's base weights, and no step may have been taken.
         """
         self.journal = journal
+        self.weights.forget_fetched()
         self.weights.history = History(journal.records, self.config.seed)
 
     def measure_noise(self, batch: Any, directions: int = 2) -> LossNoise:
@@ -377,7 +379,8 @@ class Stepper:
         placement = self._placement()
         gathered = surely_gathered(self.model, model_map.ambient.segments).difference(copied)
         on_host = placement.tier == "host"
-        return make_plan(model_map, on_host, placement.num_slots, self._num_draws, gathered)
+        lags = self.config.update.lag > 0
+        return make_plan(model_map, on_host, placement.num_slots, self._num_draws, gathered, lags)
 
     def _placement(self) -> Placement:
         offload = self.config.offload_param

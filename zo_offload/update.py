@@ -53,3 +53,19 @@ def gather_decay(owed: float, lr: float, weight_decay: float) -> tuple[float, fl
     """
     owed *= 1.0 - lr * weight_decay
     return (owed, 1.0) if 1.0 - owed >= DECAY_GRAIN else (1.0, owed)
+
+
+def settled(step: int, lag: int) -> int:
+    """Number of steps that masters carry at the visit of a step.
+
+    Args:
+        step: Its number, which is that of the steps before it.
+        lag: 0: all of them. L: the largest multiple of L below ``step``.
+
+    Example:
+        >>> [settled(step, lag=0) for step in range(5)]
+        [0, 1, 2, 3, 4]
+        >>> [settled(step, lag=2) for step in range(6)]
+        [0, 0, 0, 2, 2, 4]
+    """
+    return step if lag == 0 else max(step - 1, 0) // lag * lag

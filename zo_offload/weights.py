@@ -3,17 +3,13 @@
 After :class:`Weights` takes a model over, its parameters hold no values outside a visit. Those of a
 unit point, permanently, into one scratch buffer at a fixed address, into which the perturbed copy
 of the unit at hand is written; ambient parameters are substituted when code reads them
-(``ambient.py``). What remains in them reads as NaN. ``state_dict()`` is served from the masters.
-
-A unit carries the step it is current to. Updates are applied when it is next visited, so the order
-of visits, the tier and a resumed run never change a bit.
+(``ambient.py``). What remains in them reads as NaN. ``state_dict()`` is served from the masters
+(``masters.py``).
 """
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Lock
 from typing import Any
 
 import torch
@@ -21,10 +17,11 @@ from torch import nn
 
 from zo_offload import ops
 from zo_offload.errors import StoreError
+from zo_offload.masters import Masters, fill
 from zo_offload.offload.arena import Arena
-from zo_offload.offload.store import DeviceStore, HostStore, Store
-from zo_offload.offload.streamer import Resident, Streamer
-from zo_offload.ops import Draw, Point, Segment, Span, StepUpdate
+from zo_offload.offload.store import DeviceStore, HostStore
+from zo_offload.offload.streamer import Streamer
+from zo_offload.ops import Draw, Segment, Span
 from zo_offload.units import AMBIENT, ModelMap, Unit
 from zo_offload.unmanageable import taken
 from zo_offload.views import address_of
@@ -51,7 +48,7 @@ class Placement:
     device_budget: int | None = None
 
 
-class Weights:
+class Weights(Masters):
     """Takes a model's parameters over.
 
     Args:
@@ -59,35 +56,34 @@ class Weights:
         model_map: Its units.
         placement: Where weights rest.
         direction: Distribution of z.
+        lag: Steps that units' masters may be behind.
 
     Attributes:
-        history: Every step's update since the initial values, by step number.
         poison: Overwrite the scratch with NaN after every pass through a unit (for tests; costs a
             pass over the scratch).
     """
 
     def __init__(
-        self, model: nn.Module, model_map: ModelMap, placement: Placement, direction: str
+        self,
+        model: nn.Module,
+        model_map: ModelMap,
+        placement: Placement,
+        direction: str,
+        lag: int = 0,
     ) -> None:
-        self.map = model_map
-        self.direction = direction
-        self.history: Sequence[StepUpdate] = ()
         self.poison = False
         self._closed = False
         self.arena = Arena(placement.device, placement.device_budget)
-        self._current_to = {unit.index: 0 for unit in model_map.everything}
-        self._updating = Lock()
+        pin_memory = placement.pin_memory and placement.device.type == "cuda"
+        on_host = placement.tier == "host"
+        store = HostStore(pin_memory) if on_host else DeviceStore(self.arena)
+        super().__init__(model_map, store, direction, lag)
         self._scratch = self.arena.take("scratch", max(unit.wire_bytes for unit in model_map.units))
         self._scratch_holds: tuple[int, int, Draw | None] | None = None
-        self._store: Store
-        if placement.tier == "host":
-            pin_memory = placement.pin_memory and placement.device.type == "cuda"
-            self._store = HostStore(pin_memory)
+        self.pipeline: Streamer | None = None  # where units rest on the device, nothing moves
+        if on_host:
             num_slots = min(placement.num_slots, len(model_map.units))
-            self.pipeline = Streamer(model_map.units, self.bring_current, self.arena, num_slots)
-        else:
-            self._store = DeviceStore(self.arena)
-            self.pipeline = Resident(self.bring_current)
+            self.pipeline = Streamer(model_map.units, self.wire_at, self.arena, num_slots)
         self._hooks: list[Any] = []
         self._given: dict[str, tuple[torch.dtype, torch.device]] = {}  # what was, before emptied
         self._owners = [model, *(module for module in model.modules() if module._parameters)]
@@ -102,10 +98,23 @@ class Weights:
 
     # -- visits --
 
-    def begin_visit(self) -> None:
-        """Make the ambient values current and let the pipeline run ahead."""
-        self.pipeline.begin()
-        wire = self.bring_current(self.map.ambient)
+    def begin_visit(self, looks: bool = False) -> None:
+        """Make the ambient values current and let the pipeline run ahead.
+
+        Args:
+            looks: Lanes see the weights as they are; else perturbed, to train.
+        """
+        if self.pipeline is not None:
+            step = len(self.history)
+            unit = self.map.units[0]
+            if looks:
+                self.pipeline.begin(step, step)
+            else:
+                self.pipeline.begin(
+                    self.goal(unit), self.goal(unit, step + 1) if self.lag else None
+                )
+        self.settle(self.map.ambient)
+        wire = self._store.wire(self.map.ambient)
         if wire is not self._ambient_wire:
             self._ambient_wire.copy_(wire)
 
@@ -114,20 +123,31 @@ class Weights:
         wanted = (unit.index, len(self.history), draw)
         if self._scratch_holds == wanted:
             return
-        if isinstance(self.pipeline, Resident):  # masters at hand: one pass moves and perturbs them
-            self._bring_current(unit, draw)
+        if draw is None:
+            self._load_as_it_is(unit)
+        else:
+            self._load_perturbed(unit, draw)
+        self._scratch_holds = wanted
+
+    def _load_as_it_is(self, unit: Unit) -> None:
+        if self.pipeline is None:
+            self.load_current(unit, self._scratch[: unit.wire_bytes])
+        else:
+            self._scratch[: unit.wire_bytes].copy_(self.pipeline.acquire(unit, len(self.history)))
+
+    def _load_perturbed(self, unit: Unit, draw: Draw) -> None:
+        if self.pipeline is None:  # masters at hand: one pass moves and perturbs them
+            self.settle(unit, draw, self._scratch)
             wire = self._store.wire(unit)
         else:
-            wire = self.pipeline.acquire(unit)
+            wire, ahead = self.pipeline.acquire(unit, self.goal(unit)), self.ahead(unit)
             for span in unit.spans:
-                if draw is not None and span.trainable:
-                    ops.perturb(
-                        span, span.wire(wire), span.wire(self._scratch), self.direction, draw
-                    )
+                if span.trainable:
+                    source, target = span.wire(wire), span.wire(self._scratch)
+                    ops.perturb(span, source, target, self.direction, draw, ahead=ahead)
         for span in unit.spans:
-            if draw is None or not span.trainable:
+            if not span.trainable:
                 span.wire(self._scratch).copy_(span.wire(wire))
-        self._scratch_holds = wanted
 
     def empty_scratch(self) -> None:
         """Leave NaN where units' parameters point."""
@@ -145,77 +165,24 @@ class Weights:
         return address_of(self._ambient_wire)
 
     def finish_visit(self) -> None:
-        """Leave no unit in flight, and no values in the scratch."""
-        self.pipeline.finish()
+        """Leave nothing of this visit in flight, and no values in the scratch."""
+        if self.pipeline is not None:
+            self.pipeline.finish()
         self.empty_scratch()
 
     def ambient_values(self, span: Span) -> torch.Tensor:
         """The ambient span's unperturbed elements on the device."""
         return span.wire(self._ambient_wire)
 
-    # -- masters --
-
-    def bring_current(self, unit: Unit) -> torch.Tensor:
-        """Apply what is due to the unit's masters; returns its wire bytes where they rest."""
-        self._bring_current(unit)
-        return self._store.wire(unit)
-
-    def _bring_current(self, unit: Unit, draw: Draw | None = None) -> None:
-        """Apply what is due; where there is a draw, write the copy along it into the scratch."""
-        wire, rest = self._store.wire(unit), self._store.rest(unit)
-        with self._updating:  # the pipeline's worker, or whoever reads a master meanwhile
-            due = self.history[self._current_to[unit.index] :]
-            for span in unit.spans:
-                if span.trainable and (due or draw is not None):
-                    points = [Point(span.wire(self._scratch), draw)] if draw is not None else []
-                    ops.update(span, span.wire(wire), span.rest(rest), self.direction, due, points)
-            self._current_to[unit.index] = len(self.history)
-
-    def carried(self, unit: Unit) -> int:
-        """Number of steps that the unit's masters carry."""
-        return self._current_to[unit.index]
-
     def restore(self, unit: Unit, masters: Mapping[str, torch.Tensor], step: int) -> None:
-        """Replace a unit's weights.
+        """See :meth:`Masters.restore`; what was fetched of other weights is forgotten."""
+        self.forget_fetched()
+        super().restore(unit, masters, step)
 
-        Args:
-            unit: Which.
-            masters: fp32 values by parameter name.
-            step: Number of steps that they carry.
-        """
-        wire, rest = self._store.wire(unit), self._store.rest(unit)
-        with self._updating:
-            for span, segment in unit.segments:
-                _fill(span, segment, masters[segment.name], span.wire(wire), span.rest(rest))
-            self._current_to[unit.index] = step
-
-    def master(self, name: str) -> torch.Tensor:
-        """A parameter's exact fp32 value at the current step, on the CPU."""
-        span, segment, wire, rest = self._locate(name)
-        part = slice(segment.start, segment.start + segment.numel)
-        if not span.trainable:
-            return span.wire(wire)[part].float().cpu().view(segment.shape)
-        resting = span.rest(rest)[part] if span.rest_bytes else span.wire(wire)[part]
-        return ops.load_master(span, span.wire(wire)[part], resting).cpu().view(segment.shape)
-
-    def value(self, name: str) -> torch.Tensor:
-        """A parameter as the forward sees it at the current step (a copy, on the CPU)."""
-        span, segment, wire, _ = self._locate(name)
-        part = span.wire(wire)[segment.start : segment.start + segment.numel]
-        return part.to("cpu", copy=True).view(segment.shape)
-
-    def masters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every managed parameter's name and exact value, in the model's order."""
-        for name in self.map.parameters:
-            yield name, self.master(name)
-
-    def digest(self) -> str:
-        """SHA-256 of every parameter's name, shape and exact value."""
-        total = hashlib.sha256()
-        for name, master in self.masters():
-            total.update(f"{name} {tuple(master.shape)}\n".encode())
-            total.update(master.contiguous().numpy().data)
-        return total.hexdigest()
+    def forget_fetched(self) -> None:
+        """Call when the history is another than before: nothing fetched ahead may serve."""
+        if self.pipeline is not None:
+            self.pipeline.forget()
 
     @property
     def host_bytes(self) -> int:
@@ -244,8 +211,8 @@ class Weights:
         if not self.history and not any(self._current_to.values()):
             self._undo()
             return
-        for unit in self.map.everything:
-            self.bring_current(unit)
+        self.forget_fetched()
+        self.settle_all()
         for name in self._given:
             self.map.parameters[name].data = self._resting(name)
         self._let_go()
@@ -258,7 +225,7 @@ class Weights:
             wire, rest = self._store.wire(unit), self._store.rest(unit)
             for span, segment in unit.segments:
                 parameter = self.map.parameters[segment.name]
-                _fill(span, segment, parameter.detach(), span.wire(wire), span.rest(rest))
+                fill(span, segment, parameter.detach(), span.wire(wire), span.rest(rest))
                 self._given[segment.name] = parameter.dtype, parameter.device
                 parameter.data = self._empty_view(unit, span, segment)
         self.empty_scratch()
@@ -274,7 +241,8 @@ class Weights:
 
     def _let_go(self) -> None:
         self._closed = True
-        self.pipeline.close()
+        if self.pipeline is not None:
+            self.pipeline.close()
         for hook in self._hooks:
             hook.remove()
         taken.difference_update(self._owners)
@@ -298,27 +266,6 @@ class Weights:
         if isinstance(self._store, DeviceStore):
             return self._store.wire(ambient)
         return self.arena.take("ambient", ambient.wire_bytes)
-
-    def _resting(self, name: str) -> torch.Tensor:
-        """A parameter's part of the wire, where it rests."""
-        unit, span, segment = self._places[name]
-        flat = span.wire(self._store.wire(unit))
-        return flat[segment.start : segment.start + segment.numel].view(segment.shape)
-
-    def _locate(self, name: str) -> tuple[Span, Segment, torch.Tensor, torch.Tensor]:
-        name = self.map.aliases.get(name, name)
-        unit, span, segment = self._places[name]
-        return span, segment, self.bring_current(unit), self._store.rest(unit)
-
-    @property
-    def _places(self) -> dict[str, tuple[Unit, Span, Segment]]:
-        if not hasattr(self, "_places_cache"):
-            self._places_cache = {
-                segment.name: (unit, span, segment)
-                for unit in self.map.everything
-                for span, segment in unit.segments
-            }
-        return self._places_cache
 
     def _serve_state_dict(self, model: nn.Module) -> Iterator:
         def serve(module: nn.Module, state_dict: dict, prefix: str, local_metadata: dict) -> None:
@@ -345,16 +292,3 @@ class Weights:
                 yield module.register_state_dict_post_hook(serve)
         yield model.register_state_dict_post_hook(forget)
         yield model.register_load_state_dict_pre_hook(refuse)
-
-
-def _fill(
-    span: Span, segment: Segment, values: torch.Tensor, wire: torch.Tensor, rest: torch.Tensor
-) -> None:
-    """Write a parameter's initial values: the master where it is trainable, else the wire alone."""
-    part = slice(segment.start, segment.start + segment.numel)
-    flat = values.reshape(-1).to(wire.device)
-    if span.trainable:
-        resting = rest[part] if span.rest_bytes else rest
-        ops.store_master(span, flat.float(), wire[part], resting)
-    else:
-        ops.encode(span.dtype, flat.float(), wire[part])

@@ -20,7 +20,8 @@ class Plan:
         scratch: The perturbed copy of the unit at hand.
         ambient: Unperturbed ambient parameters on the device.
         ambient_copies: Perturbed ones.
-        resident: Units that rest on the device, with their masters and the ambient's.
+        resident: Units that rest on the device, with their masters and the ambient's, and room for
+            a copy of one where masters lag.
         host_bytes: Everything that rests in host memory.
     """
 
@@ -61,7 +62,12 @@ class Plan:
 
 
 def make_plan(
-    model_map: ModelMap, on_host: bool, num_slots: int, num_draws: int, gathered: Collection[str]
+    model_map: ModelMap,
+    on_host: bool,
+    num_slots: int,
+    num_draws: int,
+    gathered: Collection[str],
+    lags: bool = False,
 ) -> Plan:
     """Add up what a run will hold.
 
@@ -71,6 +77,7 @@ def make_plan(
         num_slots: Units in flight on the device, when they do.
         num_draws: Directions and signs of a step.
         gathered: Names of ambient tables whose rows are perturbed as gathered.
+        lags: Whether masters may be behind, so that who looks at a unit is given a copy.
     """
     largest = max(unit.wire_bytes for unit in model_map.units)
     everything = sum(unit.wire_bytes + unit.rest_bytes for unit in model_map.everything)
@@ -80,13 +87,15 @@ def make_plan(
         if span.trainable and segment.name not in gathered
     )
     ambient = model_map.ambient.wire_bytes
+    spare_rest = max(unit.rest_bytes for unit in model_map.everything) if lags else 0
+    spare_wire = max(unit.wire_bytes for unit in model_map.everything) if lags else 0
     return Plan(
         slots=min(num_slots, len(model_map.units)) * largest if on_host else 0,
         scratch=largest,
         ambient=ambient,
         ambient_copies=copies,
-        resident=0 if on_host else everything - ambient,
-        host_bytes=everything if on_host else 0,
+        resident=0 if on_host else everything - ambient + spare_rest,
+        host_bytes=everything + spare_wire + spare_rest if on_host else 0,
     )
 
 

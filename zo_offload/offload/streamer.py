@@ -1,9 +1,11 @@
 """The pipeline that keeps units in flight between host and device.
 
-A unit is asked for when lanes stand before it. While they pass through it, a worker brings the next
-ones: it lets the owner of the masters prepare the unit (apply what is due), then copies it into a
-free slot. Which unit comes next is learned: the successor seen last time, at first the order of
-definition. A wrong guess costs a wait, never a wrong weight.
+A unit is asked for, at some step, when lanes stand before it. While they pass through it, a worker
+brings the next ones: it lets the owner of the masters prepare the unit (apply what is due), then
+copies it into a free slot. Which unit comes next is learned: the successor seen last time, at first
+the order of definition. Beyond the last unit of a visit come the first ones of the next, where it
+is known already which step they will be wanted at. A wrong guess costs a wait, never a wrong
+weight: a slot knows what it holds.
 
 On CUDA the copy runs on a stream of its own and is ordered by events; the host does not wait for
 it.
@@ -18,39 +20,17 @@ import torch
 from zo_offload.offload.arena import Arena
 from zo_offload.units import Unit
 
-Prepare = Callable[
-    [Unit], torch.Tensor
-]  # brings a unit to the current step, returns its wire bytes
+# The wire bytes of a unit after so many steps; valid until the next call.
+Prepare = Callable[[Unit, int], torch.Tensor]
+Holding = tuple[int, int]  # index of a unit, steps that it carries
 
 
 @dataclass
 class _Slot:
     buffer: torch.Tensor
-    unit: int | None = None
+    holds: Holding | None = None
     arrival: "Future[torch.Event | None] | None" = None
     last_use: "torch.Event | None" = None
-
-
-class Resident:
-    """The pipeline of units that rest on the device: nothing moves."""
-
-    bytes_moved = 0
-
-    def __init__(self, prepare: Prepare) -> None:
-        self._prepare = prepare
-
-    def begin(self) -> None:
-        """Start a visit."""
-
-    def acquire(self, unit: Unit) -> torch.Tensor:
-        """The unit's wire bytes, where they rest."""
-        return self._prepare(unit)
-
-    def finish(self) -> None:
-        """End a visit."""
-
-    def close(self) -> None:
-        """Release what the pipeline holds."""
 
 
 class Streamer:
@@ -74,65 +54,88 @@ class Streamer:
         self._successor: dict[int | None, int] = dict(
             zip([None, *self._units], self._units, strict=False)
         )
+        self._last: int | None = next(reversed(self._units))  # of a visit, as the one before went
+        self._step = 0
+        self._following: int | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="zo-streamer")
         self._copy_stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         self._current: int | None = None
+        self._in_use: _Slot | None = None
         self.bytes_moved = 0
 
-    def begin(self) -> None:
-        """Start a visit: what the slots hold may be of an earlier step, so it is dropped."""
-        self._current = None
+    def begin(self, step: int, following: int | None = None) -> None:
+        """Start a visit.
+
+        Args:
+            step: Steps that its units will be asked to carry.
+            following: The same of the next visit, if that is known already.
+        """
+        self._current, self._step, self._following = None, step, following
         for slot in self._slots:
-            slot.unit = slot.arrival = None
+            if slot.holds is not None and slot.holds[1] != step:
+                slot.holds = None
         self._prefetch(len(self._slots))
 
-    def acquire(self, unit: Unit) -> torch.Tensor:
-        """The unit's wire bytes on the device, valid until the next ``acquire``."""
+    def acquire(self, unit: Unit, step: int) -> torch.Tensor:
+        """The unit's wire bytes after ``step`` steps, on the device until the next ``acquire``."""
         self._mark_used()
         self._successor[self._current] = unit.index
         self._current = unit.index
-        slot = self._slot_of(unit.index) or self._load(unit.index, {unit.index})
+        wanted = unit.index, step
+        slot = self._in_use = self._slot_of(wanted) or self._load(wanted, {wanted})
         assert slot.arrival is not None
-        arrived = slot.arrival.result()
+        try:
+            arrived = slot.arrival.result()
+        except BaseException:
+            slot.holds = None
+            raise
         if arrived is not None:
             torch.cuda.current_stream(self._device).wait_event(arrived)
         self._prefetch(len(self._slots) - 1)
         return slot.buffer[: unit.wire_bytes]
 
     def finish(self) -> None:
-        """End a visit: wait for copies in flight, so that the host store is at rest."""
+        """End a visit; what is in flight for the next goes on."""
         self._mark_used()
+        self._last = self._current
+
+    def forget(self) -> None:
+        """Wait for all copies in flight, so that the host store is at rest, and use none."""
         for slot in self._slots:
             if slot.arrival is not None:
-                slot.arrival.result()
+                slot.arrival.exception()
+            slot.holds = None
 
     def close(self) -> None:
         """End the worker."""
         self._worker.shutdown()
 
     def _prefetch(self, ahead: int) -> None:
-        wanted: list[int] = []
-        following = self._current
+        current = self._in_use.holds if self._in_use is not None else None
+        wanted: list[Holding] = []
+        unit, step = self._current, self._step
         for _ in range(ahead):
-            following = self._successor.get(following)
-            if following is None or following in wanted or following == self._current:
+            if unit == self._last and self._following is not None and step == self._step:
+                unit, step = None, self._following  # the next visit begins
+            unit = self._successor.get(unit)
+            if unit is None or (unit, step) in [*wanted, current]:
                 break
-            wanted.append(following)
-        keep = {*wanted, self._current}
-        for index in wanted:
-            if self._slot_of(index) is None:
-                self._load(index, keep)
+            wanted.append((unit, step))
+        keep = {*wanted, current}
+        for each in wanted:
+            if self._slot_of(each) is None:
+                self._load(each, keep)
 
-    def _load(self, index: int, keep: set) -> _Slot:
-        slot = next(slot for slot in self._slots if slot.unit is None or slot.unit not in keep)
+    def _load(self, wanted: Holding, keep: set) -> _Slot:
+        slot = next(slot for slot in self._slots if slot.holds is None or slot.holds not in keep)
         if slot.arrival is not None:
             slot.arrival.exception()  # an abandoned copy must be over before its slot is reused
-        slot.unit = index
-        slot.arrival = self._worker.submit(self._fetch, slot, self._units[index])
+        index, step = slot.holds = wanted
+        slot.arrival = self._worker.submit(self._fetch, slot, self._units[index], step)
         return slot
 
-    def _fetch(self, slot: _Slot, unit: Unit) -> "torch.Event | None":
-        source = self._prepare(unit)
+    def _fetch(self, slot: _Slot, unit: Unit, step: int) -> "torch.Event | None":
+        source = self._prepare(unit, step)
         target = slot.buffer[: unit.wire_bytes]
         self.bytes_moved += unit.wire_bytes
         if self._copy_stream is None:
@@ -144,10 +147,10 @@ class Streamer:
             target.copy_(source, non_blocking=True)
             return self._copy_stream.record_event()
 
-    def _slot_of(self, index: int) -> _Slot | None:
-        return next((slot for slot in self._slots if slot.unit == index), None)
+    def _slot_of(self, wanted: Holding) -> _Slot | None:
+        return next((slot for slot in self._slots if slot.holds == wanted), None)
 
     def _mark_used(self) -> None:
-        slot = None if self._current is None else self._slot_of(self._current)
-        if slot is not None and self._copy_stream is not None:
-            slot.last_use = torch.cuda.current_stream(self._device).record_event()
+        if self._in_use is not None and self._copy_stream is not None:
+            self._in_use.last_use = torch.cuda.current_stream(self._device).record_event()
+        self._in_use = None

@@ -7,7 +7,7 @@ uninterrupted sequence of blocks.
 """
 
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -112,6 +112,10 @@ class Span:
             first, last = max(start, segment.start), min(stop, end)
             found.append((segment, first - segment.start, last - segment.start))
         return found
+
+    def alone(self, segment: Segment) -> "Span":
+        """A span of one of its parameters, whose noise is the same."""
+        return replace(self, segments=(replace(segment, start=0),))
 
     @cached_property
     def table(self) -> npt.NDArray[np.void]:

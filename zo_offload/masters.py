@@ -1,0 +1,236 @@
+"""Every unit's exact weights in a store, and the step that they carry.
+
+Updates are applied when a unit is next needed, so the order of visits, the tier and a resumed run
+never change a bit. With ``lag`` L, masters move on the grid of L alone: at the visit of step t they
+carry the largest multiple of L not above t - 1, and what the forward sees takes the missing steps
+in fp32 on the way. So a unit can be fetched before the last step is known, and masters are read and
+written every L steps. Whoever looks between is given a copy brought to the current step.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from threading import Lock
+
+import torch
+
+from zo_offload import ops, update
+from zo_offload.offload.store import HostStore, Store
+from zo_offload.ops import Draw, Point, Segment, Span, StepUpdate
+from zo_offload.units import AMBIENT, ModelMap, Unit
+
+
+class Masters:
+    """Brings units to the step that is asked for, and reads them.
+
+    Args:
+        model_map: The units.
+        store: Holds them.
+        direction: Distribution of z.
+        lag: Steps that the masters of a unit may be behind; ambient parameters, which every visit
+            reads first, never are.
+
+    Attributes:
+        history: Every step's update since the initial values, by step number.
+    """
+
+    def __init__(self, model_map: ModelMap, store: Store, direction: str, lag: int) -> None:
+        self.map = model_map
+        self.direction = direction
+        self.lag = lag
+        self.history: Sequence[StepUpdate] = ()
+        self._store = store
+        self._current_to = {unit.index: 0 for unit in model_map.everything}
+        self._moving = Lock()
+
+    # -- moving --
+
+    def goal(self, unit: Unit, step: int | None = None) -> int:
+        """Number of steps that the unit's masters carry at a step's visit (default: the next's)."""
+        step = len(self.history) if step is None else step
+        return update.settled(step, 0 if unit.index == AMBIENT else self.lag)
+
+    def ahead(self, unit: Unit) -> Sequence[StepUpdate]:
+        """What the unit's masters do not carry at the next step's visit."""
+        return self.history[self.goal(unit) :]
+
+    def carried(self, unit: Unit) -> int:
+        """Number of steps that the unit's masters carry."""
+        return self._current_to[unit.index]
+
+    def settle(self, unit: Unit, draw: Draw | None = None, out: torch.Tensor | None = None) -> None:
+        """Bring the unit's masters to their goal, in place.
+
+        Args:
+            unit: Which.
+            draw: Where a perturbed copy at the current step is to be written in the same pass.
+            out: Memory of that copy, as the unit's wire bytes.
+        """
+        with self._moving:  # the pipeline's worker, or whoever reads a master meanwhile
+            self._settle(unit, draw, out)
+
+    def wire_at(self, unit: Unit, step: int) -> torch.Tensor:
+        """The unit's wire bytes after ``step`` steps, in the store or a spare buffer of it.
+
+        Valid until the next call.
+        """
+        with self._moving:
+            if step >= self.goal(unit):
+                self._settle(unit)
+            if self._current_to[unit.index] == step:
+                return self._store.wire(unit)
+            assert isinstance(self._store, HostStore)
+            wire = self._store.spare_wire(unit)
+            self._copy_at(unit, step, wire)
+            return wire
+
+    def load_current(self, unit: Unit, wire: torch.Tensor) -> None:
+        """Write the unit's wire bytes at the current step to memory beside the store."""
+        with self._moving:
+            self._settle(unit)
+            self._copy_at(unit, len(self.history), wire)
+
+    def settle_all(self) -> None:
+        """Bring all masters to the current step, at the end of a run."""
+        self.lag = 0
+        for unit in self.map.everything:
+            self.settle(unit)
+
+    def rebase(self, history: Sequence[StepUpdate]) -> None:
+        """Take the weights after a history, part of which they carry, as a beginning."""
+        lag, self.lag = self.lag, 0
+        self.history = history
+        for unit in self.map.everything:
+            self.settle(unit)
+            self._current_to[unit.index] = 0
+        self.lag, self.history = lag, ()
+
+    def restore(self, unit: Unit, masters: Mapping[str, torch.Tensor], step: int) -> None:
+        """Replace a unit's weights.
+
+        Args:
+            unit: Which.
+            masters: fp32 values by parameter name.
+            step: Number of steps that they carry.
+        """
+        wire, rest = self._store.wire(unit), self._store.rest(unit)
+        with self._moving:
+            for span, segment in unit.segments:
+                fill(span, segment, masters[segment.name], span.wire(wire), span.rest(rest))
+            self._current_to[unit.index] = step
+
+    def _settle(
+        self, unit: Unit, draw: Draw | None = None, out: torch.Tensor | None = None
+    ) -> None:
+        wire, rest, goal = self._store.wire(unit), self._store.rest(unit), self.goal(unit)
+        carried = self._current_to[unit.index]
+        assert carried <= goal, f"{unit.name}: carries {carried} steps, the goal is {goal}"
+        due = self.history[carried:goal]
+        ahead = self.ahead(unit) if out is not None else ()
+        for span in unit.spans:
+            if span.trainable:
+                points = [] if draw is None or out is None else [Point(span.wire(out), draw)]
+                ops.update(
+                    span, span.wire(wire), span.rest(rest), self.direction, due, points, ahead
+                )
+        self._current_to[unit.index] = goal
+
+    def _copy_at(self, unit: Unit, step: int, wire: torch.Tensor) -> None:
+        wire.copy_(self._store.wire(unit))
+        due = self.history[self._current_to[unit.index] : step]
+        if not due:
+            return
+        rest = self._store.spare_rest(unit)
+        rest.copy_(self._store.rest(unit))
+        for span in unit.spans:
+            if span.trainable:
+                ops.update(span, span.wire(wire), span.rest(rest), self.direction, due)
+
+    # -- reading --
+
+    def master(self, name: str) -> torch.Tensor:
+        """A parameter's exact fp32 value at the current step, on the CPU."""
+        return _master(*self._current_part(name))
+
+    def value(self, name: str) -> torch.Tensor:
+        """A parameter as the forward sees it at the current step (a copy, on the CPU)."""
+        _, segment, wire, _, part = self._current_part(name)
+        return wire[part].to("cpu", copy=True).view(segment.shape)
+
+    def masters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every managed parameter's name and exact value, in the model's order."""
+        for name in self.map.parameters:
+            yield name, self.master(name)
+
+    def held(self, unit: Unit) -> dict[str, torch.Tensor]:
+        """The unit's masters as they stand, after :meth:`carried` steps: fp32, on the CPU."""
+        self.settle(unit)
+        wire, rest = self._store.wire(unit), self._store.rest(unit)
+        found = {}
+        for span, segment in unit.segments:
+            part = slice(segment.start, segment.start + segment.numel)
+            found[segment.name] = _master(span, segment, span.wire(wire), span.rest(rest), part)
+        return found
+
+    def digest(self) -> str:
+        """SHA-256 of every parameter's name, shape and exact value."""
+        total = hashlib.sha256()
+        for name, master in self.masters():
+            total.update(f"{name} {tuple(master.shape)}\n".encode())
+            total.update(master.contiguous().numpy().data)
+        return total.hexdigest()
+
+    def _resting(self, name: str) -> torch.Tensor:
+        """A parameter's part of the wire, where it rests."""
+        unit, span, segment = self._places[name]
+        flat = span.wire(self._store.wire(unit))
+        return flat[segment.start : segment.start + segment.numel].view(segment.shape)
+
+    def _current_part(self, name: str) -> "Part":
+        """Where a parameter's elements are at the current step: a copy where masters lag."""
+        unit, span, segment = self._places[self.map.aliases.get(name, name)]
+        self.settle(unit)
+        wire, rest = span.wire(self._store.wire(unit)), span.rest(self._store.rest(unit))
+        ahead = self.ahead(unit)
+        if not ahead or not span.trainable:
+            return span, segment, wire, rest, slice(segment.start, segment.start + segment.numel)
+        padded = slice(segment.start, segment.start + segment.padded)
+        wire, rest = wire[padded].clone(), rest[padded if span.rest_bytes else slice(0)].clone()
+        ops.update(span.alone(segment), wire, rest, self.direction, ahead)
+        return span, segment, wire, rest, slice(0, segment.numel)
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[Unit, Span, Segment]]:
+        return {
+            segment.name: (unit, span, segment)
+            for unit in self.map.everything
+            for span, segment in unit.segments
+        }
+
+
+# A span and one of its parameters, wire and rest elements that hold it, and which of them do.
+Part = tuple[Span, Segment, torch.Tensor, torch.Tensor, slice]
+
+
+def _master(
+    span: Span, segment: Segment, wire: torch.Tensor, rest: torch.Tensor, part: slice
+) -> torch.Tensor:
+    """fp32 values of a parameter, on the CPU."""
+    if span.trainable:
+        values = ops.load_master(span, wire[part], rest[part] if span.rest_bytes else rest)
+    else:
+        values = wire[part].float()
+    return values.cpu().view(segment.shape)
+
+
+def fill(
+    span: Span, segment: Segment, values: torch.Tensor, wire: torch.Tensor, rest: torch.Tensor
+) -> None:
+    """Write a parameter's initial values: the master where it is trainable, else the wire alone."""
+    part = slice(segment.start, segment.start + segment.numel)
+    flat = values.reshape(-1).to(wire.device)
+    if span.trainable:
+        resting = rest[part] if span.rest_bytes else rest
+        ops.store_master(span, flat.float(), wire[part], resting)
+    else:
+        ops.encode(span.dtype, flat.float(), wire[part])
