@@ -339,13 +339,13 @@ def test_the_whole_block_may_be_written_out():
         ({"replica": {"check_interval": 7}}, "check_interval: not yet .* 100, found 7"),
         ({"replica": {"probe_parallel": 2}}, "probe_parallel: not yet"),
         ({"offload_param": {"device": "nvme"}}, "offload_param.device: not yet .*'cpu'"),
-        ({"update": {"lag": 4}}, "update.lag: not yet"),
         ({"update": {"type": "adam"}}, "update.type: not yet"),
         ({"wire": "nf4"}, "wire: not yet"),
         ({"estimator": "one_sided"}, "estimator: not yet"),
         ({"trainable": {"mode": "peft"}}, "trainable.mode: not yet"),
         ({"wire": "nf5"}, "wire: expected"),
         ({"update": {"lag": -1}}, "update.lag: expected"),
+        ({"update": {"lag": 1025}}, "update.lag: expected at most 1024"),
     ],
 )
 def test_what_is_not_there_yet_is_refused(written: dict, words: str):

@@ -38,7 +38,7 @@ def built() -> list[str]:
 
 
 def trained(kernel: str, dtype: torch.dtype, **options) -> str:
-    config = ZOConfig(probes=2, direction_scale="rms", **options)
+    config = ZOConfig.model_validate({"probes": 2, "direction_scale": "rms", **options})
     with (
         kernels.using(kernel),
         Stepper(Net(dtype), config) as stepper,
@@ -77,10 +77,12 @@ def test_a_smaller_master_is_for_bfloat16(dtype: torch.dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("direction", ["rademacher", "gaussian"])
 @pytest.mark.parametrize("device", ["none", "cpu"])
+@pytest.mark.parametrize("lag", [0, 2])
 def test_every_implementation_trains_to_the_same_bits(
-    dtype: torch.dtype, direction: str, device: str
+    dtype: torch.dtype, direction: str, device: str, lag: int
 ):
-    options = {"direction": direction, "offload_param": {"device": device}}
+    offload = {"offload_param": {"device": device}, "update": {"lag": lag}}
+    options = {"direction": direction, **offload}
     expected = trained(kernels.TORCH, dtype, **options)
     for name in built():
         assert trained(name, dtype, **options) == expected

@@ -31,14 +31,17 @@ def kept_in_fp32(model: nn.Module, name: str) -> bool:
     return bool(set(getattr(model, "_keep_in_fp32_modules", None) or ()) & set(name.split(".")))
 
 
-def moved_along(weight: torch.Tensor, index: int, draw: Draw) -> torch.Tensor:
-    """``round(weight + coefficient * z)``; bf16 vectors are dithered."""
+def moved_along(
+    weight: torch.Tensor, index: int, draw: Draw, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """``round(weight + coefficient * z)`` in a dtype (the weight's); bf16 vectors are dithered."""
+    dtype = dtype or weight.dtype
     number = (draw.seed, draw.step, draw.probe)
     count = weight.numel()
     term = reference.rademacher(*number, index, 0, count, draw.coefficient)
     value = weight.float() + torch.from_numpy(term).view(weight.shape)
-    if weight.dtype != torch.bfloat16 or weight.ndim > 1:
-        return rounded(value, weight.dtype)
+    if dtype != torch.bfloat16 or weight.ndim > 1:
+        return rounded(value, dtype)
     blocks = -(-count // reference.HALVES_PER_BLOCK)
     words = reference.words(*number, reference.STREAM_DITHER, index, 0, blocks)
     return as_bf16(reference.dither_bf16(value.numpy(), reference.halves(words)[:count]))

@@ -95,9 +95,12 @@ class Streamer:
         return slot.buffer[: unit.wire_bytes]
 
     def finish(self) -> None:
-        """End a visit; what is in flight for the next goes on."""
+        """End a visit; the next one's first units are fetched meanwhile, if their step is known."""
         self._mark_used()
-        self._last = self._current
+        if self._current is not None:
+            self._last = self._current
+            if self._following is not None:
+                self._prefetch(len(self._slots))
 
     def forget(self) -> None:
         """Wait for all copies in flight, so that the host store is at rest, and use none."""
