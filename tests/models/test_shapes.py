@@ -225,7 +225,9 @@ def test_a_block_at_several_places_moves_once_a_visit():
     with closing(Stepper(Repeating(), STREAMED)) as stepper:
         stepper.train_step([vectors(2), vectors(3)], lr=1e-3)
         (unit,) = stepper.weights.map.units
-        assert stepper.weights.pipeline.bytes_moved == unit.wire_bytes
+        pipeline = stepper.weights.pipeline
+        assert pipeline is not None
+        assert pipeline.bytes_moved == unit.wire_bytes
 
 
 class Buffered(Block):
