@@ -331,11 +331,19 @@ def test_the_whole_block_may_be_written_out():
     assert parse_config({"zeroth_order": written}) == ZOConfig()
 
 
+def test_updates_on_the_host_are_for_weights_that_rest_there():
+    block = {"update": {"where": "host"}}
+    with pytest.raises(ConfigError, match=r'update\.where: "host" is for weights that rest there'):
+        parse_config({"zeroth_order": block})
+    on_host = {**block, "offload_param": {"device": "cpu"}}
+    assert parse_config({"zeroth_order": on_host}).update.where == "host"
+
+
 @pytest.mark.parametrize(
     ("written", "words"),
     [
+        ({"update": {"where": "disk"}}, "update.where: expected 'host' or 'device'"),
         ({"offload_param": {"nvme_path": "/x"}}, "offload_param.nvme_path: not yet"),
-        ({"update": {"where": "host"}}, "update.where: not yet"),
         ({"replica": {"check_interval": 7}}, "check_interval: not yet .* 100, found 7"),
         ({"replica": {"probe_parallel": 2}}, "probe_parallel: not yet"),
         ({"offload_param": {"device": "nvme"}}, "offload_param.device: not yet .*'cpu'"),

@@ -72,7 +72,7 @@ class UpdateConfig(_Strict):
     """How projected gradients become coefficients on directions."""
 
     type: Literal["sgd"] = "sgd"
-    where: None = None
+    where: Literal["host", "device"] | None = None
     lag: Annotated[int, Field(ge=0, le=MOST_LAG)] = 0
 
 
@@ -158,6 +158,11 @@ def parse_config(config: Mapping[str, Any]) -> ZOConfig:
         parsed = ZOConfig.model_validate(merged)
     except ValidationError as error:
         raise ConfigError(_explain(error, offload_beside=theirs is not None)) from None
+    if parsed.update.where == "host" and parsed.offload_param.device == "none":
+        raise ConfigError(
+            f'{BLOCK}.update.where: "host" is for weights that rest there: write "offload_param": '
+            '{"device": "cpu"} too, or leave update.where out'
+        )
     _check_beside(config)
     return parsed
 

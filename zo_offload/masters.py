@@ -16,6 +16,7 @@ import torch
 
 from zo_offload import ops, update
 from zo_offload.offload.store import HostStore, Store
+from zo_offload.offload.streamer import Sent
 from zo_offload.ops import Draw, Point, Segment, Span, StepUpdate
 from zo_offload.units import AMBIENT, ModelMap, Unit
 
@@ -69,20 +70,28 @@ class Masters:
         with self._moving:  # the pipeline's worker, or whoever reads a master meanwhile
             self._settle(unit, draw, out)
 
-    def wire_at(self, unit: Unit, step: int) -> torch.Tensor:
-        """The unit's wire bytes after ``step`` steps, in the store or a spare buffer of it.
-
-        Valid until the next call.
-        """
+    def brought(self, unit: Unit, step: int) -> Sent:
+        """The unit's wire bytes after ``step`` steps, in the store or a spare buffer of it."""
         with self._moving:
             if step >= self.goal(unit):
                 self._settle(unit)
             if self._current_to[unit.index] == step:
-                return self._store.wire(unit)
+                return Sent(self._store.wire(unit), None, step)
             assert isinstance(self._store, HostStore)
             wire = self._store.spare_wire(unit)
             self._copy_at(unit, step, wire)
-            return wire
+            return Sent(wire, None, step)
+
+    def as_it_rests(self, unit: Unit, step: int) -> Sent:
+        """The unit for a device that brings it to ``step`` itself."""
+        carried = self._current_to[unit.index]
+        rest = self._store.rest(unit) if carried < step else None
+        return Sent(self._store.wire(unit), rest, carried)
+
+    def taken_back(self, unit: Unit, step: int) -> Sent:
+        """Where to write the unit's masters, which a device has brought to ``step``."""
+        self._current_to[unit.index] = step
+        return Sent(self._store.wire(unit), self._store.rest(unit), step)
 
     def load_current(self, unit: Unit, wire: torch.Tensor) -> None:
         """Write the unit's wire bytes at the current step to memory beside the store."""

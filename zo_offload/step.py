@@ -379,8 +379,15 @@ class Stepper:
         placement = self._placement()
         gathered = surely_gathered(self.model, model_map.ambient.segments).difference(copied)
         on_host = placement.tier == "host"
-        lags = self.config.update.lag > 0
-        return make_plan(model_map, on_host, placement.num_slots, self._num_draws, gathered, lags)
+        return make_plan(
+            model_map,
+            on_host,
+            placement.num_slots,
+            self._num_draws,
+            gathered,
+            spare=self.config.update.lag > 0 and not placement.updates_on_device,
+            updates_on_device=placement.updates_on_device,
+        )
 
     def _placement(self) -> Placement:
         offload = self.config.offload_param
@@ -390,4 +397,5 @@ class Stepper:
             num_slots=offload.buffer_count or DEFAULT_SLOTS,
             pin_memory=offload.pin_memory,
             device_budget=self.config.device_budget,
+            updates_on_device=self.config.update.where == "device" and offload.device == "cpu",
         )

@@ -10,6 +10,7 @@ of the unit at hand is written; ambient parameters are substituted when code rea
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ class Placement:
         num_slots: Units in flight on the device when they rest on the host.
         pin_memory: Page-lock host memory (only where an accelerator copies from it).
         device_budget: Most bytes of weights on the device, or None.
+        updates_on_device: Whether masters that rest on the host travel to be updated there.
     """
 
     device: torch.device
@@ -46,6 +48,7 @@ class Placement:
     num_slots: int = 2
     pin_memory: bool = False
     device_budget: int | None = None
+    updates_on_device: bool = False
 
 
 class Weights(Masters):
@@ -83,7 +86,11 @@ class Weights(Masters):
         self.pipeline: Streamer | None = None  # where units rest on the device, nothing moves
         if on_host:
             num_slots = min(placement.num_slots, len(model_map.units))
-            self.pipeline = Streamer(model_map.units, self.wire_at, self.arena, num_slots)
+            prepare = self.as_it_rests if placement.updates_on_device else self.brought
+            self.pipeline = Streamer(
+                model_map.units, prepare, self.arena, num_slots, placement.updates_on_device
+            )
+        self._updates_on_device = placement.updates_on_device
         self._hooks: list[Any] = []
         self._given: dict[str, tuple[torch.dtype, torch.device]] = {}  # what was, before emptied
         self._owners = [model, *(module for module in model.modules() if module._parameters)]
@@ -130,17 +137,18 @@ class Weights(Masters):
         self._scratch_holds = wanted
 
     def _load_as_it_is(self, unit: Unit) -> None:
+        scratch = self._scratch[: unit.wire_bytes]
         if self.pipeline is None:
-            self.load_current(unit, self._scratch[: unit.wire_bytes])
+            self.load_current(unit, scratch)
         else:
-            self._scratch[: unit.wire_bytes].copy_(self.pipeline.acquire(unit, len(self.history)))
+            scratch.copy_(self._acquire(unit, len(self.history))[: unit.wire_bytes])
 
     def _load_perturbed(self, unit: Unit, draw: Draw) -> None:
         if self.pipeline is None:  # masters at hand: one pass moves and perturbs them
             self.settle(unit, draw, self._scratch)
             wire = self._store.wire(unit)
         else:
-            wire, ahead = self.pipeline.acquire(unit, self.goal(unit)), self.ahead(unit)
+            wire, ahead = self._acquire(unit, self.goal(unit)), self.ahead(unit)
             for span in unit.spans:
                 if span.trainable:
                     source, target = span.wire(wire), span.wire(self._scratch)
@@ -148,6 +156,28 @@ class Weights(Masters):
         for span in unit.spans:
             if not span.trainable:
                 span.wire(self._scratch).copy_(span.wire(wire))
+
+    def _acquire(self, unit: Unit, step: int) -> torch.Tensor:
+        """The unit's wire bytes after ``step`` steps, in a slot."""
+        assert self.pipeline is not None
+        slot = self.pipeline.acquire(unit, step)
+        if slot.carries < step:  # it came as it rests
+            due = self.history[slot.carries : step]
+            for span in unit.spans:
+                if span.trainable:
+                    ops.update(
+                        span, span.wire(slot.wire), span.rest(slot.rest), self.direction, due
+                    )
+            slot.carries = step
+            if step == self.goal(unit):
+                self.pipeline.give_back(unit, partial(self.taken_back, unit, step))
+        return slot.wire
+
+    def settle(self, unit: Unit, draw: Draw | None = None, out: torch.Tensor | None = None) -> None:
+        """See :meth:`Masters.settle`."""
+        if self._updates_on_device and self.pipeline is not None and unit.index != AMBIENT:
+            self.pipeline.wait()  # what travels is not moved under way
+        super().settle(unit, draw, out)
 
     def empty_scratch(self) -> None:
         """Leave NaN where units' parameters point."""

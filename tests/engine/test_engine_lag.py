@@ -12,10 +12,12 @@ from zo_offload.journal import Journal
 STEPS = 8
 
 
-def settings(lag: int = 3, device: str = "cpu", **more: Any) -> dict[str, Any]:
+def settings(
+    lag: int = 3, device: str = "cpu", where: str | None = None, **more: Any
+) -> dict[str, Any]:
     block = {
         "eps": 1e-2,
-        "update": {"lag": lag},
+        "update": {"lag": lag, "where": where},
         "offload_param": {"device": device},
         "journal": more.pop("journal", {}),
         **more,
@@ -44,9 +46,11 @@ def assert_same_outcome(engine: Any, expected: tuple) -> None:
 
 @pytest.mark.parametrize("lag", [1, 3])
 @pytest.mark.parametrize("kind", ["weights", "scalars"])
-@pytest.mark.parametrize("device", ["cpu", "none"])
-def test_a_run_goes_on_from_every_step(make_engine, tmp_path, lag: int, kind: str, device: str):
-    ds = settings(lag, device, journal={"checkpoint": kind})
+@pytest.mark.parametrize(("device", "where"), [("cpu", "host"), ("cpu", "device"), ("none", None)])
+def test_a_run_goes_on_from_every_step(
+    make_engine, tmp_path, lag: int, kind: str, device: str, where: str | None
+):
+    ds = settings(lag, device, where, journal={"checkpoint": kind})
     whole = make_engine(ds=ds)
     for step in range(1, STEPS):
         train(whole, step).save_checkpoint(tmp_path)
@@ -58,9 +62,10 @@ def test_a_run_goes_on_from_every_step(make_engine, tmp_path, lag: int, kind: st
         engine.destroy()
 
 
-@pytest.mark.parametrize("lag", [1, 3])
-def test_an_engine_goes_back_to_every_step(make_engine, tmp_path, lag: int):
-    engine = make_engine(ds=settings(lag))
+@pytest.mark.parametrize("where", ["host", "device"])
+@pytest.mark.parametrize("lag", [0, 1, 3])
+def test_an_engine_goes_back_to_every_step(make_engine, tmp_path, lag: int, where: str):
+    engine = make_engine(ds=settings(lag, where=where))
     for step in range(1, STEPS):
         train(engine, step).save_checkpoint(tmp_path)
     expected = outcome(train(engine, STEPS))

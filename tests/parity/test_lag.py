@@ -91,7 +91,8 @@ def net(num_blocks: int = 3) -> Plain:
 
 def stepper_of(model: nn.Module, lag: int, device: str = "cpu", **more: Any) -> Stepper:
     offload = {"device": device, **more.pop("offload", {})}
-    config = {"eps": 1e-2, "update": {"lag": lag}, "offload_param": offload, **more}
+    update = {"lag": lag, "where": more.pop("where", None)}
+    config = {"eps": 1e-2, "update": update, "offload_param": offload, **more}
     return Stepper(model, ZOConfig.model_validate(config), dtype=torch.bfloat16)
 
 
@@ -118,18 +119,23 @@ def look_around(stepper: Stepper) -> None:
 
 
 @pytest.mark.parametrize("master", ["fp32", "bf16+8", "bf16_sr"])
-@pytest.mark.parametrize("lag", [1, 2, 5])
-def test_tiers_slots_and_looking_change_no_bit(lag: int, master: str):
+@pytest.mark.parametrize("lag", [0, 1, 2, 5])
+def test_tiers_slots_places_and_looking_change_no_bit(lag: int, master: str):
     found = []
-    for offload, look in [
-        ({"device": "none"}, False),
-        ({"device": "none"}, True),
-        ({"buffer_count": 1}, False),
-        ({"buffer_count": 2}, True),
-        ({"buffer_count": 5}, False),
-        ({"buffer_count": 5}, True),
+    for offload, where, look in [
+        ({"device": "none"}, None, False),
+        ({"device": "none"}, "device", True),
+        ({"buffer_count": 1}, "host", False),
+        ({"buffer_count": 2}, "host", True),
+        ({"buffer_count": 5}, None, False),
+        ({"buffer_count": 5}, "host", True),
+        ({"buffer_count": 1}, "device", False),
+        ({"buffer_count": 2}, "device", True),
+        ({"buffer_count": 5}, "device", False),
+        ({"buffer_count": 5}, "device", True),
     ]:
-        run = stepper_of(net(4), lag=lag, master=master, offload=offload, probes=2)
+        more = {"master": master, "offload": offload, "where": where, "probes": 2}
+        run = stepper_of(net(4), lag=lag, **more)
         with closing(run) as stepper:
             found.append((steps(stepper, look=look), stepper.weights.digest()))
     assert all(each == found[0] for each in found[1:])
@@ -163,13 +169,16 @@ def test_evaluation_and_state_dict_are_of_the_current_step(device: str):
             assert torch.equal(value, rounded(master, torch.bfloat16))
 
 
-@pytest.mark.parametrize("device", ["none", "cpu"])
-def test_the_plan_counts_the_room_for_a_copy(device: str):
-    with closing(stepper_of(net(), lag=1, device=device)) as stepper:
+@pytest.mark.parametrize(("device", "where"), [("none", None), ("cpu", "host"), ("cpu", "device")])
+def test_the_plan_counts_the_room_for_a_copy(device: str, where: str | None):
+    with closing(stepper_of(net(), lag=1, device=device, where=where)) as stepper:
         steps(stepper, 2, look=True)
         arena, weights = stepper.weights.arena, stepper.weights
         assert arena.peak_bytes == stepper.plan.device_bytes
         assert weights.host_bytes == stepper.plan.host_bytes
+        assert where != "device" or stepper.plan.slots == 2 * sum(
+            (unit.wire_bytes + unit.rest_bytes) for unit in weights.map.units[:1]
+        )
 
 
 @pytest.mark.parametrize("device", ["none", "cpu"])
@@ -179,8 +188,10 @@ def test_masters_move_only_on_the_grid(device: str):
         for step in range(8):
             steps(stepper, 1)
             carried = {weights.carried(unit) for unit in weights.map.units}
-            # Of this visit, or of the next, for which the pipeline works already.
-            assert carried <= {[0, 0, 0, 0, 3, 3, 3, 6, 6][n] for n in (step, step + 1)}
+            # A unit that was fetched ahead moves when it is fetched again; the pipeline may have
+            # begun with the next visit.
+            assert carried <= {0, 3, 6}
+            assert max(carried) in {[0, 0, 0, 0, 3, 3, 3, 6, 6][n] for n in (step, step + 1)}
 
 
 def test_a_closed_run_gives_the_current_weights_back():

@@ -67,7 +67,8 @@ def make_plan(
     num_slots: int,
     num_draws: int,
     gathered: Collection[str],
-    lags: bool = False,
+    spare: bool = False,
+    updates_on_device: bool = False,
 ) -> Plan:
     """Add up what a run will hold.
 
@@ -77,9 +78,11 @@ def make_plan(
         num_slots: Units in flight on the device, when they do.
         num_draws: Directions and signs of a step.
         gathered: Names of ambient tables whose rows are perturbed as gathered.
-        lags: Whether masters may be behind, so that who looks at a unit is given a copy.
+        updates_on_device: Whether slots hold whole masters.
+        spare: Whether who looks at a unit is given a copy, because its masters may be behind.
     """
     largest = max(unit.wire_bytes for unit in model_map.units)
+    largest_rest = max(unit.rest_bytes for unit in model_map.units) if updates_on_device else 0
     everything = sum(unit.wire_bytes + unit.rest_bytes for unit in model_map.everything)
     copies = sum(
         copy_bytes(span, segment) * (num_draws if is_small(span, segment) else 1)
@@ -87,10 +90,10 @@ def make_plan(
         if span.trainable and segment.name not in gathered
     )
     ambient = model_map.ambient.wire_bytes
-    spare_rest = max(unit.rest_bytes for unit in model_map.everything) if lags else 0
-    spare_wire = max(unit.wire_bytes for unit in model_map.everything) if lags else 0
+    spare_rest = max(unit.rest_bytes for unit in model_map.everything) if spare else 0
+    spare_wire = max(unit.wire_bytes for unit in model_map.everything) if spare else 0
     return Plan(
-        slots=min(num_slots, len(model_map.units)) * largest if on_host else 0,
+        slots=min(num_slots, len(model_map.units)) * (largest + largest_rest) if on_host else 0,
         scratch=largest,
         ambient=ambient,
         ambient_copies=copies,

@@ -7,6 +7,8 @@ the order of definition. Beyond the last unit of a visit come the first ones of 
 is known already which step they will be wanted at. A wrong guess costs a wait, never a wrong
 weight: a slot knows what it holds.
 
+Where the device updates, whole masters travel up, and back when they have moved.
+
 On CUDA the copy runs on a stream of its own and is ordered by events; the host does not wait for
 it.
 """
@@ -20,14 +22,40 @@ import torch
 from zo_offload.offload.arena import Arena
 from zo_offload.units import Unit
 
-# The wire bytes of a unit after so many steps; valid until the next call.
-Prepare = Callable[[Unit, int], torch.Tensor]
-Holding = tuple[int, int]  # index of a unit, steps that it carries
+
+@dataclass(frozen=True)
+class Sent:
+    """What goes to the device for a unit that is wanted at some step; valid until the next call.
+
+    Attributes:
+        wire: Its wire bytes.
+        rest: What stays home otherwise, where the device is to bring it to that step; else None.
+        carries: Number of steps that these carry.
+    """
+
+    wire: torch.Tensor
+    rest: torch.Tensor | None
+    carries: int
+
+
+Prepare = Callable[[Unit, int], Sent]
+Holding = tuple[int, int]  # index of a unit, step that it is wanted at
 
 
 @dataclass
-class _Slot:
-    buffer: torch.Tensor
+class Slot:
+    """A place for one unit on the device.
+
+    Attributes:
+        wire: Wire bytes, of the largest unit.
+        rest: The same for what stays home, where updates are made on the device.
+        carries: Number of steps that they carry.
+        holds: Which unit, wanted at which step.
+    """
+
+    wire: torch.Tensor
+    rest: torch.Tensor
+    carries: int = 0
     holds: Holding | None = None
     arrival: "Future[torch.Event | None] | None" = None
     last_use: "torch.Event | None" = None
@@ -41,16 +69,26 @@ class Streamer:
         prepare: See ``Prepare``; called on the worker, one unit at a time.
         arena: Where slots are taken from.
         num_slots: Two overlap copy and compute; more absorb jitter.
+        with_rest: Whether slots hold whole masters, which the device updates and sends back.
     """
 
     def __init__(
-        self, units: Sequence[Unit], prepare: Prepare, arena: Arena, num_slots: int
+        self,
+        units: Sequence[Unit],
+        prepare: Prepare,
+        arena: Arena,
+        num_slots: int,
+        with_rest: bool = False,
     ) -> None:
         self._units = {unit.index: unit for unit in units}
         self._prepare = prepare
         self._device = arena.device
         slot_bytes = max(unit.wire_bytes for unit in units)
-        self._slots = [_Slot(arena.take("slots", slot_bytes)) for _ in range(num_slots)]
+        rest_bytes = max(unit.rest_bytes for unit in units) if with_rest else 0
+        self._slots = [
+            Slot(arena.take("slots", slot_bytes), arena.take("slots", rest_bytes))
+            for _ in range(num_slots)
+        ]
         self._successor: dict[int | None, int] = dict(
             zip([None, *self._units], self._units, strict=False)
         )
@@ -60,7 +98,8 @@ class Streamer:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="zo-streamer")
         self._copy_stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         self._current: int | None = None
-        self._in_use: _Slot | None = None
+        self._in_use: Slot | None = None
+        self._returns: list[Future[torch.Event | None]] = []
         self.bytes_moved = 0
 
     def begin(self, step: int, following: int | None = None) -> None:
@@ -76,8 +115,8 @@ class Streamer:
                 slot.holds = None
         self._prefetch(len(self._slots))
 
-    def acquire(self, unit: Unit, step: int) -> torch.Tensor:
-        """The unit's wire bytes after ``step`` steps, on the device until the next ``acquire``."""
+    def acquire(self, unit: Unit, step: int) -> Slot:
+        """Where the unit is on the device until the next ``acquire``, wanted at ``step``."""
         self._mark_used()
         self._successor[self._current] = unit.index
         self._current = unit.index
@@ -92,7 +131,35 @@ class Streamer:
         if arrived is not None:
             torch.cuda.current_stream(self._device).wait_event(arrived)
         self._prefetch(len(self._slots) - 1)
-        return slot.buffer[: unit.wire_bytes]
+        return slot
+
+    def give_back(self, unit: Unit, take: Callable[[], Sent]) -> None:
+        """Copy the acquired unit's masters, updated on the device, to where they rest.
+
+        Args:
+            unit: Which.
+            take: Called on the worker: notes what is now carried, and returns where to write.
+        """
+        slot = self._in_use
+        assert slot is not None
+        ready = None
+        if self._copy_stream is not None:
+            ready = torch.cuda.current_stream(self._device).record_event()
+        latest = self._worker.submit(self._return, slot, unit, take, ready)
+        for earlier in [each for each in self._returns if each.done()]:
+            earlier.result()  # in vain, it is said now; otherwise the latest one ends after it
+            self._returns.remove(earlier)
+        self._returns.append(latest)
+
+    def wait(self) -> None:
+        """Until nothing is in flight, in either direction."""
+        for slot in self._slots:
+            if slot.arrival is not None:
+                _synchronize(slot.arrival)
+        for returned in self._returns:
+            _synchronize(returned)
+            returned.result()
+        self._returns.clear()
 
     def finish(self) -> None:
         """End a visit; the next one's first units are fetched meanwhile, if their step is known."""
@@ -104,9 +171,8 @@ class Streamer:
 
     def forget(self) -> None:
         """Wait for all copies in flight, so that the host store is at rest, and use none."""
+        self.wait()
         for slot in self._slots:
-            if slot.arrival is not None:
-                slot.arrival.exception()
             slot.holds = None
 
     def close(self) -> None:
@@ -129,7 +195,7 @@ class Streamer:
             if self._slot_of(each) is None:
                 self._load(each, keep)
 
-    def _load(self, wanted: Holding, keep: set) -> _Slot:
+    def _load(self, wanted: Holding, keep: set) -> Slot:
         slot = next(slot for slot in self._slots if slot.holds is None or slot.holds not in keep)
         if slot.arrival is not None:
             slot.arrival.exception()  # an abandoned copy must be over before its slot is reused
@@ -137,23 +203,51 @@ class Streamer:
         slot.arrival = self._worker.submit(self._fetch, slot, self._units[index], step)
         return slot
 
-    def _fetch(self, slot: _Slot, unit: Unit, step: int) -> "torch.Event | None":
-        source = self._prepare(unit, step)
-        target = slot.buffer[: unit.wire_bytes]
-        self.bytes_moved += unit.wire_bytes
+    def _fetch(self, slot: Slot, unit: Unit, step: int) -> "torch.Event | None":
+        sent = self._prepare(unit, step)
+        slot.carries = sent.carries
+        pairs = [(slot.wire[: unit.wire_bytes], sent.wire)]
+        if sent.rest is not None:
+            pairs.append((slot.rest[: unit.rest_bytes], sent.rest))
+        return self._copy(pairs, slot.last_use)
+
+    def _return(
+        self, slot: Slot, unit: Unit, take: Callable[[], Sent], ready: "torch.Event | None"
+    ) -> "torch.Event | None":
+        home = take()
+        assert home.rest is not None
+        pairs = [
+            (home.wire, slot.wire[: unit.wire_bytes]),
+            (home.rest, slot.rest[: unit.rest_bytes]),
+        ]
+        return self._copy(pairs, ready)
+
+    def _copy(
+        self, pairs: list[tuple[torch.Tensor, torch.Tensor]], after: "torch.Event | None"
+    ) -> "torch.Event | None":
+        self.bytes_moved += sum(target.nbytes for target, _ in pairs)
         if self._copy_stream is None:
-            target.copy_(source)
+            for target, source in pairs:
+                target.copy_(source)
             return None
-        if slot.last_use is not None:
-            self._copy_stream.wait_event(slot.last_use)
+        if after is not None:
+            self._copy_stream.wait_event(after)
         with torch.cuda.stream(self._copy_stream):
-            target.copy_(source, non_blocking=True)
+            for target, source in pairs:
+                target.copy_(source, non_blocking=True)
             return self._copy_stream.record_event()
 
-    def _slot_of(self, wanted: Holding) -> _Slot | None:
+    def _slot_of(self, wanted: Holding) -> Slot | None:
         return next((slot for slot in self._slots if slot.holds == wanted), None)
 
     def _mark_used(self) -> None:
         if self._in_use is not None and self._copy_stream is not None:
             self._in_use.last_use = torch.cuda.current_stream(self._device).record_event()
         self._in_use = None
+
+
+def _synchronize(copy: "Future[torch.Event | None]") -> None:
+    """Until a copy is over, or has failed."""
+    event = copy.result() if copy.exception() is None else None
+    if event is not None:
+        event.synchronize()
