@@ -385,8 +385,8 @@ class Stepper:
             placement.num_slots,
             self._num_draws,
             gathered,
-            spare=self.config.update.lag > 0 and not placement.updates_on_device,
-            updates_on_device=placement.updates_on_device,
+            spare=self.config.update.lag > 0 and placement.updates_on_device is not True,
+            whole_slots=placement.updates_on_device is not False,
         )
 
     def _placement(self) -> Placement:
@@ -397,5 +397,13 @@ class Stepper:
             num_slots=offload.buffer_count or DEFAULT_SLOTS,
             pin_memory=offload.pin_memory,
             device_budget=self.config.device_budget,
-            updates_on_device=self.config.update.where == "device" and offload.device == "cpu",
+            updates_on_device=self._updates_on_device(),
         )
+
+    def _updates_on_device(self) -> bool | None:
+        """None: to be measured, where host and device have memories of their own."""
+        if self.config.offload_param.device == "none":
+            return False
+        if self.config.update.where is None and self._device.type != "cpu":
+            return None
+        return self.config.update.where == "device"

@@ -22,6 +22,7 @@ from zo_offload.masters import Masters, fill
 from zo_offload.offload.arena import Arena
 from zo_offload.offload.store import DeviceStore, HostStore
 from zo_offload.offload.streamer import Streamer
+from zo_offload.offload.trial import Trial
 from zo_offload.ops import Draw, Segment, Span
 from zo_offload.units import AMBIENT, ModelMap, Unit
 from zo_offload.unmanageable import taken
@@ -40,7 +41,8 @@ class Placement:
         num_slots: Units in flight on the device when they rest on the host.
         pin_memory: Page-lock host memory (only where an accelerator copies from it).
         device_budget: Most bytes of weights on the device, or None.
-        updates_on_device: Whether masters that rest on the host travel to be updated there.
+        updates_on_device: Whether masters that rest on the host travel to be updated there; None
+            to keep what turns out to be faster.
     """
 
     device: torch.device
@@ -48,7 +50,7 @@ class Placement:
     num_slots: int = 2
     pin_memory: bool = False
     device_budget: int | None = None
-    updates_on_device: bool = False
+    updates_on_device: bool | None = False
 
 
 class Weights(Masters):
@@ -86,11 +88,14 @@ class Weights(Masters):
         self.pipeline: Streamer | None = None  # where units rest on the device, nothing moves
         if on_host:
             num_slots = min(placement.num_slots, len(model_map.units))
-            prepare = self.as_it_rests if placement.updates_on_device else self.brought
+            travels = placement.updates_on_device is not False
             self.pipeline = Streamer(
-                model_map.units, prepare, self.arena, num_slots, placement.updates_on_device
+                model_map.units, self.brought, self.arena, num_slots, with_rest=travels
             )
-        self._updates_on_device = placement.updates_on_device
+        self._updates_on_device = bool(placement.updates_on_device)
+        self._trial: Trial | None = None
+        if placement.updates_on_device is None:
+            self._trial = Trial(("updates on the host", "on the device"), max(lag, 1))
         self._hooks: list[Any] = []
         self._given: dict[str, tuple[torch.dtype, torch.device]] = {}  # what was, before emptied
         self._owners = [model, *(module for module in model.modules() if module._parameters)]
@@ -112,6 +117,7 @@ class Weights(Masters):
             looks: Lanes see the weights as they are; else perturbed, to train.
         """
         if self.pipeline is not None:
+            self._choose_place(looks)
             step = len(self.history)
             unit = self.map.units[0]
             if looks:
@@ -124,6 +130,18 @@ class Weights(Masters):
         wire = self._store.wire(self.map.ambient)
         if wire is not self._ambient_wire:
             self._ambient_wire.copy_(wire)
+
+    def _choose_place(self, looks: bool) -> None:
+        """Of updates, for this visit."""
+        assert self.pipeline is not None
+        if self._trial is not None and looks:
+            self._trial.disturb()
+        elif self._trial is not None:
+            chosen = bool(self._trial.choose())
+            if chosen != self._updates_on_device:
+                self.pipeline.forget()
+            self._updates_on_device = chosen
+        self.pipeline.prepare = self.as_it_rests if self._updates_on_device else self.brought
 
     def load_scratch(self, unit: Unit, draw: Draw | None) -> None:
         """Write the unit's weights, perturbed along ``draw``, where its parameters point."""

@@ -224,3 +224,18 @@ def test_the_next_visits_first_units_come_before_the_step_is_known(lag: int, fet
         pipeline.acquire(first, last(first))
         pipeline.forget()
         assert (pipeline.bytes_moved - moved) // first.wire_bytes == (0 if fetched else 2)
+
+
+@pytest.mark.parametrize("lag", [0, 1, 3])
+def test_trying_both_places_changes_no_bit(lag: int, monkeypatch):
+    """As on an accelerator, where the faster place is kept."""
+    with closing(stepper_of(net(4), lag=lag)) as stepper:
+        expected = steps(stepper, 12 * max(lag, 1)), stepper.weights.digest()
+    monkeypatch.setattr(Stepper, "_updates_on_device", lambda self: None)
+    for looks in (False, True):
+        with closing(stepper_of(net(4), lag=lag)) as stepper:
+            results = steps(stepper, 12 * max(lag, 1), look=looks)
+            assert (results, stepper.weights.digest()) == expected
+            trial = stepper.weights._trial
+            assert trial is not None
+            assert trial._chosen is not None

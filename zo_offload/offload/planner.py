@@ -68,7 +68,7 @@ def make_plan(
     num_draws: int,
     gathered: Collection[str],
     spare: bool = False,
-    updates_on_device: bool = False,
+    whole_slots: bool = False,
 ) -> Plan:
     """Add up what a run will hold.
 
@@ -78,11 +78,11 @@ def make_plan(
         num_slots: Units in flight on the device, when they do.
         num_draws: Directions and signs of a step.
         gathered: Names of ambient tables whose rows are perturbed as gathered.
-        updates_on_device: Whether slots hold whole masters.
+        whole_slots: Whether slots hold whole masters.
         spare: Whether who looks at a unit is given a copy, because its masters may be behind.
     """
     largest = max(unit.wire_bytes for unit in model_map.units)
-    largest_rest = max(unit.rest_bytes for unit in model_map.units) if updates_on_device else 0
+    largest_rest = max(unit.rest_bytes for unit in model_map.units) if whole_slots else 0
     everything = sum(unit.wire_bytes + unit.rest_bytes for unit in model_map.everything)
     copies = sum(
         copy_bytes(span, segment) * (num_draws if is_small(span, segment) else 1)

@@ -81,7 +81,7 @@ class Streamer:
         with_rest: bool = False,
     ) -> None:
         self._units = {unit.index: unit for unit in units}
-        self._prepare = prepare
+        self.prepare = prepare
         self._device = arena.device
         slot_bytes = max(unit.wire_bytes for unit in units)
         rest_bytes = max(unit.rest_bytes for unit in units) if with_rest else 0
@@ -204,7 +204,7 @@ class Streamer:
         return slot
 
     def _fetch(self, slot: Slot, unit: Unit, step: int) -> "torch.Event | None":
-        sent = self._prepare(unit, step)
+        sent = self.prepare(unit, step)
         slot.carries = sent.carries
         pairs = [(slot.wire[: unit.wire_bytes], sent.wire)]
         if sent.rest is not None:
