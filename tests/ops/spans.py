@@ -146,3 +146,12 @@ def bits(value: torch.Tensor | np.ndarray) -> npt.NDArray[np.integer]:
         nan = np.isnan(value) if value.dtype.kind == "f" else np.zeros(value.shape, bool)
         raw = value.view({2: np.int16, 4: np.int32}[value.itemsize])
     return np.where(nan, 0x7FC0, raw)
+
+
+def expected_copy(span: Span, value: np.ndarray, draw: Draw) -> np.ndarray:
+    """fp32 values as a perturbed copy of the span holds them."""
+    if span.dither:
+        return reference.dither_bf16(value, expected_dither(span, draw))
+    if span.dtype == torch.bfloat16:
+        return reference.round_bf16(value)
+    return value.astype(np.float16) if span.dtype == torch.float16 else value

@@ -12,7 +12,7 @@ from ops.spans import (
     bits,
     chunks_of,
     draws,
-    expected_dither,
+    expected_copy,
     expected_noise,
     random_master,
     spans,
@@ -35,11 +35,7 @@ def expected(
             terms = [expected_noise(span, direction, d) for d in step.draws if d.coefficient != 0.0]
             value = reference.update_master(value, terms, step.decay)
         value = value + expected_noise(span, direction, draw)
-        if span.dither:
-            return reference.dither_bf16(value, expected_dither(span, draw))
-        if span.dtype == torch.bfloat16:
-            return reference.round_bf16(value)
-        return value.astype(np.float16) if span.dtype == torch.float16 else value
+        return expected_copy(span, value, draw)
 
 
 @pytest.mark.parametrize("master_kind", MASTERS)

@@ -12,6 +12,7 @@ from ops.spans import (
     bits,
     chunks_of,
     draws,
+    expected_copy,
     expected_dither,
     expected_noise,
     random_master,
@@ -19,7 +20,7 @@ from ops.spans import (
     spans,
 )
 from zo_offload import ops
-from zo_offload.ops import Draw, Span, reference
+from zo_offload.ops import Draw, Span
 
 directions = st.sampled_from(DIRECTIONS)
 chunks = st.sampled_from((128, 640, 1 << 20))
@@ -34,11 +35,7 @@ def perturbed(span: Span, wire: torch.Tensor, direction: str, draw: Draw) -> tor
 def expected(span: Span, wire: torch.Tensor, direction: str, draw: Draw) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         value = wire.float().numpy() + expected_noise(span, direction, draw)
-        if span.dither:
-            return reference.dither_bf16(value, expected_dither(span, draw))
-        if span.dtype == torch.bfloat16:
-            return reference.round_bf16(value)
-        return value.astype(np.float16) if span.dtype == torch.float16 else value
+        return expected_copy(span, value, draw)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
