@@ -20,6 +20,7 @@ LAST_LINES = {
         "step_vs_forwards",
         "step_vs_exact_forwards",
         "offload_vs_memory",
+        "lagging_vs_memory",
     },
 }
 
