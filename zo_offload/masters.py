@@ -9,13 +9,14 @@ written every L steps. Whoever looks between is given a copy brought to the curr
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from threading import Lock
 
 import torch
 
 from zo_offload import ops, update
-from zo_offload.offload.store import HostStore, Store
+from zo_offload.offload.store import Lease, Store
 from zo_offload.offload.streamer import Sent
 from zo_offload.ops import Draw, Point, Segment, Span, StepUpdate
 from zo_offload.units import AMBIENT, ModelMap, Unit
@@ -26,7 +27,7 @@ class Masters:
 
     Args:
         model_map: The units.
-        store: Holds them.
+        stores: Who holds a unit, by its index.
         direction: Distribution of z.
         lag: Steps that the masters of a unit may be behind; ambient parameters, which every visit
             reads first, never are.
@@ -35,12 +36,14 @@ class Masters:
         history: Every step's update since the initial values, by step number.
     """
 
-    def __init__(self, model_map: ModelMap, store: Store, direction: str, lag: int) -> None:
+    def __init__(
+        self, model_map: ModelMap, stores: Mapping[int, Store], direction: str, lag: int
+    ) -> None:
         self.map = model_map
         self.direction = direction
         self.lag = lag
         self.history: Sequence[StepUpdate] = ()
-        self._store = store
+        self._stores = stores
         self._current_to = {unit.index: 0 for unit in model_map.everything}
         self._moving = Lock()
 
@@ -67,37 +70,48 @@ class Masters:
             draw: Where a perturbed copy at the current step is to be written in the same pass.
             out: Memory of that copy, as the unit's wire bytes.
         """
-        with self._moving:  # the pipeline's worker, or whoever reads a master meanwhile
-            self._settle(unit, draw, out)
+        with self._lent(unit) as lease:
+            self._settle(unit, lease, draw, out)
+
+    def expect(self, unit: Unit, step: int) -> None:
+        """The unit will soon be asked for at ``step``."""
+        self._stores[unit.index].expect(unit, whole=self._current_to[unit.index] < step)
 
     def brought(self, unit: Unit, step: int) -> Sent:
-        """The unit's wire bytes after ``step`` steps, in the store or a spare buffer of it."""
+        """The unit's wire bytes after ``step`` steps, in the store or room of its own."""
         with self._moving:
-            if step >= self.goal(unit):
-                self._settle(unit)
-            if self._current_to[unit.index] == step:
-                return Sent(self._store.wire(unit), None, step)
-            assert isinstance(self._store, HostStore)
-            wire = self._store.spare_wire(unit)
-            self._copy_at(unit, step, wire)
-            return Sent(wire, None, step)
+            whole = self._current_to[unit.index] < step
+            lease = self._stores[unit.index].lend(unit, whole)
+            try:
+                wire = lease.wire
+                if step >= self.goal(unit):
+                    self._settle(unit, lease)
+                if self._current_to[unit.index] != step:
+                    wire = lease.spare_wire()
+                    self._copy_at(unit, lease, step, wire)
+            except BaseException:
+                lease.end()
+                raise
+            return Sent(wire, None, step, lease.end)
 
     def as_it_rests(self, unit: Unit, step: int) -> Sent:
         """The unit for a device that brings it to ``step`` itself."""
         carried = self._current_to[unit.index]
-        rest = self._store.rest(unit) if carried < step else None
-        return Sent(self._store.wire(unit), rest, carried)
+        lease = self._stores[unit.index].lend(unit, whole=carried < step)
+        return Sent(lease.wire, lease.rest if carried < step else None, carried, lease.end)
 
     def taken_back(self, unit: Unit, step: int) -> Sent:
         """Where to write the unit's masters, which a device has brought to ``step``."""
+        lease = self._stores[unit.index].lend(unit)
         self._current_to[unit.index] = step
-        return Sent(self._store.wire(unit), self._store.rest(unit), step)
+        lease.keep(step)
+        return Sent(lease.wire, lease.rest, step, lease.end)
 
     def load_current(self, unit: Unit, wire: torch.Tensor) -> None:
         """Write the unit's wire bytes at the current step to memory beside the store."""
-        with self._moving:
-            self._settle(unit)
-            self._copy_at(unit, len(self.history), wire)
+        with self._lent(unit) as lease:
+            self._settle(unit, lease)
+            self._copy_at(unit, lease, len(self.history), wire)
 
     def settle_all(self) -> None:
         """Bring all masters to the current step, at the end of a run."""
@@ -122,49 +136,73 @@ class Masters:
             masters: fp32 values by parameter name.
             step: Number of steps that they carry.
         """
-        wire, rest = self._store.wire(unit), self._store.rest(unit)
-        with self._moving:
-            for span, segment in unit.segments:
-                fill(span, segment, masters[segment.name], span.wire(wire), span.rest(rest))
+        with self._lent(unit) as lease:
+            self._fill(unit, lease, masters)
             self._current_to[unit.index] = step
+            lease.keep(step)
+
+    def _fill(self, unit: Unit, lease: Lease, values: Mapping[str, torch.Tensor]) -> None:
+        for span, segment in unit.segments:
+            fill(span, segment, values[segment.name], span.wire(lease.wire), span.rest(lease.rest))
+
+    @contextmanager
+    def _lent(self, unit: Unit) -> Iterator[Lease]:
+        """The whole unit, for this thread alone: the pipeline's worker may want it meanwhile."""
+        self.let_arrive(unit)
+        with self._moving:
+            lease = self._stores[unit.index].lend(unit)
+            try:
+                yield lease
+            finally:
+                lease.end()
 
     def _settle(
-        self, unit: Unit, draw: Draw | None = None, out: torch.Tensor | None = None
+        self,
+        unit: Unit,
+        lease: Lease,
+        draw: Draw | None = None,
+        out: torch.Tensor | None = None,
     ) -> None:
-        wire, rest, goal = self._store.wire(unit), self._store.rest(unit), self.goal(unit)
-        carried = self._current_to[unit.index]
+        carried, goal = self._current_to[unit.index], self.goal(unit)
         assert carried <= goal, f"{unit.name}: carries {carried} steps, the goal is {goal}"
+        if carried == goal and out is None:
+            return
         due = self.history[carried:goal]
         ahead = self.ahead(unit) if out is not None else ()
         for span in unit.spans:
             if span.trainable:
                 points = [] if draw is None or out is None else [Point(span.wire(out), draw)]
-                ops.update(
-                    span, span.wire(wire), span.rest(rest), self.direction, due, points, ahead
-                )
+                wire, rest = span.wire(lease.wire), span.rest(lease.rest)
+                ops.update(span, wire, rest, self.direction, due, points, ahead)
         self._current_to[unit.index] = goal
+        if carried < goal:
+            lease.keep(goal)
 
-    def _copy_at(self, unit: Unit, step: int, wire: torch.Tensor) -> None:
-        wire.copy_(self._store.wire(unit))
+    def _copy_at(self, unit: Unit, lease: Lease, step: int, wire: torch.Tensor) -> None:
+        wire.copy_(lease.wire)
         due = self.history[self._current_to[unit.index] : step]
         if not due:
             return
-        rest = self._store.spare_rest(unit)
-        rest.copy_(self._store.rest(unit))
+        rest = lease.spare_rest()
+        rest.copy_(lease.rest)
         for span in unit.spans:
             if span.trainable:
                 ops.update(span, span.wire(wire), span.rest(rest), self.direction, due)
+
+    def let_arrive(self, unit: Unit) -> None:
+        """Wait for what is on its way to or from where the unit rests."""
 
     # -- reading --
 
     def master(self, name: str) -> torch.Tensor:
         """A parameter's exact fp32 value at the current step, on the CPU."""
-        return _master(*self._current_part(name))
+        with self._current_part(name) as part:
+            return _master(*part)
 
     def value(self, name: str) -> torch.Tensor:
         """A parameter as the forward sees it at the current step (a copy, on the CPU)."""
-        _, segment, wire, _, part = self._current_part(name)
-        return wire[part].to("cpu", copy=True).view(segment.shape)
+        with self._current_part(name) as (_, segment, wire, _, part):
+            return wire[part].to("cpu", copy=True).view(segment.shape)
 
     def masters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every managed parameter's name and exact value, in the model's order."""
@@ -173,12 +211,13 @@ class Masters:
 
     def held(self, unit: Unit) -> dict[str, torch.Tensor]:
         """The unit's masters as they stand, after :meth:`carried` steps: fp32, on the CPU."""
-        self.settle(unit)
-        wire, rest = self._store.wire(unit), self._store.rest(unit)
         found = {}
-        for span, segment in unit.segments:
-            part = slice(segment.start, segment.start + segment.numel)
-            found[segment.name] = _master(span, segment, span.wire(wire), span.rest(rest), part)
+        with self._lent(unit) as lease:
+            self._settle(unit, lease)
+            for span, segment in unit.segments:
+                part = slice(segment.start, segment.start + segment.numel)
+                wire, rest = span.wire(lease.wire), span.rest(lease.rest)
+                found[segment.name] = _master(span, segment, wire, rest, part)
         return found
 
     def digest(self) -> str:
@@ -189,24 +228,23 @@ class Masters:
             total.update(master.contiguous().numpy().data)
         return total.hexdigest()
 
-    def _resting(self, name: str) -> torch.Tensor:
-        """A parameter's part of the wire, where it rests."""
-        unit, span, segment = self._places[name]
-        flat = span.wire(self._store.wire(unit))
-        return flat[segment.start : segment.start + segment.numel].view(segment.shape)
-
-    def _current_part(self, name: str) -> "Part":
+    @contextmanager
+    def _current_part(self, name: str) -> Iterator["Part"]:
         """Where a parameter's elements are at the current step: a copy where masters lag."""
         unit, span, segment = self._places[self.map.aliases.get(name, name)]
-        self.settle(unit)
-        wire, rest = span.wire(self._store.wire(unit)), span.rest(self._store.rest(unit))
-        ahead = self.ahead(unit)
-        if not ahead or not span.trainable:
-            return span, segment, wire, rest, slice(segment.start, segment.start + segment.numel)
-        padded = slice(segment.start, segment.start + segment.padded)
-        wire, rest = wire[padded].clone(), rest[padded if span.rest_bytes else slice(0)].clone()
-        ops.update(span.alone(segment), wire, rest, self.direction, ahead)
-        return span, segment, wire, rest, slice(0, segment.numel)
+        with self._lent(unit) as lease:
+            self._settle(unit, lease)
+            wire, rest = span.wire(lease.wire), span.rest(lease.rest)
+            ahead = self.ahead(unit)
+            if not ahead or not span.trainable:
+                part = slice(segment.start, segment.start + segment.numel)
+                yield span, segment, wire, rest, part
+                return
+            padded = slice(segment.start, segment.start + segment.padded)
+            wire = wire[padded].clone()
+            rest = rest[padded if span.rest_bytes else slice(0)].clone()
+            ops.update(span.alone(segment), wire, rest, self.direction, ahead)
+            yield span, segment, wire, rest, slice(0, segment.numel)
 
     @cached_property
     def _places(self) -> dict[str, tuple[Unit, Span, Segment]]:
@@ -228,7 +266,7 @@ def _master(
     if span.trainable:
         values = ops.load_master(span, wire[part], rest[part] if span.rest_bytes else rest)
     else:
-        values = wire[part].float()
+        values = wire[part].to(torch.float32, copy=True)
     return values.cpu().view(segment.shape)
 
 

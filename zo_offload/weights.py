@@ -20,7 +20,7 @@ from zo_offload import ops
 from zo_offload.errors import StoreError
 from zo_offload.masters import Masters, fill
 from zo_offload.offload.arena import Arena
-from zo_offload.offload.store import DeviceStore, HostStore
+from zo_offload.offload.store import DeviceStore, HostStore, Store
 from zo_offload.offload.streamer import Streamer
 from zo_offload.offload.trial import Trial
 from zo_offload.ops import Draw, Segment, Span
@@ -37,8 +37,9 @@ class Placement:
 
     Attributes:
         device: Where forwards run.
-        tier: ``device`` or ``host``.
-        num_slots: Units in flight on the device when they rest on the host.
+        tier: ``device`` or ``host``: where units rest.
+        num_resident: Of the first units, how many rest on the device all the same.
+        num_slots: Units in flight on the device when they rest elsewhere.
         pin_memory: Page-lock host memory (only where an accelerator copies from it).
         device_budget: Most bytes of weights on the device, or None.
         updates_on_device: Whether masters that rest on the host travel to be updated there; None
@@ -47,6 +48,7 @@ class Placement:
 
     device: torch.device
     tier: str = "device"
+    num_resident: int = 0
     num_slots: int = 2
     pin_memory: bool = False
     device_budget: int | None = None
@@ -79,18 +81,16 @@ class Weights(Masters):
         self.poison = False
         self._closed = False
         self.arena = Arena(placement.device, placement.device_budget)
-        pin_memory = placement.pin_memory and placement.device.type == "cuda"
-        on_host = placement.tier == "host"
-        store = HostStore(pin_memory) if on_host else DeviceStore(self.arena)
-        super().__init__(model_map, store, direction, lag)
+        self._host_store = HostStore(placement.pin_memory and placement.device.type == "cuda")
+        super().__init__(model_map, self._divide(model_map, placement), direction, lag)
         self._scratch = self.arena.take("scratch", max(unit.wire_bytes for unit in model_map.units))
         self._scratch_holds: tuple[int, int, Draw | None] | None = None
-        self.pipeline: Streamer | None = None  # where units rest on the device, nothing moves
-        if on_host:
-            num_slots = min(placement.num_slots, len(model_map.units))
+        self.pipeline: Streamer | None = None  # where all units rest on the device, nothing moves
+        streamed = [unit for unit in model_map.units if not self._is_resident(unit)]
+        if streamed:
             travels = placement.updates_on_device is not False
             self.pipeline = Streamer(
-                model_map.units, self.brought, self.arena, num_slots, with_rest=travels
+                streamed, self.brought, self.arena, placement.num_slots, with_rest=travels
             )
         self._updates_on_device = bool(placement.updates_on_device)
         self._trial: Trial | None = None
@@ -107,6 +107,18 @@ class Weights(Masters):
             self._undo()
             raise
         taken.update(self._owners)
+
+    def _divide(self, model_map: ModelMap, placement: Placement) -> dict[int, Store]:
+        """Who holds which unit."""
+        device = DeviceStore(self.arena)
+        elsewhere = device if placement.tier == "device" else self._host_store
+        stores: dict[int, Store] = {AMBIENT: elsewhere}
+        for unit in model_map.units:
+            stores[unit.index] = device if unit.index < placement.num_resident else elsewhere
+        return stores
+
+    def _is_resident(self, unit: Unit) -> bool:
+        return isinstance(self._stores[unit.index], DeviceStore)
 
     # -- visits --
 
@@ -127,9 +139,9 @@ class Weights(Masters):
                     self.goal(unit), self.goal(unit, step + 1) if self.lag else None
                 )
         self.settle(self.map.ambient)
-        wire = self._store.wire(self.map.ambient)
-        if wire is not self._ambient_wire:
-            self._ambient_wire.copy_(wire)
+        if not self._is_resident(self.map.ambient):
+            with self._lent(self.map.ambient) as lease:
+                self._ambient_wire.copy_(lease.wire)
 
     def _choose_place(self, looks: bool) -> None:
         """Of updates, for this visit."""
@@ -156,15 +168,15 @@ class Weights(Masters):
 
     def _load_as_it_is(self, unit: Unit) -> None:
         scratch = self._scratch[: unit.wire_bytes]
-        if self.pipeline is None:
+        if self._is_resident(unit):
             self.load_current(unit, scratch)
         else:
             scratch.copy_(self._acquire(unit, len(self.history))[: unit.wire_bytes])
 
     def _load_perturbed(self, unit: Unit, draw: Draw) -> None:
-        if self.pipeline is None:  # masters at hand: one pass moves and perturbs them
+        if self._is_resident(unit):  # masters at hand: one pass moves and perturbs them
             self.settle(unit, draw, self._scratch)
-            wire = self._store.wire(unit)
+            wire = self._stores[unit.index].lend(unit).wire
         else:
             wire, ahead = self._acquire(unit, self.goal(unit)), self.ahead(unit)
             for span in unit.spans:
@@ -191,11 +203,10 @@ class Weights(Masters):
                 self.pipeline.give_back(unit, partial(self.taken_back, unit, step))
         return slot.wire
 
-    def settle(self, unit: Unit, draw: Draw | None = None, out: torch.Tensor | None = None) -> None:
-        """See :meth:`Masters.settle`."""
-        if self._updates_on_device and self.pipeline is not None and unit.index != AMBIENT:
-            self.pipeline.wait()  # what travels is not moved under way
-        super().settle(unit, draw, out)
+    def let_arrive(self, unit: Unit) -> None:
+        """See :meth:`Masters.let_arrive`: what travels is not moved under way."""
+        if self._updates_on_device and self.pipeline is not None and not self._is_resident(unit):
+            self.pipeline.wait()
 
     def empty_scratch(self) -> None:
         """Leave NaN where units' parameters point."""
@@ -235,7 +246,7 @@ class Weights(Masters):
     @property
     def host_bytes(self) -> int:
         """Bytes that rest in host memory."""
-        return self._store.held_bytes if isinstance(self._store, HostStore) else 0
+        return self._host_store.held_bytes
 
     @contextmanager
     def kept(self, model: nn.Module) -> Iterator[None]:
@@ -269,11 +280,13 @@ class Weights(Masters):
 
     def _take_over(self) -> None:
         for unit in self.map.everything:
-            self._add(unit)
-            wire, rest = self._store.wire(unit), self._store.rest(unit)
+            self._stores[unit.index].add(unit)
+            with self._lent(unit) as lease:
+                values = {s.name: self.map.parameters[s.name].detach() for _, s in unit.segments}
+                self._fill(unit, lease, values)
+                lease.keep(0)
             for span, segment in unit.segments:
                 parameter = self.map.parameters[segment.name]
-                fill(span, segment, parameter.detach(), span.wire(wire), span.rest(rest))
                 self._given[segment.name] = parameter.dtype, parameter.device
                 parameter.data = self._empty_view(unit, span, segment)
         self.empty_scratch()
@@ -295,11 +308,11 @@ class Weights(Masters):
             hook.remove()
         taken.difference_update(self._owners)
 
-    def _add(self, unit: Unit) -> None:
-        if isinstance(self._store, DeviceStore):
-            self._store.add(unit, "ambient" if unit.index == AMBIENT else "resident")
-        else:
-            self._store.add(unit)
+    def _resting(self, name: str) -> torch.Tensor:
+        """A parameter's part of the wire, where it rests."""
+        unit, span, segment = self._places[name]
+        flat = span.wire(self._stores[unit.index].lend(unit, whole=False).wire)
+        return flat[segment.start : segment.start + segment.numel].view(segment.shape)
 
     def _empty_view(self, unit: Unit, span: Span, segment: Segment) -> torch.Tensor:
         if unit.index == AMBIENT:
@@ -311,8 +324,8 @@ class Weights(Masters):
 
     def _place_ambient(self, device: torch.device) -> torch.Tensor:
         ambient = self.map.ambient
-        if isinstance(self._store, DeviceStore):
-            return self._store.wire(ambient)
+        if self._is_resident(ambient):
+            return self._stores[AMBIENT].lend(ambient).wire
         return self.arena.take("ambient", ambient.wire_bytes)
 
     def _serve_state_dict(self, model: nn.Module) -> Iterator:

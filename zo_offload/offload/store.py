@@ -1,14 +1,82 @@
 """The memory of one tier: for each unit what travels (wire) and what stays (rest). Bytes only.
 
-Beside them, where masters lag, lies room for a copy of one unit (``spare_wire``, ``spare_rest``),
-taken when it is first needed; the next copy may be given the same.
+A store lends a unit for a while (:class:`Lease`). Where units rest in memory that costs nothing; from a
+disk it is a read, and whoever has changed what was lent says so before it goes back.
 """
+
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 
 from zo_offload.errors import StoreError
 from zo_offload.offload.arena import Arena
 from zo_offload.units import Unit
+
+
+class Lease(Protocol):
+    """A unit's memory until :meth:`end`.
+
+    Attributes:
+        wire: What travels, uint8 ``[unit.wire_bytes]``.
+        rest: What stays with the master, uint8 ``[unit.rest_bytes]``; not to be looked at unless the
+            whole was asked for.
+    """
+
+    wire: torch.Tensor
+    rest: torch.Tensor
+
+    def spare_wire(self) -> torch.Tensor:
+        """Room for a copy of the wire; it goes with the lease, or with the next copy."""
+        ...
+
+    def spare_rest(self) -> torch.Tensor:
+        """Room for a copy of the rest."""
+        ...
+
+    def keep(self, step: int) -> None:
+        """What was lent has been changed, and carries this many steps now."""
+        ...
+
+    def end(self, after: "torch.Event | None" = None) -> None:
+        """Give it back; ``after`` an event, where a device may be reading it until then."""
+        ...
+
+
+class Store(Protocol):
+    """Holds units of one tier."""
+
+    def add(self, unit: Unit) -> None:
+        """Make room for a unit, zeroed."""
+        ...
+
+    def lend(self, unit: Unit, whole: bool = True) -> Lease:
+        """A unit's memory; its wire alone unless ``whole``."""
+        ...
+
+    def expect(self, unit: Unit, whole: bool) -> None:
+        """The unit will be asked for soon."""
+        ...
+
+
+class MemoryLease:
+    """Of a unit that rests in memory: the memory itself."""
+
+    def __init__(
+        self,
+        wire: torch.Tensor,
+        rest: torch.Tensor,
+        spare_wire: Callable[[], torch.Tensor],
+        spare_rest: Callable[[], torch.Tensor],
+    ) -> None:
+        self.wire, self.rest = wire, rest
+        self.spare_wire, self.spare_rest = spare_wire, spare_rest
+
+    def keep(self, step: int) -> None:
+        """Nothing is to be done."""
+
+    def end(self, after: "torch.Event | None" = None) -> None:
+        """Nothing is to be done."""
 
 
 class DeviceStore:
@@ -19,22 +87,25 @@ class DeviceStore:
         self._units: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._spare: torch.Tensor | None = None
 
-    def add(self, unit: Unit, purpose: str = "resident") -> None:
+    def add(self, unit: Unit) -> None:
         """Allocate a unit's memory, zeroed."""
+        purpose = "resident" if unit.name else "ambient"
         wire = self._arena.take(purpose, unit.wire_bytes)
         rest = self._arena.take(f"{purpose} masters", unit.rest_bytes)
         self._units[unit.index] = wire, rest
 
-    def wire(self, unit: Unit) -> torch.Tensor:
-        """What travels, uint8 ``[unit.wire_bytes]``."""
-        return self._units[unit.index][0]
+    def lend(self, unit: Unit, whole: bool = True) -> Lease:
+        """The unit's memory."""
+        wire, rest = self._units[unit.index]
+        return MemoryLease(wire, rest, self._no_wire, lambda: self._spare_rest(unit))
 
-    def rest(self, unit: Unit) -> torch.Tensor:
-        """What stays with the master, uint8 ``[unit.rest_bytes]``."""
-        return self._units[unit.index][1]
+    def expect(self, unit: Unit, whole: bool) -> None:
+        """Nothing is to be done."""
 
-    def spare_rest(self, unit: Unit) -> torch.Tensor:
-        """Room for a copy of the unit's rest."""
+    def _no_wire(self) -> torch.Tensor:
+        raise AssertionError("copies of what rests on the device go to the scratch")
+
+    def _spare_rest(self, unit: Unit) -> torch.Tensor:
         if self._spare is None:
             largest = max(rest.nbytes for _, rest in self._units.values())
             self._spare = self._arena.take("spare", largest)
@@ -42,7 +113,10 @@ class DeviceStore:
 
 
 class HostStore:
-    """Units that rest in host memory, page-locked where an accelerator will copy from it."""
+    """Units that rest in host memory, page-locked where an accelerator will copy from it.
+
+    Where masters lag, room for a copy of one unit lies beside them, taken when it is first needed.
+    """
 
     def __init__(self, pin_memory: bool) -> None:
         self._pin_memory = pin_memory
@@ -56,23 +130,20 @@ class HostStore:
         wire, rest = (self._allocate(name, n) for n in (unit.wire_bytes, unit.rest_bytes))
         self._units[unit.index] = wire, rest
 
-    def wire(self, unit: Unit) -> torch.Tensor:
-        """What travels, uint8 ``[unit.wire_bytes]``."""
-        return self._units[unit.index][0]
+    def lend(self, unit: Unit, whole: bool = True) -> Lease:
+        """The unit's memory."""
+        wire, rest = self._units[unit.index]
+        return MemoryLease(
+            wire, rest, lambda: self._spare_wire(unit), lambda: self._room()[1][: unit.rest_bytes]
+        )
 
-    def rest(self, unit: Unit) -> torch.Tensor:
-        """What stays with the master, uint8 ``[unit.rest_bytes]``."""
-        return self._units[unit.index][1]
+    def expect(self, unit: Unit, whole: bool) -> None:
+        """Nothing is to be done."""
 
-    def spare_wire(self, unit: Unit) -> torch.Tensor:
-        """Room for a copy of the unit's wire."""
+    def _spare_wire(self, unit: Unit) -> torch.Tensor:
         if self._pin_memory:  # an earlier one may still be on its way: torch knows when it is free
             return torch.empty(unit.wire_bytes, dtype=torch.uint8, pin_memory=True)
         return self._room()[0][: unit.wire_bytes]
-
-    def spare_rest(self, unit: Unit) -> torch.Tensor:
-        """Room for a copy of the unit's rest."""
-        return self._room()[1][: unit.rest_bytes]
 
     def _room(self) -> tuple[torch.Tensor, torch.Tensor]:
         if self._spare is None:
@@ -91,6 +162,3 @@ class HostStore:
             ) from error
         self.held_bytes += num_bytes
         return room
-
-
-Store = DeviceStore | HostStore

@@ -25,17 +25,19 @@ from zo_offload.units import Unit
 
 @dataclass(frozen=True)
 class Sent:
-    """What goes to the device for a unit that is wanted at some step; valid until the next call.
+    """What goes to the device for a unit that is wanted at some step; valid until it is released.
 
     Attributes:
         wire: Its wire bytes.
         rest: What stays home otherwise, where the device is to bring it to that step; else None.
         carries: Number of steps that these carry.
+        release: Called when nobody reads them any more, or with the event after which nobody will.
     """
 
     wire: torch.Tensor
     rest: torch.Tensor | None
     carries: int
+    release: Callable[["torch.Event | None"], None]
 
 
 Prepare = Callable[[Unit, int], Sent]
@@ -68,7 +70,7 @@ class Streamer:
         units: In the order they are expected at first.
         prepare: See ``Prepare``; called on the worker, one unit at a time.
         arena: Where slots are taken from.
-        num_slots: Two overlap copy and compute; more absorb jitter.
+        num_slots: Two overlap copy and compute; more absorb jitter. More than units are not made.
         with_rest: Whether slots hold whole masters, which the device updates and sends back.
     """
 
@@ -87,7 +89,7 @@ class Streamer:
         rest_bytes = max(unit.rest_bytes for unit in units) if with_rest else 0
         self._slots = [
             Slot(arena.take("slots", slot_bytes), arena.take("slots", rest_bytes))
-            for _ in range(num_slots)
+            for _ in range(min(num_slots, len(self._units)))
         ]
         self._successor: dict[int | None, int] = dict(
             zip([None, *self._units], self._units, strict=False)
@@ -209,7 +211,7 @@ class Streamer:
         pairs = [(slot.wire[: unit.wire_bytes], sent.wire)]
         if sent.rest is not None:
             pairs.append((slot.rest[: unit.rest_bytes], sent.rest))
-        return self._copy(pairs, slot.last_use)
+        return self._copy(pairs, slot.last_use, sent)
 
     def _return(
         self, slot: Slot, unit: Unit, take: Callable[[], Sent], ready: "torch.Event | None"
@@ -220,22 +222,38 @@ class Streamer:
             (home.wire, slot.wire[: unit.wire_bytes]),
             (home.rest, slot.rest[: unit.rest_bytes]),
         ]
-        return self._copy(pairs, ready)
+        return self._copy(pairs, ready, home)
 
     def _copy(
-        self, pairs: list[tuple[torch.Tensor, torch.Tensor]], after: "torch.Event | None"
+        self,
+        pairs: list[tuple[torch.Tensor, torch.Tensor]],
+        after: "torch.Event | None",
+        sent: Sent,
     ) -> "torch.Event | None":
         self.bytes_moved += sum(target.nbytes for target, _ in pairs)
-        if self._copy_stream is None:
-            for target, source in pairs:
-                target.copy_(source)
-            return None
+        over = None
+        try:
+            if self._copy_stream is None:
+                for target, source in pairs:
+                    target.copy_(source)
+            else:
+                over = self._copy_aside(self._copy_stream, pairs, after)
+        finally:
+            sent.release(over)
+        return over
+
+    def _copy_aside(
+        self,
+        stream: torch.cuda.Stream,
+        pairs: list[tuple[torch.Tensor, torch.Tensor]],
+        after: "torch.Event | None",
+    ) -> "torch.Event":
         if after is not None:
-            self._copy_stream.wait_event(after)
-        with torch.cuda.stream(self._copy_stream):
+            stream.wait_event(after)
+        with torch.cuda.stream(stream):
             for target, source in pairs:
                 target.copy_(source, non_blocking=True)
-            return self._copy_stream.record_event()
+            return stream.record_event()
 
     def _slot_of(self, wanted: Holding) -> Slot | None:
         return next((slot for slot in self._slots if slot.holds == wanted), None)
