@@ -22,7 +22,8 @@ from zo_offload.journal import Journal, Probe, Record
 from zo_offload.lanes import Call, Lanes
 from zo_offload.loss_noise import LossNoise
 from zo_offload.objective import Objective, loss_sum, move_to, shapes_of
-from zo_offload.offload.planner import Plan, make_plan
+from zo_offload.offload.planner import Needs, Plan
+from zo_offload.offload.residency import DEVICE, HOST
 from zo_offload.ops import Draw
 from zo_offload.prepare import cast_buffers, without_cache
 from zo_offload.replica import Replica
@@ -114,10 +115,10 @@ class Stepper:
             self.model, self.config.unit_classes, self.scales, self.dtype, self.config.master
         )
         self._check_master(model_map)
-        self._plan_of(model_map).check(self.config.device_budget, self.config.host_budget)
+        placement = self._place(model_map)
         cast_buffers(self.model, self.dtype, self._device)
         direction, lag = self.config.direction, self.config.update.lag
-        self.weights = Weights(self.model, model_map, self._placement(), direction, lag)
+        self.weights = Weights(self.model, model_map, placement, direction, lag)
         try:
             most = self.config.live_lanes or MOST_LANES
             self.lanes = Lanes(self.model, self.weights, self._num_draws, most)
@@ -129,7 +130,8 @@ class Stepper:
     @property
     def plan(self) -> Plan:
         """The bytes that weights take, by purpose."""
-        return self._plan_of(self.weights.map, self.lanes.copies.names)
+        needs = self._needs(self.weights.map, self.lanes.copies.names)
+        return needs.plan(self.weights.tiers)
 
     @property
     def step(self) -> int:
@@ -374,29 +376,37 @@ class Stepper:
     def _num_draws(self) -> int:
         return len(SIGNS) * self.config.probes
 
-    def _plan_of(self, model_map: ModelMap, copied: Collection[str] = ()) -> Plan:
+    def _needs(self, model_map: ModelMap, copied: Collection[str] = ()) -> Needs:
         """``copied`` are tables that turned out to be read whole."""
-        placement = self._placement()
         gathered = surely_gathered(self.model, model_map.ambient.segments).difference(copied)
-        on_host = placement.tier == "host"
-        return make_plan(
+        on_device = self._updates_on_device()
+        return Needs(
             model_map,
-            on_host,
-            placement.num_slots,
+            self.config.offload_param.buffer_count or DEFAULT_SLOTS,
             self._num_draws,
             gathered,
-            spare=self.config.update.lag > 0 and placement.updates_on_device is not True,
-            whole_slots=placement.updates_on_device is not False,
+            lags=self.config.update.lag > 0,
+            whole_slots=on_device is not False,
+            host_moves=on_device is not True,
         )
 
-    def _placement(self) -> Placement:
-        offload = self.config.offload_param
+    def _place(self, model_map: ModelMap) -> Placement:
+        """Where weights are to rest, as far as budgets go.
+
+        Raises:
+            StoreError: They do not go far enough.
+        """
+        config, needs = self.config, self._needs(model_map)
+        offload = config.offload_param
+        tier = HOST if offload.device == "cpu" else DEVICE
+        tiers = needs.divide(tier, config.device_budget)
+        needs.plan(tiers).check(config.device_budget, config.host_budget)
         return Placement(
             device=self._device,
-            tier="host" if offload.device == "cpu" else "device",
-            num_slots=offload.buffer_count or DEFAULT_SLOTS,
+            tiers=tiers,
+            num_slots=needs.num_slots,
             pin_memory=offload.pin_memory,
-            device_budget=self.config.device_budget,
+            device_budget=config.device_budget,
             updates_on_device=self._updates_on_device(),
         )
 

@@ -20,6 +20,7 @@ from zo_offload import ops
 from zo_offload.errors import StoreError
 from zo_offload.masters import Masters, fill
 from zo_offload.offload.arena import Arena
+from zo_offload.offload.residency import DEVICE, HOST
 from zo_offload.offload.store import DeviceStore, HostStore, Store
 from zo_offload.offload.streamer import Streamer
 from zo_offload.offload.trial import Trial
@@ -37,8 +38,7 @@ class Placement:
 
     Attributes:
         device: Where forwards run.
-        tier: ``device`` or ``host``: where units rest.
-        num_resident: Of the first units, how many rest on the device all the same.
+        tiers: Where each unit rests, by index: ``device`` or ``host``.
         num_slots: Units in flight on the device when they rest elsewhere.
         pin_memory: Page-lock host memory (only where an accelerator copies from it).
         device_budget: Most bytes of weights on the device, or None.
@@ -47,8 +47,7 @@ class Placement:
     """
 
     device: torch.device
-    tier: str = "device"
-    num_resident: int = 0
+    tiers: Mapping[int, str]
     num_slots: int = 2
     pin_memory: bool = False
     device_budget: int | None = None
@@ -66,6 +65,7 @@ class Weights(Masters):
         lag: Steps that units' masters may be behind.
 
     Attributes:
+        tiers: Where each unit rests, by index.
         poison: Overwrite the scratch with NaN after every pass through a unit (for tests; costs a
             pass over the scratch).
     """
@@ -81,8 +81,11 @@ class Weights(Masters):
         self.poison = False
         self._closed = False
         self.arena = Arena(placement.device, placement.device_budget)
+        self.tiers = placement.tiers
         self._host_store = HostStore(placement.pin_memory and placement.device.type == "cuda")
-        super().__init__(model_map, self._divide(model_map, placement), direction, lag)
+        holds: dict[str, Store] = {DEVICE: DeviceStore(self.arena), HOST: self._host_store}
+        stores = {index: holds[tier] for index, tier in placement.tiers.items()}
+        super().__init__(model_map, stores, direction, lag)
         self._scratch = self.arena.take("scratch", max(unit.wire_bytes for unit in model_map.units))
         self._scratch_holds: tuple[int, int, Draw | None] | None = None
         self.pipeline: Streamer | None = None  # where all units rest on the device, nothing moves
@@ -108,17 +111,8 @@ class Weights(Masters):
             raise
         taken.update(self._owners)
 
-    def _divide(self, model_map: ModelMap, placement: Placement) -> dict[int, Store]:
-        """Who holds which unit."""
-        device = DeviceStore(self.arena)
-        elsewhere = device if placement.tier == "device" else self._host_store
-        stores: dict[int, Store] = {AMBIENT: elsewhere}
-        for unit in model_map.units:
-            stores[unit.index] = device if unit.index < placement.num_resident else elsewhere
-        return stores
-
     def _is_resident(self, unit: Unit) -> bool:
-        return isinstance(self._stores[unit.index], DeviceStore)
+        return self.tiers[unit.index] == DEVICE
 
     # -- visits --
 

@@ -11,7 +11,7 @@ from models.table import ROWS, Plain, vectors
 from torch import nn
 
 from parity import plain
-from zo_offload.config import OffloadConfig, ZOConfig
+from zo_offload.config import OffloadConfig, UpdateConfig, ZOConfig
 from zo_offload.objective import call_with, model_loss
 from zo_offload.ops import reference
 from zo_offload.step import Stepper
@@ -178,3 +178,32 @@ def test_arena_holds_two_slots_scratch_ambient_and_its_copies():
 def padded_bytes(module: nn.Module) -> int:
     """fp32 bytes with every parameter on a multiple of 128 elements."""
     return sum(-(-p.numel() // 128) * 128 * 4 for p in module.parameters())
+
+
+@pytest.mark.parametrize("lag", [0, 2])
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_units_that_stay_on_the_device_change_no_bit(where: Any, lag: int):
+    """Budgets from none resident to all: the same weights, and the arena never above its budget."""
+
+    def run(budget: int | None) -> tuple[dict[str, torch.Tensor], int, int]:
+        torch.manual_seed(0)
+        update = UpdateConfig(lag=lag, where=where)
+        config = ZOConfig(device_budget=budget, offload_param=STREAMED, update=update)
+        with closing(Stepper(Plain(5), config, dtype=torch.bfloat16)) as stepper:
+            for _ in range(5):
+                stepper.train_step([vectors_in(torch.bfloat16)], lr=1e-2)
+                stepper.evaluate(vectors_in(torch.bfloat16))
+            weights, needed = stepper.weights, stepper.plan.device_bytes
+            assert weights.arena.peak_bytes == needed
+            assert weights.host_bytes == stepper.plan.host_bytes
+            return dict(weights.masters()), needed, list(weights.tiers.values()).count("device")
+
+    expected, least, none = run(None)
+    assert none == 0
+    found = set()
+    for more in range(0, 40_000, 8_000):
+        masters, needed, resident = run(least + more)
+        assert needed <= least + more
+        found.add(resident)
+        assert [n for n in expected if not torch.equal(masters[n], expected[n])] == []
+    assert {0, 5} < found

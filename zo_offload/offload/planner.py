@@ -1,11 +1,12 @@
 """How many bytes of weights each tier will hold, decided before anything is allocated."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from zo_offload.errors import StoreError
+from zo_offload.offload.residency import DEVICE, HOST, most_that_fit
 from zo_offload.ops import Segment, Span
-from zo_offload.units import ModelMap
+from zo_offload.units import AMBIENT, ModelMap, Unit
 
 SMALL_BYTES = 1 << 16
 """Ambient tensors up to this size keep a perturbed copy a draw; larger ones have one, or none."""
@@ -61,45 +62,96 @@ class Plan:
         return "raise the budget"
 
 
-def make_plan(
-    model_map: ModelMap,
-    on_host: bool,
-    num_slots: int,
-    num_draws: int,
-    gathered: Collection[str],
-    spare: bool = False,
-    whole_slots: bool = False,
-) -> Plan:
-    """Add up what a run will hold.
+@dataclass(frozen=True)
+class Needs:
+    """What a run asks for, beside where units rest.
 
-    Args:
+    Attributes:
         model_map: The model's units.
-        on_host: Whether units rest in host memory.
-        num_slots: Units in flight on the device, when they do.
+        num_slots: Units in flight on the device, of those that rest elsewhere.
         num_draws: Directions and signs of a step.
         gathered: Names of ambient tables whose rows are perturbed as gathered.
+        lags: Whether masters may be behind, so that who looks at a unit is given a copy of it.
         whole_slots: Whether slots hold whole masters.
-        spare: Whether who looks at a unit is given a copy, because its masters may be behind.
+        host_moves: Whether what rests on the host may be moved there.
     """
-    largest = max(unit.wire_bytes for unit in model_map.units)
-    largest_rest = max(unit.rest_bytes for unit in model_map.units) if whole_slots else 0
-    everything = sum(unit.wire_bytes + unit.rest_bytes for unit in model_map.everything)
-    copies = sum(
-        copy_bytes(span, segment) * (num_draws if is_small(span, segment) else 1)
-        for span, segment in model_map.ambient.segments
-        if span.trainable and segment.name not in gathered
-    )
-    ambient = model_map.ambient.wire_bytes
-    spare_rest = max(unit.rest_bytes for unit in model_map.everything) if spare else 0
-    spare_wire = max(unit.wire_bytes for unit in model_map.everything) if spare else 0
-    return Plan(
-        slots=min(num_slots, len(model_map.units)) * (largest + largest_rest) if on_host else 0,
-        scratch=largest,
-        ambient=ambient,
-        ambient_copies=copies,
-        resident=0 if on_host else everything - ambient + spare_rest,
-        host_bytes=everything + spare_wire + spare_rest if on_host else 0,
-    )
+
+    model_map: ModelMap
+    num_slots: int
+    num_draws: int
+    gathered: Collection[str]
+    lags: bool = False
+    whole_slots: bool = False
+    host_moves: bool = True
+
+    def plan(self, tiers: Mapping[int, str]) -> Plan:
+        """Add up what a run will hold with units in these tiers, by index."""
+        units, ambient = self.model_map.units, self.model_map.ambient
+        streamed = [unit for unit in units if tiers[unit.index] != DEVICE]
+        on_device, on_host = (
+            [unit for unit in self.model_map.everything if tiers[unit.index] == tier]
+            for tier in (DEVICE, HOST)
+        )
+        slot = _largest(streamed, _wire) + (_largest(streamed, _rest) if self.whole_slots else 0)
+        ambient_at_home = tiers[AMBIENT] == DEVICE
+        return Plan(
+            slots=min(self.num_slots, len(streamed)) * slot,
+            scratch=_largest(units, _wire),
+            ambient=ambient.wire_bytes,
+            ambient_copies=self._copies(),
+            resident=sum(map(_whole, on_device))
+            - (ambient.wire_bytes if ambient_at_home else 0)
+            + (_largest(on_device, _rest) if self._lag_there(on_device) else 0),
+            host_bytes=sum(map(_whole, on_host))
+            + (
+                _largest(on_host, _wire) + _largest(on_host, _rest)
+                if self.host_moves and self._lag_there(on_host)
+                else 0
+            ),
+        )
+
+    def divide(self, tier: str, device_budget: int | None) -> dict[int, str]:
+        """Where every unit rests: in ``tier``, and on the device as many as its budget takes."""
+        tiers = {unit.index: tier for unit in self.model_map.everything}
+        if tier == DEVICE or device_budget is None:
+            return tiers
+
+        def with_these(chosen: set[int]) -> dict[int, str]:
+            return {**tiers, **dict.fromkeys(chosen, DEVICE)}
+
+        indices = [unit.index for unit in self.model_map.units]
+        return with_these(
+            most_that_fit(
+                indices, lambda chosen: self.plan(with_these(chosen)).device_bytes <= device_budget
+            )
+        )
+
+    def _copies(self) -> int:
+        return sum(
+            copy_bytes(span, segment) * (self.num_draws if is_small(span, segment) else 1)
+            for span, segment in self.model_map.ambient.segments
+            if span.trainable and segment.name not in self.gathered
+        )
+
+    def _lag_there(self, units: Iterable[Unit]) -> bool:
+        """Whether copies of some of these are asked for; ambient parameters never lag."""
+        return self.lags and any(unit.index != AMBIENT for unit in units)
+
+
+def _wire(unit: Unit) -> int:
+    return unit.wire_bytes
+
+
+def _rest(unit: Unit) -> int:
+    return unit.rest_bytes
+
+
+def _whole(unit: Unit) -> int:
+    return unit.wire_bytes + unit.rest_bytes
+
+
+def _largest(units: Collection[Unit], size: Callable[[Unit], int]) -> int:
+    return max(map(size, units), default=0)
 
 
 def is_small(span: Span, segment: Segment) -> bool:
