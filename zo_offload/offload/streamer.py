@@ -72,6 +72,8 @@ class Streamer:
         arena: Where slots are taken from.
         num_slots: Two overlap copy and compute; more absorb jitter. More than units are not made.
         with_rest: Whether slots hold whole masters, which the device updates and sends back.
+        announce: Told of the units that will be prepared soon, and at which step.
+        read_ahead: How many are announced beyond those that are prepared.
     """
 
     def __init__(
@@ -81,9 +83,13 @@ class Streamer:
         arena: Arena,
         num_slots: int,
         with_rest: bool = False,
+        announce: Callable[[Unit, int], None] | None = None,
+        read_ahead: int = 0,
     ) -> None:
         self._units = {unit.index: unit for unit in units}
         self.prepare = prepare
+        self._announce = announce
+        self._read_ahead = read_ahead
         self._device = arena.device
         slot_bytes = max(unit.wire_bytes for unit in units)
         rest_bytes = max(unit.rest_bytes for unit in units) if with_rest else 0
@@ -183,25 +189,38 @@ class Streamer:
 
     def _prefetch(self, ahead: int) -> None:
         current = self._in_use.holds if self._in_use is not None else None
-        wanted: list[Holding] = []
-        unit, step = self._current, self._step
-        for _ in range(ahead):
-            if unit == self._last and self._following is not None and step == self._step:
-                unit, step = None, self._following  # the next visit begins
-            unit = self._successor.get(unit)
-            if unit is None or (unit, step) in [*wanted, current]:
-                break
-            wanted.append((unit, step))
+        coming = self._coming(ahead + self._read_ahead)
+        wanted, later = coming[:ahead], coming[ahead:]
         keep = {*wanted, current}
         for each in wanted:
             if self._slot_of(each) is None:
                 self._load(each, keep)
+        for index, step in later:
+            if self._announce is not None:
+                self._announce(self._units[index], step)
+
+    def _coming(self, number: int) -> list[Holding]:
+        """The units that are next, as far as that is known, the one at hand not among them."""
+        coming: list[Holding] = []
+        seen = {(self._current, self._step)} if self._current is not None else set()
+        unit, step = self._current, self._step
+        for _ in range(number):
+            if unit == self._last and self._following is not None and step == self._step:
+                unit, step = None, self._following  # the next visit begins
+            unit = self._successor.get(unit)
+            if unit is None or (unit, step) in seen:
+                break
+            coming.append((unit, step))
+            seen.add((unit, step))
+        return coming
 
     def _load(self, wanted: Holding, keep: set) -> Slot:
         slot = next(slot for slot in self._slots if slot.holds is None or slot.holds not in keep)
         if slot.arrival is not None:
             slot.arrival.exception()  # an abandoned copy must be over before its slot is reused
         index, step = slot.holds = wanted
+        if self._announce is not None:
+            self._announce(self._units[index], step)
         slot.arrival = self._worker.submit(self._fetch, slot, self._units[index], step)
         return slot
 
