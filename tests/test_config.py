@@ -29,6 +29,8 @@ def refusal(config: dict[Any, Any]) -> str:
     return message
 
 
+UNITS = "expected 'block', 'sublayer', 'linear' or a list of class names"
+
 # What is wrong, and the message in full.
 MISTAKES = [
     (block(probs=4), "zeroth_order.probs: unknown key; did you mean 'probes'?"),
@@ -75,12 +77,15 @@ MISTAKES = [
     (block(host_budget="0B"), 'zeroth_order.host_budget: expected more than 0, found "0B"'),
     (
         block(unit="Block"),
-        "zeroth_order.unit: expected 'block' or a list of class names, found \"Block\"",
+        f'zeroth_order.unit: {UNITS}, found "Block"',
     ),
-    (block(unit=[]), "zeroth_order.unit: expected 'block' or a list of class names, found []"),
+    (
+        block(unit=[]),
+        f"zeroth_order.unit: {UNITS}, found []",
+    ),
     (
         block(unit=["A", 1]),
-        "zeroth_order.unit: expected 'block' or a list of class names, found [\"A\", 1]",
+        f'zeroth_order.unit: {UNITS}, found ["A", 1]',
     ),
     (
         block(journal={"path": "auto"}),
@@ -212,8 +217,12 @@ def test_other_sizes_are_refused(text: Any):
 
 def test_unit_is_a_list_of_class_names():
     config = parse_config(block(unit=["OPTDecoderLayer", "Other"]))
-    assert config.unit_classes == ("OPTDecoderLayer", "Other")
-    assert parse_config(block(unit="block")).unit_classes is None
+    assert config.unit == ("OPTDecoderLayer", "Other")
+
+
+@pytest.mark.parametrize("unit", ["block", "sublayer", "linear", None])
+def test_unit_is_how_far_blocks_are_divided(unit: str | None):
+    assert parse_config(block(unit=unit)).unit == unit
 
 
 def test_the_config_cannot_be_changed():

@@ -41,13 +41,15 @@ def parse_bytes(value: Any) -> Any:
 
 def _parse_unit(value: Any) -> Any:
     names = isinstance(value, list | tuple) and all(isinstance(x, str) and x for x in value)
-    if value != "block" and not (names and value):
-        raise ValueError("expected 'block' or a list of class names")
+    if not (names and value) and value not in ("block", "sublayer", "linear"):
+        raise ValueError("expected 'block', 'sublayer', 'linear' or a list of class names")
     return tuple(value) if names else value
 
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0, lt=2**63)]
-UnitChoice = Annotated[Literal["block"] | tuple[str, ...], BeforeValidator(_parse_unit)]
+UnitChoice = Annotated[
+    Literal["block", "sublayer", "linear"] | tuple[str, ...], BeforeValidator(_parse_unit)
+]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -131,11 +133,6 @@ class ZOConfig(_Strict):
     master: Literal["fp32", "bf16+8", "bf16_sr"] = "fp32"
     replica: ReplicaConfig = ReplicaConfig()
     journal: JournalConfig = JournalConfig()
-
-    @property
-    def unit_classes(self) -> tuple[str, ...] | None:
-        """Class names that are units, or None to search for them."""
-        return self.unit if isinstance(self.unit, tuple) else None
 
 
 def parse_config(config: Mapping[str, Any]) -> ZOConfig:

@@ -70,7 +70,8 @@ class Snapshot:
         if len(self.units) != len(weights.map.everything):
             raise CheckpointError(
                 f"{self.directory}: {len(self.units)} files, but the model has "
-                f"{len(weights.map.everything)} units; it is of another model"
+                f"{len(weights.map.everything)} units; it is of another model, or of "
+                "another zeroth_order.unit or device_budget"
             )
         for file in self.units:
             path = self.directory / file.name

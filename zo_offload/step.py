@@ -17,6 +17,7 @@ from zo_offload.ambient import surely_gathered
 from zo_offload.config import ZOConfig
 from zo_offload.errors import ConfigError, DivergedError
 from zo_offload.generators import lane_seed
+from zo_offload.granularity import GRANULARITIES
 from zo_offload.history import History
 from zo_offload.journal import Journal, Probe, Record
 from zo_offload.lanes import Call, Lanes
@@ -111,9 +112,7 @@ class Stepper:
         self.model.eval()
         if self.scales is None:
             self.scales = self._scales()
-        model_map = map_model(
-            self.model, self.config.unit_classes, self.scales, self.dtype, self.config.master
-        )
+        model_map = self._map()
         self._check_master(model_map)
         placement = self._place(model_map)
         cast_buffers(self.model, self.dtype, self._device)
@@ -363,6 +362,17 @@ class Stepper:
         return direction.rms_scales(
             {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         )
+
+    def _map(self) -> ModelMap:
+        """The model's units; where the config leaves them open, the coarsest that fit."""
+        config = self.config
+        choices = GRANULARITIES if config.unit is None and config.device_budget else (config.unit,)
+        maps = [
+            map_model(self.model, unit, self.scales, self.dtype, config.master) for unit in choices
+        ]
+        needed = [self._plan_of(each).device_bytes for each in maps]
+        fitting = [i for i, count in enumerate(needed) if count <= (config.device_budget or count)]
+        return maps[fitting[0] if fitting else needed.index(min(needed))]
 
     def _check_master(self, model_map: ModelMap) -> None:
         spans = [span for unit in model_map.everything for span in unit.spans if span.trainable]

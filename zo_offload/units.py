@@ -5,6 +5,8 @@ outermost repeated items of ``nn.ModuleList`` s, from the module tree alone, so 
 is named anywhere. Everything outside every unit, or reached from two, is *ambient*: embeddings,
 final norm, head, shared tables.
 
+Blocks may be divided further (``granularity.py``).
+
 "Repeated" means that an item has a sibling of its own class which shares at least half of its
 parameter names and shapes. Transformer layers qualify (T5's first block differs from the others by
 one table only); Swin's stages, whose widths differ, do not, so the search goes on inside them.
@@ -17,6 +19,7 @@ import torch
 from torch import nn
 
 from zo_offload.errors import ConfigError, ModelError
+from zo_offload.granularity import GRANULARITIES, divide
 from zo_offload.ops import Segment, Span
 from zo_offload.unmanageable import refuse_compiled
 
@@ -90,7 +93,7 @@ class ModelMap:
 
 def map_model(
     model: nn.Module,
-    classes: Sequence[str] | None = None,
+    unit: str | Sequence[str] | None = None,
     scales: Mapping[str, float] | None = None,
     dtype: torch.dtype | None = None,
     master: str = "fp32",
@@ -99,7 +102,8 @@ def map_model(
 
     Args:
         model: Any module, on any device (``meta`` too).
-        classes: Class names that are units, instead of the search.
+        unit: How far blocks are divided (``GRANULARITIES``; None: not at all), or the names of the
+            classes that are units.
         scales: Factor on z by parameter name (1.0 where absent).
         dtype: What the forward computes in, instead of each parameter's own dtype; the parameters
             that the model asks to keep in fp32 stay so.
@@ -109,7 +113,7 @@ def map_model(
         ModelError: No unit was found, or a parameter's dtype cannot be trained.
         ConfigError: A class name matches nothing.
     """
-    blocks = _named_classes(model, classes) if classes else repeated_blocks(model)
+    blocks = _find_units(model, unit)
     refuse_compiled(model, [path for path, _ in blocks])
     names, aliases = _parameter_names(model)
     owner = _owners(model, [module for _, module in blocks])
@@ -150,6 +154,13 @@ def map_model(
     return ModelMap(
         tuple(units[1:]), units[0], tuple(module for _, module in blocks), managed, aliases
     )
+
+
+def _find_units(model: nn.Module, unit: str | Sequence[str] | None) -> list[tuple[str, nn.Module]]:
+    if unit is None or isinstance(unit, str):
+        assert unit is None or unit in GRANULARITIES, unit
+        return divide(repeated_blocks(model), unit or "block")
+    return _named_classes(model, unit)
 
 
 def repeated_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
