@@ -370,7 +370,7 @@ class Stepper:
         maps = [
             map_model(self.model, unit, self.scales, self.dtype, config.master) for unit in choices
         ]
-        needed = [self._plan_of(each).device_bytes for each in maps]
+        needed = [self._needs(each).least(self._tier).device_bytes for each in maps]
         fitting = [i for i, count in enumerate(needed) if count <= (config.device_budget or count)]
         return maps[fitting[0] if fitting else needed.index(min(needed))]
 
@@ -400,6 +400,11 @@ class Stepper:
             host_moves=on_device is not True,
         )
 
+    @property
+    def _tier(self) -> str:
+        """Where units rest that no budget keeps nearer."""
+        return {"none": DEVICE, "cpu": HOST}[self.config.offload_param.device]
+
     def _place(self, model_map: ModelMap) -> Placement:
         """Where weights are to rest, as far as budgets go.
 
@@ -408,8 +413,7 @@ class Stepper:
         """
         config, needs = self.config, self._needs(model_map)
         offload = config.offload_param
-        tier = HOST if offload.device == "cpu" else DEVICE
-        tiers = needs.divide(tier, config.device_budget)
+        tiers = needs.divide(self._tier, config.device_budget)
         needs.plan(tiers).check(config.device_budget, config.host_budget)
         return Placement(
             device=self._device,

@@ -110,6 +110,10 @@ class Needs:
             ),
         )
 
+    def least(self, tier: str) -> Plan:
+        """What a run holds with all units in one tier."""
+        return self.plan({unit.index: tier for unit in self.model_map.everything})
+
     def divide(self, tier: str, device_budget: int | None) -> dict[int, str]:
         """Where every unit rests: in ``tier``, and on the device as many as its budget takes."""
         tiers = {unit.index: tier for unit in self.model_map.everything}
