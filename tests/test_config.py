@@ -9,7 +9,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from zo_offload.config import OffloadConfig, ZOConfig, load_json, parse_bytes, parse_config
+from zo_offload.config import (
+    AioConfig,
+    OffloadConfig,
+    ZOConfig,
+    load_json,
+    parse_bytes,
+    parse_config,
+)
 from zo_offload.errors import ConfigError
 
 
@@ -117,7 +124,7 @@ MISTAKES = [
     ),
     (
         offload_beside(device="gpu"),
-        "zero_optimization.offload_param.device: expected 'none' or 'cpu', found \"gpu\"",
+        "zero_optimization.offload_param.device: expected 'none', 'cpu' or 'nvme', found \"gpu\"",
     ),
     (
         offload_beside(device="cpu", pin_memry=True),
@@ -187,7 +194,7 @@ def test_offload_param_is_honoured_where_deepspeed_has_it():
         max_in_cpu=1e9,
         nvme_path="/local",
     )
-    expected = OffloadConfig(device="cpu", pin_memory=False, buffer_count=5)
+    expected = OffloadConfig(device="cpu", pin_memory=False, buffer_count=5, nvme_path=("/local",))
     assert parse_config(theirs).offload_param == expected
     assert parse_config(theirs | block(offload_param=None)).offload_param == expected
 
@@ -348,14 +355,31 @@ def test_updates_on_the_host_are_for_weights_that_rest_there():
     assert parse_config({"zeroth_order": on_host}).update.where == "host"
 
 
+def test_aio_is_deepspeeds_own_block():
+    beside = {"aio": {"block_size": "1MiB", "queue_depth": 16, "single_submit": False}}
+    assert parse_config(beside).aio == AioConfig(queue_depth=16, single_submit=False)
+    assert refusal({"aio": {"queue_depth": 0}}) == "aio.queue_depth: expected at least 1, found 0"
+    assert (
+        refusal(beside | block(aio={})) == "aio stands both in zeroth_order and beside it; keep one"
+    )
+
+
 @pytest.mark.parametrize(
     ("written", "words"),
     [
         ({"update": {"where": "disk"}}, "update.where: expected 'host' or 'device'"),
-        ({"offload_param": {"nvme_path": "/x"}}, "offload_param.nvme_path: not yet"),
+        ({"offload_param": {"nvme_path": [""]}}, "offload_param.nvme_path: expected directories"),
+        ({"offload_param": {"nvme_path": 7}}, "offload_param.nvme_path: expected a directory"),
+        ({"offload_param": {"nvme_path": ["/x", "/x"]}}, "nvme_path: expected directories that"),
         ({"replica": {"check_interval": 7}}, "check_interval: not yet .* 100, found 7"),
         ({"replica": {"probe_parallel": 2}}, "probe_parallel: not yet"),
-        ({"offload_param": {"device": "nvme"}}, "offload_param.device: not yet .*'cpu'"),
+        ({"offload_param": {"device": "nvme"}}, "offload_param.nvme_path: .* needs a directory"),
+        ({"offload_param": {"device": "disk"}}, "offload_param.device: expected .*'nvme'"),
+        (
+            {"offload_param": {"device": "nvme", "nvme_path": "/x"}, "update": {"where": "device"}},
+            "update.where: weights that rest on NVMe",
+        ),
+        ({"aio": {"block_size": 17}}, "zeroth_order.aio.block_size: expected at least 4096"),
         ({"update": {"type": "adam"}}, "update.type: not yet"),
         ({"wire": "nf4"}, "wire: not yet"),
         ({"estimator": "one_sided"}, "estimator: not yet"),

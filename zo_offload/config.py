@@ -20,7 +20,7 @@ from zo_offload.wording import hint
 BLOCK = "zeroth_order"
 MOST_LAG = 1024  # steps that every visit adds on the way; far beyond what pays
 _UNITS = {"": 0, "B": 0, "KiB": 1, "MiB": 2, "GiB": 3, "TiB": 4}
-_DEEPSPEED_ONLY = ("nvme_path", "buffer_size", "max_in_cpu")  # of its offload_param; no effect here
+_DEEPSPEED_ONLY = ("buffer_size", "max_in_cpu")  # of its offload_param; no effect here
 
 
 def parse_bytes(value: Any) -> Any:
@@ -46,6 +46,16 @@ def _parse_unit(value: Any) -> Any:
     return tuple(value) if names else value
 
 
+def _parse_paths(value: Any) -> Any:
+    paths = [value] if isinstance(value, str) else value
+    if not (isinstance(paths, list | tuple) and paths and all(isinstance(x, str) for x in paths)):
+        raise ValueError("expected a directory, or a list of directories to stripe over")
+    if not all(paths) or len(set(paths)) < len(paths):
+        raise ValueError("expected directories that differ")
+    return tuple(paths)
+
+
+Paths = Annotated[tuple[str, ...], BeforeValidator(_parse_paths)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0, lt=2**63)]
 UnitChoice = Annotated[
     Literal["block", "sublayer", "linear"] | tuple[str, ...], BeforeValidator(_parse_unit)
@@ -81,10 +91,22 @@ class UpdateConfig(_Strict):
 class OffloadConfig(_Strict):
     """Where weights rest; DeepSpeed's ``offload_param`` with its own keys."""
 
-    device: Literal["none", "cpu"] = "none"
-    nvme_path: None = None
+    device: Literal["none", "cpu", "nvme"] = "none"
+    nvme_path: Paths | None = None
     pin_memory: bool = True
     buffer_count: Annotated[int, Field(ge=1)] | None = None
+
+
+class AioConfig(_Strict):
+    """How a disk is asked; DeepSpeed's ``aio``, of which the first three act."""
+
+    block_size: Annotated[int, BeforeValidator(parse_bytes), Field(ge=4096, le=2**30)] = 1 << 20
+    queue_depth: Annotated[int, Field(ge=1, le=256)] = 8
+    intra_op_parallelism: Annotated[int, Field(ge=1, le=256)] = 1
+    thread_count: int | None = None
+    single_submit: bool | None = None
+    overlap_events: bool | None = None
+    use_gds: Literal[False] | None = None
 
 
 class ReplicaConfig(_Strict):
@@ -125,6 +147,7 @@ class ZOConfig(_Strict):
     trainable: TrainableConfig = TrainableConfig()
     update: UpdateConfig = UpdateConfig()
     offload_param: OffloadConfig = OffloadConfig()
+    aio: AioConfig = AioConfig()
     device_budget: Bytes | None = None
     host_budget: Bytes | None = None
     unit: UnitChoice | None = None
@@ -150,18 +173,37 @@ def parse_config(config: Mapping[str, Any]) -> ZOConfig:
         raise ConfigError(
             f"offload_param stands both in {BLOCK} and in zero_optimization; keep one"
         )
-    merged = dict(block) if theirs is None else {**block, "offload_param": theirs}
+    beside: dict[str, Any] = {} if theirs is None else {"offload_param": theirs}
+    if config.get("aio") is not None:
+        if block.get("aio") is not None:
+            raise ConfigError(f"aio stands both in {BLOCK} and beside it; keep one")
+        beside["aio"] = config["aio"]
     try:
-        parsed = ZOConfig.model_validate(merged)
+        parsed = ZOConfig.model_validate({**block, **beside})
     except ValidationError as error:
-        raise ConfigError(_explain(error, offload_beside=theirs is not None)) from None
-    if parsed.update.where == "host" and parsed.offload_param.device == "none":
+        raise ConfigError(_explain(error, beside)) from None
+    _check_tier(parsed)
+    _check_beside(config)
+    return parsed
+
+
+def _check_tier(parsed: ZOConfig) -> None:
+    device, where = parsed.offload_param.device, parsed.update.where
+    if where == "host" and device == "none":
         raise ConfigError(
             f'{BLOCK}.update.where: "host" is for weights that rest there: write "offload_param": '
             '{"device": "cpu"} too, or leave update.where out'
         )
-    _check_beside(config)
-    return parsed
+    if where == "device" and device == "nvme":
+        raise ConfigError(
+            f"{BLOCK}.update.where: weights that rest on NVMe pass through host memory and are "
+            'updated there; write "host", or null'
+        )
+    if device == "nvme" and parsed.offload_param.nvme_path is None:
+        raise ConfigError(
+            f'{BLOCK}.offload_param.nvme_path: "device": "nvme" needs a directory on the disk, '
+            "found null"
+        )
 
 
 def load_json(path: str | Path) -> dict[str, Any]:
@@ -262,11 +304,13 @@ _EXPECTED = {  # pydantic's names of mistakes
 }
 
 
+_ROOTS = {"offload_param": "zero_optimization", "aio": ""}  # where DeepSpeed has them
+
+
 # What later versions will take: text, or any positive number.
 _PLANNED: dict[str, tuple[str, ...]] = {
     "trainable.mode": ("peft", "sparse", "low_rank", "scales"),
     "update.type": ("momentum", "adam"),
-    "offload_param.device": ("nvme",),
     "estimator": ("one_sided",),
     "direction": ("low_rank",),
     "wire": ("bf16", "lossless12", "fp8_e4m3", "int8", "nf4"),
@@ -275,12 +319,11 @@ _PLANNED: dict[str, tuple[str, ...]] = {
 }
 
 
-def _explain(error: ValidationError, offload_beside: bool) -> str:
+def _explain(error: ValidationError, beside: Mapping[str, Any]) -> str:
     """The first mistake in one line: path, what is allowed, what is found, the nearest key."""
     first = error.errors()[0]
     *parents, key = where = list(first["loc"])
-    beside = offload_beside and where[0] == "offload_param"
-    path = _dotted(where, "zero_optimization" if beside else BLOCK)
+    path = _dotted(where, _ROOTS.get(str(where[0]), BLOCK) if where[0] in beside else BLOCK)
     if first["type"] in ("extra_forbidden", "invalid_key"):
         return f"{path}: unknown key; {hint(key, _keys_at(parents))}"
     if first["type"] == "none_required":
@@ -303,7 +346,8 @@ def _is_planned(where: list[Any], value: Any) -> bool:
 
 
 def _dotted(parts: list[Any], root: str = BLOCK) -> str:
-    return ".".join([root, *(p if str(p).isidentifier() else _show(p) for p in map(str, parts))])
+    roots = [root] if root else []
+    return ".".join([*roots, *(p if str(p).isidentifier() else _show(p) for p in map(str, parts))])
 
 
 def _show(value: Any) -> str:

@@ -85,8 +85,8 @@ def check_keys(config: Mapping[str, Any]) -> None:
         if isinstance(config.get(key), Mapping):
             refuse_unknown(key, config[key], inside)
     idle = [key for key in WITHOUT_EFFECT if _is_on(config.get(key))]
-    if "aio" in config:
-        idle.append("aio")  # until weights rest on NVMe
+    if "aio" in config and not _rests_on_nvme(config):
+        idle.append("aio")
     if idle:
         logger.warning("without effect here: %s", ", ".join(idle))
     _check_zero(config.get("zero_optimization"))
@@ -104,6 +104,12 @@ def _check_zero(zero: Any) -> None:
                 f"zero_optimization.{key}: write "
                 f'"{BLOCK}": {{"offload_param": {{"device": "cpu"}}}} instead'
             )
+
+
+def _rests_on_nvme(config: Mapping[str, Any]) -> bool:
+    homes = (config.get(BLOCK), config.get("zero_optimization"))
+    params = [home.get("offload_param") for home in homes if isinstance(home, Mapping)]
+    return any(isinstance(each, Mapping) and each.get("device") == "nvme" for each in params)
 
 
 def _is_on(value: Any) -> bool:

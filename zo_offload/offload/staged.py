@@ -22,9 +22,7 @@ LEAST_BUFFERS = 3  # one is lent, one holds a copy made of it, one is read or wr
 class UnitFiles(Protocol):
     """Where units rest between leases; see :class:`zo_offload.offload.nvme.NvmeStore`."""
 
-    def read(
-        self, unit: int, wire: torch.Tensor, rest: torch.Tensor | None
-    ) -> "Future[int]":
+    def read(self, unit: int, wire: torch.Tensor, rest: torch.Tensor | None) -> "Future[int]":
         """Fill the buffers; the future holds the number of steps that they carry."""
         ...
 
