@@ -1,22 +1,27 @@
 """Kernels: noise, perturbation, update; one contract (``reference``), several implementations."""
 
 from zo_offload.ops.draws import Draw, Point, StepUpdate
-from zo_offload.ops.kernels import perturb, perturb_rows, update
+from zo_offload.ops.kernels import pack, perturb, perturb_rows, unpack, update
+from zo_offload.ops.layout import Layout, layout_of
 from zo_offload.ops.span import ALIGNMENT, Segment, Span
 from zo_offload.ops.torch_ops import encode, load_master, noise, store_master
 
 __all__ = [
     "ALIGNMENT",
     "Draw",
+    "Layout",
     "Point",
     "Segment",
     "Span",
     "StepUpdate",
     "encode",
+    "layout_of",
     "load_master",
     "noise",
+    "pack",
     "perturb",
     "perturb_rows",
     "store_master",
+    "unpack",
     "update",
 ]

@@ -13,10 +13,11 @@ from contextlib import contextmanager
 import torch
 
 from zo_offload.errors import KernelError
-from zo_offload.ops import torch_ops
+from zo_offload.ops import torch_codecs, torch_ops
 from zo_offload.ops.draws import Draw, Point, StepUpdate
+from zo_offload.ops.layout import Layout
 from zo_offload.ops.native import ISAS, Native
-from zo_offload.ops.span import Segment, Span
+from zo_offload.ops.span import ALIGNMENT, Segment, Span
 from zo_offload.ops.triton import TritonKernels
 
 VARIABLE = "ZO_OFFLOAD_KERNELS"
@@ -41,13 +42,17 @@ def perturb(
 
     Args:
         span: What the buffers hold.
-        wire: The span's wire elements, ``[elements]`` in the forward's dtype.
+        wire: The span's wire elements, ``[elements]`` in the forward's dtype; with a codec other
+            than ``identity``, the bytes that it packed them into.
         out: ``[count]`` in the forward's dtype.
         direction: ``rademacher`` or ``gaussian``.
         draw: Direction and signed coefficient.
         first: First element of the stretch, a multiple of 128.
         count: Its length (default: to the end), a multiple of 128.
         ahead: Steps that the wire does not carry yet, taken in fp32 on the way.
+
+    Raises:
+        CodecError: The packed bytes are too few, or damaged.
     """
     serving = serving_for(wire, out) or torch_ops
     serving.perturb(span, wire, out, direction, draw, first, count, ahead)
@@ -73,6 +78,7 @@ def update(
         points: Perturbed copies to write afterwards, in the same pass where that saves one.
         ahead: Steps that the copies take in fp32 and the masters do not.
     """
+    assert span.codec == "identity" or not points, "copies of a packed span are made from its bytes"
     if steps or points:
         serving = serving_for(wire, rest, *(point.out for point in points)) or torch_ops
         serving.update(span, wire, rest, direction, steps, points, ahead)
@@ -94,8 +100,52 @@ def perturb_rows(
     Returns:
         ``[n, width]``, the bits that :func:`perturb` gives those rows.
     """
+    assert span.codec == "identity", "rows are read from wire elements"
     serving = serving_for(wire, rows) or torch_ops
     return serving.perturb_rows(span, segment, wire, rows, direction, draw)
+
+
+def pack(layout: Layout, wire: torch.Tensor, packed: torch.Tensor) -> int:
+    """Encode wire elements: a pure function of them.
+
+    Args:
+        layout: The codec's.
+        wire: ``[elements]``, a multiple of 128, in the forward's dtype.
+        packed: uint8, at least the layout's capacity; it begins on a multiple of 4.
+
+    Returns:
+        Bytes used, a multiple of 64; those after them are left as they are.
+    """
+    assert packed.nbytes >= layout.capacity(wire.numel(), wire.dtype)
+    serving = serving_for(wire, packed) or torch_codecs
+    return serving.pack(layout, wire, packed)
+
+
+def unpack(
+    layout: Layout,
+    packed: torch.Tensor,
+    elements: int,
+    dtype: torch.dtype,
+    out: torch.Tensor,
+    first: int = 0,
+) -> None:
+    """Decode a stretch of a packed span.
+
+    Args:
+        layout: The codec's.
+        packed: What :func:`pack` wrote, or more.
+        elements: Of the whole span.
+        dtype: What the forward computes in.
+        out: ``[count]``, a multiple of 128: fp32 takes what the bytes mean; a narrower dtype the
+            same, rounded as perturbed copies are.
+        first: Element of the span that it begins at, a multiple of 128.
+
+    Raises:
+        CodecError: The bytes are too few, or damaged.
+    """
+    assert first % ALIGNMENT == out.numel() % ALIGNMENT == 0 <= first <= elements - out.numel()
+    serving = serving_for(packed, out) or torch_codecs
+    serving.unpack(layout, packed, elements, dtype, out, first)
 
 
 def serving_for(*tensors: torch.Tensor) -> Serving | None:

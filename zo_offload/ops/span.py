@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from zo_offload.ops.layout import Layout, layout_of
+
 ALIGNMENT = 128  # elements; a multiple of every direction's block
 TABLE = np.dtype(
     [("start", "<u8"), ("stop", "<u8"), ("scale", "<f8"), ("parameter", "<u4"), ("zero", "<u4")]
@@ -65,6 +67,7 @@ class Span:
         dither: Whether perturbed copies are rounded stochastically (bfloat16 vectors).
         master: What updates accumulate in where the forward is bfloat16: ``fp32``, ``bf16+8`` or
             ``bf16_sr``. Otherwise it is fp32.
+        codec: How its wire is packed for the bus; the wire beside the master is always elements.
     """
 
     dtype: torch.dtype
@@ -74,6 +77,7 @@ class Span:
     trainable: bool = True
     dither: bool = False
     master: str = "fp32"
+    codec: str = "identity"
     elements: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,6 +88,16 @@ class Span:
     def wire_bytes(self) -> int:
         """Bytes of the span that cross the bus."""
         return self.elements * self.dtype.itemsize
+
+    @property
+    def layout(self) -> Layout:
+        """Its codec's layout."""
+        return layout_of(self.codec)
+
+    @property
+    def packed_bytes(self) -> int:
+        """The most bytes that the span takes packed by its codec."""
+        return self.layout.capacity(self.elements, self.dtype)
 
     @property
     def rest_bytes(self) -> int:

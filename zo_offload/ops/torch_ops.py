@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import torch
 
-from zo_offload.ops import reference
+from zo_offload.ops import reference, torch_codecs
 from zo_offload.ops.draws import Draw, Point, StepUpdate
 from zo_offload.ops.span import Segment, Span
 
@@ -37,7 +37,7 @@ def perturb(
     """See :func:`zo_offload.ops.perturb`."""
     count = span.elements - first if count is None else count
     for start, stop in _chunks(first, first + count):
-        value = wire[start:stop].to(torch.float32, copy=True)
+        value = _seen(span, wire, start, stop)
         for step in ahead:
             value = _moved(span, value, direction, step, start, stop)
         value.add_(_term(span, direction, draw, start, stop, wire.device))
@@ -48,6 +48,13 @@ def perturb(
             _round_bf16_(value, target)
         else:
             target.copy_(_canonical_(value))
+
+
+def _seen(span: Span, wire: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """What the forward sees of elements start..stop, fp32, not shared."""
+    if span.codec == "identity":
+        return wire[start:stop].to(torch.float32, copy=True)
+    return torch_codecs.decoded(span.layout, wire, span.elements, span.dtype, start, stop)
 
 
 @torch.inference_mode()

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from zo_offload.errors import KernelError
-from zo_offload.ops import reference, torch_ops
+from zo_offload.ops import reference, torch_codecs, torch_ops
 from zo_offload.ops.draws import DIRECTIONS, Draw, Point, StepUpdate
+from zo_offload.ops.layout import Layout
 from zo_offload.ops.span import ALIGNMENT, FORMATS, Segment, Span
 
 GROUPS = {"rademacher": 8, "gaussian": 4}  # of 128 elements, a program
@@ -54,6 +55,9 @@ class TritonKernels:
         ahead: Sequence[StepUpdate] = (),
     ) -> None:
         """See :func:`zo_offload.ops.perturb`."""
+        if span.codec != "identity":
+            torch_ops.perturb(span, wire, out, direction, draw, first, count, ahead)
+            return
         count = span.elements - first if count is None else count
         self._launch(span, wire, None, direction, (), ahead, Point(out, draw), first, count)
 
@@ -84,6 +88,22 @@ class TritonKernels:
     ) -> torch.Tensor:
         """See :func:`zo_offload.ops.perturb_rows`; a few rows are not worth a kernel."""
         return torch_ops.perturb_rows(span, segment, wire, rows, direction, draw)
+
+    def pack(self, layout: Layout, wire: torch.Tensor, packed: torch.Tensor) -> int:
+        """See :func:`zo_offload.ops.pack`."""
+        return torch_codecs.pack(layout, wire, packed)
+
+    def unpack(
+        self,
+        layout: Layout,
+        packed: torch.Tensor,
+        elements: int,
+        dtype: torch.dtype,
+        out: torch.Tensor,
+        first: int = 0,
+    ) -> None:
+        """See :func:`zo_offload.ops.unpack`."""
+        torch_codecs.unpack(layout, packed, elements, dtype, out, first)
 
     def _launch(
         self,
