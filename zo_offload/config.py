@@ -12,9 +12,18 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from zo_offload.errors import ConfigError
+from zo_offload.ops.layout import layout_of
 from zo_offload.wording import hint
 
 BLOCK = "zeroth_order"
@@ -46,6 +55,13 @@ def _parse_unit(value: Any) -> Any:
     return tuple(value) if names else value
 
 
+def _parse_wire(value: str) -> str:
+    try:
+        return layout_of(value).name
+    except ConfigError as error:
+        raise ValueError(str(error).removeprefix("codec: ")) from None
+
+
 def _parse_paths(value: Any) -> Any:
     paths = [value] if isinstance(value, str) else value
     if not (isinstance(paths, list | tuple) and paths and all(isinstance(x, str) for x in paths)):
@@ -60,6 +76,7 @@ Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0, lt=2**63)]
 UnitChoice = Annotated[
     Literal["block", "sublayer", "linear"] | tuple[str, ...], BeforeValidator(_parse_unit)
 ]
+Wire = Annotated[str, AfterValidator(_parse_wire)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -152,7 +169,7 @@ class ZOConfig(_Strict):
     host_budget: Bytes | None = None
     unit: UnitChoice | None = None
     live_lanes: Annotated[int, Field(ge=1)] | None = None
-    wire: Literal["identity"] | None = None
+    wire: Wire | None = None
     master: Literal["fp32", "bf16+8", "bf16_sr"] = "fp32"
     replica: ReplicaConfig = ReplicaConfig()
     journal: JournalConfig = JournalConfig()
@@ -313,7 +330,6 @@ _PLANNED: dict[str, tuple[str, ...]] = {
     "update.type": ("momentum", "adam"),
     "estimator": ("one_sided",),
     "direction": ("low_rank",),
-    "wire": ("bf16", "lossless12", "fp8_e4m3", "int8", "nf4"),
     "replica.probe_parallel": (),
     "replica.check_interval": (),
 }

@@ -10,16 +10,17 @@ written every L steps. Whoever looks between is given a copy brought to the curr
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from threading import Lock
 
 import torch
 
 from zo_offload import ops, update
+from zo_offload.offload.packing import Packer
 from zo_offload.offload.store import Lease, Store
 from zo_offload.offload.streamer import Sent
 from zo_offload.ops import Draw, Point, Segment, Span, StepUpdate
-from zo_offload.units import AMBIENT, ModelMap, Unit
+from zo_offload.units import AMBIENT, IDENTITY, ModelMap, Unit
 
 
 class Masters:
@@ -45,6 +46,7 @@ class Masters:
         self.history: Sequence[StepUpdate] = ()
         self._stores = stores
         self._current_to = {unit.index: 0 for unit in model_map.everything}
+        self._packer: Packer | None = None  # where units are packed on their way
         self._moving = Lock()
 
     # -- moving --
@@ -67,7 +69,8 @@ class Masters:
 
         Args:
             unit: Which.
-            draw: Where a perturbed copy at the current step is to be written in the same pass.
+            draw: Where a perturbed copy at the current step is to be written in the same pass, of
+                what no codec packs.
             out: Memory of that copy, as the unit's wire bytes.
         """
         with self._lent(unit) as lease:
@@ -89,23 +92,29 @@ class Masters:
                 if self._current_to[unit.index] != step:
                     wire = lease.spare_wire()
                     self._copy_at(unit, lease, step, wire)
+                if not unit.is_packed:
+                    return Sent([(0, wire)], None, step, lease.end)
+                assert self._packer is not None
+                pieces, number = self._packer.pack(unit, wire)
             except BaseException:
                 lease.end()
                 raise
-            return Sent(wire, None, step, lease.end)
+            lease.end()
+            return Sent(pieces, None, step, partial(self._packer.release, number), packed=True)
 
     def as_it_rests(self, unit: Unit, step: int) -> Sent:
         """The unit for a device that brings it to ``step`` itself."""
         carried = self._current_to[unit.index]
         lease = self._stores[unit.index].lend(unit, whole=carried < step)
-        return Sent(lease.wire, lease.rest if carried < step else None, carried, lease.end)
+        rest = lease.rest if carried < step else None
+        return Sent([(0, lease.wire)], rest, carried, lease.end)
 
     def taken_back(self, unit: Unit, step: int) -> Sent:
         """Where to write the unit's masters, which a device has brought to ``step``."""
         lease = self._stores[unit.index].lend(unit)
         self._current_to[unit.index] = step
         lease.keep(step)
-        return Sent(lease.wire, lease.rest, step, lease.end)
+        return Sent([(0, lease.wire)], lease.rest, step, lease.end)
 
     def load_current(self, unit: Unit, wire: torch.Tensor) -> None:
         """Write the unit's wire bytes at the current step to memory beside the store."""
@@ -171,8 +180,10 @@ class Masters:
         ahead = self.ahead(unit) if out is not None else ()
         for span in unit.spans:
             if span.trainable:
-                points = [] if draw is None or out is None else [Point(span.wire(out), draw)]
                 wire, rest = span.wire(lease.wire), span.rest(lease.rest)
+                points = []
+                if draw is not None and out is not None and span.codec == IDENTITY:
+                    points = [Point(span.wire(out), draw)]
                 ops.update(span, wire, rest, self.direction, due, points, ahead)
         self._current_to[unit.index] = goal
         if carried < goal:

@@ -28,7 +28,7 @@ from zo_offload.offload.residency import DEVICE, HOST
 from zo_offload.ops import Draw
 from zo_offload.prepare import cast_buffers, without_cache
 from zo_offload.replica import Replica
-from zo_offload.units import ModelMap, map_model
+from zo_offload.units import IDENTITY, ModelMap, map_model
 from zo_offload.unmanageable import refuse_empty, refuse_unmanageable
 from zo_offload.weights import Placement, Weights
 from zo_offload.window import Means, Sum, Window
@@ -286,6 +286,7 @@ class Stepper:
             "update": config.update.type,
             "lag": config.update.lag,
             "master": config.master,
+            "wire": self._wire,
             "forward": sorted(
                 {str(span.dtype) for u in self.weights.map.everything for span in u.spans}
             ),
@@ -368,7 +369,8 @@ class Stepper:
         config = self.config
         choices = GRANULARITIES if config.unit is None and config.device_budget else (config.unit,)
         maps = [
-            map_model(self.model, unit, self.scales, self.dtype, config.master) for unit in choices
+            map_model(self.model, unit, self.scales, self.dtype, config.master, self._wire)
+            for unit in choices
         ]
         needed = [self._needs(each).least(self._tier).device_bytes for each in maps]
         fitting = [i for i, count in enumerate(needed) if count <= (config.device_budget or count)]
@@ -399,6 +401,10 @@ class Stepper:
             whole_slots=on_device is not False,
             host_moves=on_device is not True,
         )
+
+    @property
+    def _wire(self) -> str:
+        return self.config.wire or IDENTITY
 
     @property
     def _tier(self) -> str:

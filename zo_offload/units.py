@@ -14,16 +14,19 @@ one table only); Swin's stages, whose widths differ, do not, so the search goes 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from zo_offload.codec import codec_of
 from zo_offload.errors import ConfigError, ModelError
 from zo_offload.granularity import GRANULARITIES, divide
 from zo_offload.ops import Segment, Span
 from zo_offload.unmanageable import refuse_compiled
 
 FORWARD_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+IDENTITY = "identity"  # the codec that packs nothing
 AMBIENT = -1  # index of the pseudo-unit that holds ambient parameters
 
 
@@ -35,7 +38,7 @@ class Unit:
         index: Position in the order of definition; ``AMBIENT`` for the ambient parameters.
         name: Module path in the model (empty for ambient).
         spans: Where its parameters lie.
-        wire_bytes: Bytes that cross the bus.
+        wire_bytes: Bytes that the forward needs, in its dtype.
         rest_bytes: Bytes that stay with the master.
     """
 
@@ -49,6 +52,16 @@ class Unit:
     def segments(self) -> list[tuple[Span, Segment]]:
         """Every parameter with the span it lies in, in order of memory."""
         return [(span, segment) for span in self.spans for segment in span.segments]
+
+    @property
+    def packed_bytes(self) -> int:
+        """The most that cross the bus where the wire is packed."""
+        return sum(span.packed_bytes for span in self.spans)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether a codec packs what crosses the bus."""
+        return any(span.codec != IDENTITY for span in self.spans)
 
     @property
     def num_parameters(self) -> int:
@@ -97,6 +110,7 @@ def map_model(
     scales: Mapping[str, float] | None = None,
     dtype: torch.dtype | None = None,
     master: str = "fp32",
+    codec: str = IDENTITY,
 ) -> ModelMap:
     """Divide a model into units and ambient parameters, and lay each out flat.
 
@@ -108,6 +122,7 @@ def map_model(
         dtype: What the forward computes in, instead of each parameter's own dtype; the parameters
             that the model asks to keep in fp32 stay so.
         master: What updates of bfloat16 parameters accumulate in; see :class:`Span`.
+        codec: How the units' matrices are packed where they cross the bus. Vectors never are.
 
     Raises:
         ModelError: No unit was found, or a parameter's dtype cannot be trained.
@@ -127,13 +142,16 @@ def map_model(
     }
 
     def lay_out(index: int, name: str) -> Unit:
-        kinds: dict[tuple[torch.dtype, bool, bool], list[str]] = {}
+        kinds: dict[Kind, list[str]] = {}
         for member in members[index]:
             parameter, computes_in = names[member], dtypes[member]
             dither = (
                 parameter.requires_grad and computes_in == torch.bfloat16 and parameter.ndim <= 1
             )
-            kinds.setdefault((computes_in, parameter.requires_grad, dither), []).append(member)
+            packs = index != AMBIENT and parameter.ndim > 1
+            packed_by = _codec_for(codec, computes_in) if packs else IDENTITY
+            kind = Kind(computes_in, parameter.requires_grad, dither, packed_by)
+            kinds.setdefault(kind, []).append(member)
         spans: list[Span] = []
         for kind, group in kinds.items():
             shapes = [(member, indices[member], tuple(names[member].shape)) for member in group]
@@ -258,15 +276,33 @@ def _owners(model: nn.Module, blocks: Sequence[nn.Module]) -> dict[int, int]:
     }
 
 
+def _codec_for(name: str, dtype: torch.dtype) -> str:
+    """The codec, or none where it would save nothing."""
+    codec = codec_of(name)
+    try:
+        codec.check(dtype)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("codec", "zeroth_order.wire", 1)) from None
+    return name if codec.shrinks(dtype) else IDENTITY
+
+
+class Kind(NamedTuple):
+    """What the parameters of a span have in common."""
+
+    dtype: torch.dtype
+    trainable: bool
+    dither: bool
+    codec: str
+
+
 def _lay_out_span(
-    kind: tuple[torch.dtype, bool, bool],
+    kind: Kind,
     members: Sequence[tuple[str, int, tuple[int, ...]]],
     scales: Mapping[str, float],
     before: Span | None,
     master: str,
 ) -> Span:
     """A span of ``(name, parameter index, shape)`` of one kind, behind another one."""
-    dtype, trainable, dither = kind
     segments: list[Segment] = []
     start = 0
     for name, index, shape in members:
@@ -275,7 +311,11 @@ def _lay_out_span(
         start += segment.padded
     wire_offset = before.wire_offset + before.wire_bytes if before else 0
     rest_offset = before.rest_offset + before.rest_bytes if before else 0
-    return Span(dtype, tuple(segments), wire_offset, rest_offset, trainable, dither, master)
+    packed_offset = before.packed_offset + before.packed_bytes if before else 0
+    return Span(
+        kind.dtype, tuple(segments), wire_offset, rest_offset, kind.trainable, kind.dither, master,
+        kind.codec, packed_offset,
+    )  # fmt: skip
 
 
 def _forward_dtype(

@@ -18,14 +18,15 @@ from torch import nn
 
 from zo_offload import ops
 from zo_offload.errors import StoreError
-from zo_offload.masters import Masters, fill
+from zo_offload.masters import Masters
 from zo_offload.offload.arena import Arena
+from zo_offload.offload.packing import Packer, pack
 from zo_offload.offload.residency import DEVICE, HOST
 from zo_offload.offload.store import DeviceStore, HostStore, Store
-from zo_offload.offload.streamer import Streamer
+from zo_offload.offload.streamer import Slot, Streamer
 from zo_offload.offload.trial import Trial
 from zo_offload.ops import Draw, Segment, Span
-from zo_offload.units import AMBIENT, ModelMap, Unit
+from zo_offload.units import AMBIENT, IDENTITY, ModelMap, Unit
 from zo_offload.unmanageable import taken
 from zo_offload.views import address_of
 
@@ -82,16 +83,21 @@ class Weights(Masters):
         self._closed = False
         self.arena = Arena(placement.device, placement.device_budget)
         self.tiers = placement.tiers
-        self._host_store = HostStore(placement.pin_memory and placement.device.type == "cuda")
+        self._pins = placement.pin_memory and placement.device.type == "cuda"
+        self._host_store = HostStore(self._pins)
         holds: dict[str, Store] = {DEVICE: DeviceStore(self.arena), HOST: self._host_store}
         stores = {index: holds[tier] for index, tier in placement.tiers.items()}
         super().__init__(model_map, stores, direction, lag)
         self._scratch = self.arena.take("scratch", max(unit.wire_bytes for unit in model_map.units))
         self._scratch_holds: tuple[int, int, Draw | None] | None = None
+        self._packed_here: torch.Tensor | None = None
         self.pipeline: Streamer | None = None  # where all units rest on the device, nothing moves
         streamed = [unit for unit in model_map.units if not self._is_resident(unit)]
         if streamed:
             travels = placement.updates_on_device is not False
+            if placement.updates_on_device is not True and any(u.is_packed for u in streamed):
+                largest = max(unit.packed_bytes for unit in streamed)
+                self._packer = Packer(largest, self._pins)
             self.pipeline = Streamer(
                 streamed, self.brought, self.arena, placement.num_slots, with_rest=travels
             )
@@ -161,28 +167,57 @@ class Weights(Masters):
         self._scratch_holds = wanted
 
     def _load_as_it_is(self, unit: Unit) -> None:
-        scratch = self._scratch[: unit.wire_bytes]
+        scratch, packed = self._scratch[: unit.wire_bytes], None
         if self._is_resident(unit):
             self.load_current(unit, scratch)
         else:
-            scratch.copy_(self._acquire(unit, len(self.history))[: unit.wire_bytes])
+            slot = self._acquire(unit, len(self.history))
+            if slot.packed:
+                packed = slot.wire
+            else:
+                scratch.copy_(slot.wire[: unit.wire_bytes])
+        if packed is None and unit.is_packed:
+            packed = self._pack_here(unit, scratch)
+        if packed is not None:
+            for span in unit.spans:
+                self._look(span, packed)
 
     def _load_perturbed(self, unit: Unit, draw: Draw) -> None:
+        ahead = self.ahead(unit)
         if self._is_resident(unit):  # masters at hand: one pass moves and perturbs them
             self.settle(unit, draw, self._scratch)
-            wire = self._stores[unit.index].lend(unit).wire
+            wire, packed, written = self._stores[unit.index].lend(unit).wire, False, True
         else:
-            wire, ahead = self._acquire(unit, self.goal(unit)), self.ahead(unit)
-            for span in unit.spans:
-                if span.trainable:
-                    source, target = span.wire(wire), span.wire(self._scratch)
-                    ops.perturb(span, source, target, self.direction, draw, ahead=ahead)
+            slot = self._acquire(unit, self.goal(unit))
+            wire, packed, written = slot.wire, slot.packed, False
+        if unit.is_packed and not packed:
+            wire, packed = self._pack_here(unit, wire), True
         for span in unit.spans:
             if not span.trainable:
-                span.wire(self._scratch).copy_(span.wire(wire))
+                self._look(span, wire, packed)
+            elif not (written and span.codec == IDENTITY):
+                source = span.packed(wire) if packed else span.wire(wire)
+                target = span.wire(self._scratch)
+                ops.perturb(span, source, target, self.direction, draw, ahead=ahead)
 
-    def _acquire(self, unit: Unit, step: int) -> torch.Tensor:
-        """The unit's wire bytes after ``step`` steps, in a slot."""
+    def _look(self, span: Span, wire: torch.Tensor, packed: bool = True) -> None:
+        """Write a span unperturbed to the scratch."""
+        target = span.wire(self._scratch)
+        if span.codec != IDENTITY:
+            ops.unpack(span.layout, span.packed(wire), span.elements, span.dtype, target)
+        else:
+            target.copy_(span.packed(wire) if packed else span.wire(wire))
+
+    def _pack_here(self, unit: Unit, wire: torch.Tensor) -> torch.Tensor:
+        """What the bus would have brought, made on the device."""
+        if self._packed_here is None:
+            most = max(each.packed_bytes for each in self.map.units)
+            self._packed_here = self.arena.take("packed", most)
+        pack(unit, wire, self._packed_here)
+        return self._packed_here
+
+    def _acquire(self, unit: Unit, step: int) -> Slot:
+        """A slot with the unit after ``step`` steps."""
         assert self.pipeline is not None
         slot = self.pipeline.acquire(unit, step)
         if slot.carries < step:  # it came as it rests
@@ -195,7 +230,7 @@ class Weights(Masters):
             slot.carries = step
             if step == self.goal(unit):
                 self.pipeline.give_back(unit, partial(self.taken_back, unit, step))
-        return slot.wire
+        return slot
 
     def let_arrive(self, unit: Unit) -> None:
         """See :meth:`Masters.let_arrive`: what travels is not moved under way."""
@@ -240,7 +275,8 @@ class Weights(Masters):
     @property
     def host_bytes(self) -> int:
         """Bytes that rest in host memory."""
-        return self._host_store.held_bytes
+        packing = self._packer.held_bytes if self._packer is not None else 0
+        return self._host_store.held_bytes + packing
 
     @contextmanager
     def kept(self, model: nn.Module) -> Iterator[None]:

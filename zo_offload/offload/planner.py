@@ -4,7 +4,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from zo_offload.errors import StoreError
+from zo_offload.offload.packing import NUM_BUFFERS
 from zo_offload.offload.residency import DEVICE, HOST, most_that_fit
+from zo_offload.offload.streamer import slot_size
 from zo_offload.ops import Segment, Span
 from zo_offload.units import AMBIENT, ModelMap, Unit
 
@@ -18,7 +20,7 @@ class Plan:
 
     Attributes:
         slots: Units in flight on the device.
-        scratch: The perturbed copy of the unit at hand.
+        scratch: The perturbed copy of the unit at hand, and where it is packed on the device.
         ambient: Unperturbed ambient parameters on the device.
         ambient_copies: Perturbed ones.
         resident: Units that rest on the device, with their masters and the ambient's, and room for
@@ -92,11 +94,12 @@ class Needs:
             [unit for unit in self.model_map.everything if tiers[unit.index] == tier]
             for tier in (DEVICE, HOST)
         )
-        slot = _largest(streamed, _wire) + (_largest(streamed, _rest) if self.whole_slots else 0)
+        slot = max((slot_size(unit, self.whole_slots) for unit in streamed), default=0)
+        slot += _largest(streamed, _rest) if self.whole_slots else 0
         ambient_at_home = tiers[AMBIENT] == DEVICE
         return Plan(
             slots=min(self.num_slots, len(streamed)) * slot,
-            scratch=_largest(units, _wire),
+            scratch=_largest(units, _wire) + self._packed_here(tiers),
             ambient=ambient.wire_bytes,
             ambient_copies=self._copies(),
             resident=sum(map(_whole, on_device))
@@ -107,7 +110,8 @@ class Needs:
                 _largest(on_host, _wire) + _largest(on_host, _rest)
                 if self.host_moves and self._lag_there(on_host)
                 else 0
-            ),
+            )
+            + self._packing(streamed),
         )
 
     def least(self, tier: str) -> Plan:
@@ -130,6 +134,18 @@ class Needs:
             )
         )
 
+    def _packed_here(self, tiers: Mapping[int, str]) -> int:
+        """Where the device packs what it has updated."""
+        units = self.model_map.units
+        at_hand = self.whole_slots or any(tiers[unit.index] == DEVICE for unit in units)
+        packs = at_hand and any(unit.is_packed for unit in units)
+        return _largest(units, _packed) if packs else 0
+
+    def _packing(self, streamed: Collection[Unit]) -> int:
+        """Where units are packed on their way."""
+        packs = self.host_moves and any(unit.is_packed for unit in streamed)
+        return NUM_BUFFERS * _largest(streamed, _packed) if packs else 0
+
     def _copies(self) -> int:
         return sum(
             copy_bytes(span, segment) * (self.num_draws if is_small(span, segment) else 1)
@@ -148,6 +164,10 @@ def _wire(unit: Unit) -> int:
 
 def _rest(unit: Unit) -> int:
     return unit.rest_bytes
+
+
+def _packed(unit: Unit) -> int:
+    return unit.packed_bytes
 
 
 def _whole(unit: Unit) -> int:

@@ -1,8 +1,8 @@
 """Units that rest on a disk, lent in staging buffers of host memory.
 
-A buffer holds one unit, or its wire alone. Units that are announced (:meth:`Staged.expect`) are read
-ahead into buffers that nobody needs; a unit that was changed is written from its buffer once it is
-given back, while others are lent. What a buffer holds may be lent again without reading it.
+A buffer holds one unit, or its wire alone. Units that are announced (:meth:`Staged.expect`) are
+read ahead into buffers that nobody needs; a unit that was changed is written from its buffer once
+it is given back, while others are lent. What a buffer holds may be lent again without reading it.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
 """The memory of one tier: for each unit what travels (wire) and what stays (rest). Bytes only.
 
-A store lends a unit for a while (:class:`Lease`). Where units rest in memory that costs nothing; from a
-disk it is a read, and whoever has changed what was lent says so before it goes back.
+A store lends a unit for a while (:class:`Lease`). Where units rest in memory that costs nothing;
+from a disk it is a read, and whoever has changed what was lent says so before it goes back.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,8 @@ class Lease(Protocol):
 
     Attributes:
         wire: What travels, uint8 ``[unit.wire_bytes]``.
-        rest: What stays with the master, uint8 ``[unit.rest_bytes]``; not to be looked at unless the
-            whole was asked for.
+        rest: What stays with the master, uint8 ``[unit.rest_bytes]``; not to be looked at unless
+            the whole was asked for.
     """
 
     wire: torch.Tensor

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 
 from zo_offload.offload.arena import Arena
+from zo_offload.offload.packing import Piece
 from zo_offload.units import Unit
 
 
@@ -28,16 +29,19 @@ class Sent:
     """What goes to the device for a unit that is wanted at some step; valid until it is released.
 
     Attributes:
-        wire: Its wire bytes.
+        pieces: First byte in the slot, and what belongs there: the unit's wire, or what codecs made
+            of it.
         rest: What stays home otherwise, where the device is to bring it to that step; else None.
         carries: Number of steps that these carry.
         release: Called when nobody reads them any more, or with the event after which nobody will.
+        packed: Whether codecs have been at work.
     """
 
-    wire: torch.Tensor
+    pieces: Sequence[Piece]
     rest: torch.Tensor | None
     carries: int
     release: Callable[["torch.Event | None"], None]
+    packed: bool = False
 
 
 Prepare = Callable[[Unit, int], Sent]
@@ -49,18 +53,25 @@ class Slot:
     """A place for one unit on the device.
 
     Attributes:
-        wire: Wire bytes, of the largest unit.
+        wire: Bytes of the largest unit.
         rest: The same for what stays home, where updates are made on the device.
         carries: Number of steps that they carry.
+        packed: Whether the wire is packed.
         holds: Which unit, wanted at which step.
     """
 
     wire: torch.Tensor
     rest: torch.Tensor
     carries: int = 0
+    packed: bool = False
     holds: Holding | None = None
     arrival: "Future[torch.Event | None] | None" = None
     last_use: "torch.Event | None" = None
+
+
+def slot_size(unit: Unit, with_rest: bool) -> int:
+    """Bytes of a slot for the unit's wire: packed, unless the device packs what it has updated."""
+    return max(unit.packed_bytes, unit.wire_bytes) if with_rest else unit.packed_bytes
 
 
 class Streamer:
@@ -91,7 +102,7 @@ class Streamer:
         self._announce = announce
         self._read_ahead = read_ahead
         self._device = arena.device
-        slot_bytes = max(unit.wire_bytes for unit in units)
+        slot_bytes = max(slot_size(unit, with_rest) for unit in units)
         rest_bytes = max(unit.rest_bytes for unit in units) if with_rest else 0
         self._slots = [
             Slot(arena.take("slots", slot_bytes), arena.take("slots", rest_bytes))
@@ -226,8 +237,8 @@ class Streamer:
 
     def _fetch(self, slot: Slot, unit: Unit, step: int) -> "torch.Event | None":
         sent = self.prepare(unit, step)
-        slot.carries = sent.carries
-        pairs = [(slot.wire[: unit.wire_bytes], sent.wire)]
+        slot.carries, slot.packed = sent.carries, sent.packed
+        pairs = [(slot.wire[first : first + p.nbytes], p) for first, p in sent.pieces]
         if sent.rest is not None:
             pairs.append((slot.rest[: unit.rest_bytes], sent.rest))
         return self._copy(pairs, slot.last_use, sent)
@@ -237,8 +248,9 @@ class Streamer:
     ) -> "torch.Event | None":
         home = take()
         assert home.rest is not None
+        ((_, wire),) = home.pieces
         pairs = [
-            (home.wire, slot.wire[: unit.wire_bytes]),
+            (wire, slot.wire[: unit.wire_bytes]),
             (home.rest, slot.rest[: unit.rest_bytes]),
         ]
         return self._copy(pairs, ready, home)

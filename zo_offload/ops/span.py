@@ -68,6 +68,7 @@ class Span:
         master: What updates accumulate in where the forward is bfloat16: ``fp32``, ``bf16+8`` or
             ``bf16_sr``. Otherwise it is fp32.
         codec: How its wire is packed for the bus; the wire beside the master is always elements.
+        packed_offset: First byte in the unit's packed buffer.
     """
 
     dtype: torch.dtype
@@ -78,6 +79,7 @@ class Span:
     dither: bool = False
     master: str = "fp32"
     codec: str = "identity"
+    packed_offset: int = 0
     elements: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -148,6 +150,14 @@ class Span:
     def wire(self, buffer: torch.Tensor) -> torch.Tensor:
         """This span's elements, in the forward's dtype, as a view of a unit's wire buffer."""
         return buffer[self.wire_offset : self.wire_offset + self.wire_bytes].view(self.dtype)
+
+    def packed(self, buffer: torch.Tensor) -> torch.Tensor:
+        """What its codec made of its elements, a view of a unit's packed buffer.
+
+        Bytes, or where they are not packed the elements themselves.
+        """
+        part = buffer[self.packed_offset : self.packed_offset + self.packed_bytes]
+        return part.view(self.dtype) if self.codec == "identity" else part
 
     def rest(self, buffer: torch.Tensor) -> torch.Tensor:
         """What stays home, a view of a unit's rest buffer; nothing where the wire holds it all."""

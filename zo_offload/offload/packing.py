@@ -1,0 +1,68 @@
+"""Units packed by their codecs, in buffers beside the store, on their way to the device."""
+
+from threading import Lock
+
+import torch
+
+from zo_offload import ops
+from zo_offload.units import IDENTITY, Unit
+
+NUM_BUFFERS = 2  # one is filled while a device reads the other
+Piece = tuple[int, torch.Tensor]  # first byte in the unit's packed buffer, bytes
+
+
+def pack(unit: Unit, wire: torch.Tensor, packed: torch.Tensor) -> list[Piece]:
+    """Pack a unit, and say which bytes matter.
+
+    Args:
+        unit: Which.
+        wire: uint8 ``[unit.wire_bytes]``, its elements.
+        packed: uint8 ``[unit.packed_bytes]`` or more, to be written.
+    """
+    pieces: list[Piece] = []
+    for span in unit.spans:
+        room = span.packed(packed)
+        if span.codec == IDENTITY:
+            room.copy_(span.wire(wire))
+            used = span.wire_bytes
+        else:
+            used = ops.pack(span.layout, span.wire(wire), room)
+        first = span.packed_offset
+        pieces.append((first, packed[first : first + used]))
+    return pieces
+
+
+class Packer:
+    """Packs units for the pipeline, into memory that an accelerator can copy from.
+
+    Args:
+        largest: Bytes of the largest packed unit.
+        pin_memory: Page-lock the buffers.
+    """
+
+    def __init__(self, largest: int, pin_memory: bool) -> None:
+        self._buffers = [
+            torch.zeros(largest, dtype=torch.uint8, pin_memory=pin_memory)
+            for _ in range(NUM_BUFFERS)
+        ]
+        self._until: list[torch.Event | None] = [None] * NUM_BUFFERS
+        self._next = 0
+        self._lock = Lock()
+
+    @property
+    def held_bytes(self) -> int:
+        """Of host memory."""
+        return sum(buffer.nbytes for buffer in self._buffers)
+
+    def pack(self, unit: Unit, wire: torch.Tensor) -> tuple[list[Piece], int]:
+        """The unit's pieces, valid until two more are packed; and the number of their buffer."""
+        with self._lock:
+            number, self._next = self._next, (self._next + 1) % NUM_BUFFERS
+            event = self._until[number]
+            if event is not None:
+                event.synchronize()
+            return pack(unit, wire, self._buffers[number]), number
+
+    def release(self, number: int, after: "torch.Event | None") -> None:
+        """A buffer is free, or will be after an event."""
+        self._until[number] = after
