@@ -48,6 +48,7 @@ FLAGS = [
     "-g0",
     "-ffp-contract=off",  # the bit contract: no multiply is fused with an add
     "-fno-math-errno",
+    "-fno-trapping-math",  # a choice between two sums is made without a branch
     "-fvisibility=hidden",
     "-Wall",
     "-Wextra",

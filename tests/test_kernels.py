@@ -117,7 +117,7 @@ def test_a_library_of_another_version_is_not_used(monkeypatch):
     monkeypatch.setattr(native, "VERSION", 99)
     native.library.cache_clear()
     try:
-        with pytest.raises(KernelError, match="is of version 1, expected 99; reinstall"):
+        with pytest.raises(KernelError, match="is of version 2, expected 99; reinstall"):
             native.library()
     finally:
         native.library.cache_clear()

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/../.."
 source=zo_offload/ops/csrc
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-flags="-std=c++17 -O3 -ffp-contract=off -fno-math-errno -Wall -Wextra -Wno-uninitialized -Wno-maybe-uninitialized"
+flags="-std=c++17 -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wextra -Wno-uninitialized -Wno-maybe-uninitialized"
 
 # built COMPILER NAME ISA[:FLAGS] ...
 built() {

@@ -14,15 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from zo_offload.errors import KernelError
+from zo_offload.errors import CodecError, KernelError
 from zo_offload.ops import reference
 from zo_offload.ops.draws import DIRECTIONS, Draw, Point, StepUpdate
+from zo_offload.ops.layout import CODECS, FORWARDS, Layout
 from zo_offload.ops.span import FORMATS, Segment, Span
 
-VERSION = 1
+VERSION = 2
 LIBRARY = Path(__file__).with_name("_kernels.so")
 ISAS = {"scalar": 0, "neon": 1, "avx2": 2, "avx512": 3}  # of zo_isa
 STATUS = {1: "a job that is not sound", 2: "no such instruction set here", 3: "out of memory"}
+BAD_BYTES = 4
 MOST_CACHED = 4 << 20  # bytes; a copy larger than this goes around the caches
 
 
@@ -59,6 +61,8 @@ class _Job(ctypes.Structure):
         *((name, ctypes.c_uint64) for name in ("first", "count", "streaming")),
         *((name, ctypes.c_void_p) for name in ("wire", "rest", "segments", "steps", "ahead")),
         *((name, ctypes.c_void_p) for name in ("points", "cells")),
+        *((name, ctypes.c_uint32) for name in ("codec", "group")),
+        ("wire_bytes", ctypes.c_uint64),
     ]
 
 
@@ -70,6 +74,15 @@ class _Rows(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("wire", "rows", "out")),
         ("draw", _Draw),
         ("cells", ctypes.c_void_p),
+    ]
+
+
+class _Pack(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_uint32) for name in ("codec", "group", "format", "out_format")),
+        *((name, ctypes.c_uint32) for name in ("num_threads", "reserved")),
+        *((name, ctypes.c_uint64) for name in ("elements", "first", "count", "packed_bytes")),
+        *((name, ctypes.c_void_p) for name in ("wire", "packed", "out")),
     ]
 
 
@@ -111,7 +124,7 @@ class Native:
 
         Args:
             span: What the buffers hold.
-            wire: ``[elements]`` in the forward's dtype.
+            wire: ``[elements]`` in the forward's dtype, or the bytes of a packed span.
             rest: What stays home beside them; None where there are no ``steps``.
             direction: ``rademacher`` or ``gaussian``.
             steps: Taken by the masters.
@@ -121,7 +134,8 @@ class Native:
             count: A multiple of 128 (default: to the end).
         """
         count = span.elements - first if count is None else count
-        assert wire.numel() == span.elements
+        packed = span.codec != "identity" and not steps
+        assert packed or wire.numel() == span.elements
         assert rest is None or rest.numel() in (0, span.elements)
         assert all(point.out.numel() == count for point in points)
         made: list[Any] = []  # what the job points to
@@ -146,6 +160,9 @@ class Native:
             _steps(ahead, made),
             _points(points, made),
             _cells().ctypes.data,
+            CODECS[span.layout.kind] if packed else 0,
+            span.layout.group if packed else 0,
+            wire.nbytes if packed else 0,
         )
         _check(self._library.zo_run(ctypes.byref(job), self._isa))
 
@@ -207,6 +224,29 @@ class Native:
         )
         _check(self._library.zo_run_rows(ctypes.byref(job), self._isa))
         return out
+
+    def pack(self, layout: Layout, wire: torch.Tensor, packed: torch.Tensor) -> int:
+        """See :func:`zo_offload.ops.pack`."""
+        job = _packing(layout, packed, wire.numel(), wire.dtype)
+        job.wire = wire.data_ptr()
+        used = ctypes.c_uint64()
+        _check(self._library.zo_encode(ctypes.byref(job), self._isa, ctypes.byref(used)))
+        return used.value
+
+    def unpack(
+        self,
+        layout: Layout,
+        packed: torch.Tensor,
+        elements: int,
+        dtype: torch.dtype,
+        out: torch.Tensor,
+        first: int = 0,
+    ) -> None:
+        """See :func:`zo_offload.ops.unpack`."""
+        job = _packing(layout, packed, elements, dtype)
+        job.out, job.out_format = out.data_ptr(), FORWARDS[out.dtype]
+        job.first, job.count = first, out.numel()
+        _check(self._library.zo_decode(ctypes.byref(job), self._isa))
 
     def copy(self, out: torch.Tensor, source: torch.Tensor) -> None:
         """Copy around the caches: what the machine's memory can do, for measurements.
@@ -274,8 +314,22 @@ def available() -> list[str]:
 
 
 def _check(status: int) -> None:
+    if status == BAD_BYTES:
+        raise CodecError("packed weights: too few bytes, or damaged; encode the weights again")
     if status:
         raise KernelError(f"native kernels: {STATUS.get(status, status)}")
+
+
+def _packing(layout: Layout, packed: torch.Tensor, elements: int, dtype: torch.dtype) -> _Pack:
+    return _Pack(
+        codec=CODECS[layout.kind],
+        group=layout.group,
+        format=FORWARDS[dtype],
+        num_threads=torch.get_num_threads(),
+        elements=elements,
+        packed_bytes=packed.nbytes,
+        packed=packed.data_ptr(),
+    )
 
 
 def _draw(draw: Draw) -> _Draw:

@@ -1,114 +1,9 @@
 /* The exported functions: which instruction set, how many threads, which part for whom. */
 
-#include <atomic>
-#include <thread>
-#include <vector>
-
-#include "parts.h"
-
-#if defined(__x86_64__) || defined(__i386__)
-#include <immintrin.h>
-#endif
+#include "codec_dispatch.h"
+#include "parallel.h"
 
 namespace {
-
-constexpr uint64_t kPart = uint64_t{1} << 16; /* elements that a thread takes at a time */
-constexpr uint64_t kLeast = uint64_t{1} << 15; /* fewer are not worth a second thread */
-
-typedef void (*Openmp)(void (*work)(void *), void *data, unsigned num_threads, unsigned flags);
-std::atomic<Openmp> openmp{nullptr};
-
-/* Denormals count in the bit contract: neither flushed nor taken for zero, whatever the caller set. */
-class Denormals {
- public:
-#if defined(__x86_64__) || defined(__i386__)
-  Denormals() : before_(_mm_getcsr()) { _mm_setcsr((before_ & ~0xE040u) | 0x1F80u); }
-  ~Denormals() { _mm_setcsr(before_); }
-
- private:
-  unsigned before_;
-#elif defined(__aarch64__)
-  Denormals() {
-    asm volatile("mrs %0, fpcr" : "=r"(before_));
-    asm volatile("msr fpcr, %0" : : "r"(before_ & ~uint64_t{0x1C80000}));
-  }
-  ~Denormals() { asm volatile("msr fpcr, %0" : : "r"(before_)); }
-
- private:
-  uint64_t before_;
-#endif
-};
-
-/* Calls part(0) ... part(count - 1), each once, on up to num_threads threads. */
-template <class Part>
-void in_parallel(uint64_t count, uint64_t num_threads, Part part) {
-  struct Shared {
-    Part &part;
-    uint64_t count;
-    std::atomic<uint64_t> next{0};
-  } shared{part, count};
-  const auto work = [](void *data) {
-    Shared &all = *static_cast<Shared *>(data);
-    const Denormals kept;
-    for (uint64_t i; (i = all.next.fetch_add(1, std::memory_order_relaxed)) < all.count;)
-      all.part(i);
-  };
-  if (num_threads > count) num_threads = count;
-  const Openmp call = openmp.load();
-  if (num_threads > 1 && call) {
-    call(work, &shared, unsigned(num_threads), 0);
-    return;
-  }
-  std::vector<std::thread> others;
-  try {
-    for (uint64_t i = 1; i < num_threads; ++i) others.emplace_back(work, &shared);
-  } catch (...) { /* no more threads to be had: those there are do it all */
-  }
-  work(&shared);
-  for (std::thread &other : others) other.join();
-}
-
-bool runs_here(uint32_t isa) {
-  switch (isa) {
-    case ZO_SCALAR:
-      return true;
-#if defined(ZO_WITH_NEON)
-    case ZO_NEON:
-      return true;
-#endif
-#if defined(ZO_WITH_AVX2)
-    case ZO_AVX2:
-      return __builtin_cpu_supports("avx2");
-#endif
-#if defined(ZO_WITH_AVX512)
-    case ZO_AVX512:
-      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#endif
-    default:
-      return false;
-  }
-}
-
-const zo_parts *parts_of(uint32_t isa) {
-  if (!runs_here(isa)) return nullptr;
-  switch (isa) {
-#if defined(ZO_WITH_NEON)
-    case ZO_NEON:
-      return &zo_neon;
-#endif
-#if defined(ZO_WITH_AVX2)
-    case ZO_AVX2:
-      return &zo_avx2;
-#endif
-#if defined(ZO_WITH_AVX512)
-    case ZO_AVX512:
-      return &zo_avx512;
-#endif
-    default:
-      return &zo_scalar;
-  }
-}
 
 bool is_sound(const zo_job &job) {
   if (job.format > ZO_BF16_SR || job.direction > ZO_GAUSSIAN) return false;
@@ -121,7 +16,8 @@ bool is_sound(const zo_job &job) {
     if (all[i].start % 128 || all[i].stop % 128 || all[i].start >= all[i].stop) return false;
     if (i && all[i].start != all[i - 1].stop) return false;
   }
-  return true;
+  if (job.codec == ZO_IDENTITY) return true;
+  return is_codec(job.codec, job.group) && all[0].start == 0 && !job.num_steps;
 }
 
 }  // namespace
@@ -138,19 +34,21 @@ uint32_t zo_best_isa(void) {
   return isa;
 }
 
-void zo_use_openmp(void *gomp_parallel) { openmp = reinterpret_cast<Openmp>(gomp_parallel); }
+void zo_use_openmp(void *gomp_parallel) { openmp() = reinterpret_cast<Openmp>(gomp_parallel); }
 
 int zo_run(const zo_job *job, uint32_t isa) {
   const zo_parts *parts = parts_of(isa);
   if (!parts) return ZO_NO_SUCH_ISA;
   if (!is_sound(*job)) return ZO_BAD_JOB;
-  std::atomic<bool> whole{true};
+  if (job->codec != ZO_IDENTITY && !can_be_read(packed_of(*job))) return ZO_BAD_BYTES;
+  std::atomic<int> status{ZO_OK};
   const uint64_t count = (job->count + kPart - 1) / kPart;
   in_parallel(job->count > kLeast ? count : 1, job->num_threads, [&](uint64_t i) {
     const uint64_t start = i * kPart, stop = start + kPart < job->count ? start + kPart : job->count;
-    if (!parts->run(*job, job->first + start, job->first + stop)) whole = false;
+    const int found = parts->run(*job, job->first + start, job->first + stop);
+    if (found != ZO_OK) status = found;
   });
-  return whole ? ZO_OK : ZO_NO_MEMORY;
+  return status;
 }
 
 int zo_run_rows(const zo_rows *rows, uint32_t isa) {
@@ -165,6 +63,28 @@ int zo_run_rows(const zo_rows *rows, uint32_t isa) {
       whole = false;
   });
   return whole ? ZO_OK : ZO_NO_MEMORY;
+}
+
+int zo_encode(const zo_pack *pack, uint32_t isa, uint64_t *used) {
+  const zo_parts *parts = parts_of(isa);
+  if (!parts) return ZO_NO_SUCH_ISA;
+  if (!is_sound(*pack)) return ZO_BAD_JOB;
+  const uint64_t most = capacity_of(pack->codec, pack->group, pack->format, pack->elements);
+  if (pack->packed_bytes < most) return ZO_BAD_BYTES;
+  *used = pack->codec == ZO_LOSSLESS12 ? encode_twelve(*pack, *parts) : encode_fixed(*pack, *parts);
+  return ZO_OK;
+}
+
+int zo_decode(const zo_pack *pack, uint32_t isa) {
+  const zo_parts *parts = parts_of(isa);
+  if (!parts) return ZO_NO_SUCH_ISA;
+  if (!is_sound(*pack)) return ZO_BAD_JOB;
+  if (!can_be_read(packed_of(*pack))) return ZO_BAD_BYTES;
+  std::atomic<bool> whole{true};
+  in_parts(pack->count, pack->num_threads, [&](uint64_t start, uint64_t stop) {
+    if (!parts->unpack(*pack, pack->first + start, pack->first + stop)) whole = false;
+  });
+  return whole ? ZO_OK : ZO_BAD_BYTES;
 }
 
 int zo_copy(void *out, const void *from, uint64_t bytes, uint32_t num_threads, uint32_t isa) {

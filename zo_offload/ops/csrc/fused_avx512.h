@@ -17,7 +17,7 @@ struct Fused {
 
   explicit Fused(const zo_job &job) {
     const bool planes = job.format == ZO_BF16 || job.format == ZO_BF16_SR;
-    if (!planes || job.dither || job.num_ahead) return;
+    if (!planes || job.dither || job.num_ahead || job.codec != ZO_IDENTITY) return;
     if (job.num_steps > 1 || job.num_points > 2 || job.num_steps + job.num_points == 0) return;
     if (job.num_steps == 1) {
       const zo_step &only = job.steps[0];

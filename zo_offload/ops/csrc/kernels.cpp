@@ -37,8 +37,9 @@ template <class Z>
 using InRegisters = std::conditional_t<std::is_same<Z, Signs>::value, FusedSigns, FusedCells>;
 #endif
 
+/* False where a packed wire is damaged. */
 template <class Z>
-void walk(const zo_job &job, uint64_t start, uint64_t stop, Room &room) {
+bool walk(const zo_job &job, uint64_t start, uint64_t stop, Room &room) {
   const uint32_t of_steps = draws_in(job.steps, job.num_steps);
   const uint32_t ahead = draws_in(job.ahead, job.num_ahead);
 #if defined(ZO_BUILD_AVX512)
@@ -60,9 +61,11 @@ void walk(const zo_job &job, uint64_t start, uint64_t stop, Room &room) {
       fused_tile<InRegisters<Z>>(job, fused, place, at, count, room);
     else
 #endif
-      walk_tile<Z>(job, place, at, count, of_steps, ahead, room);
+        if (!walk_tile<Z>(job, place, at, count, of_steps, ahead, room))
+      return false;
     at += count;
   }
+  return true;
 }
 
 template <class Z>
@@ -97,19 +100,17 @@ void walk_rows(const zo_rows &job, uint64_t first, uint64_t last, Room &room) {
   }
 }
 
-bool run_part(const zo_job &job, uint64_t start, uint64_t stop) {
+int run_part(const zo_job &job, uint64_t start, uint64_t stop) {
   Workshop workshop;
   const uint32_t draws =
       draws_in(job.steps, job.num_steps) + draws_in(job.ahead, job.num_ahead) + job.num_points;
-  if (!workshop.open(job.direction, draws)) return false;
-  if (job.direction == ZO_GAUSSIAN)
-    walk<Cells>(job, start, stop, *workshop.room);
-  else
-    walk<Signs>(job, start, stop, *workshop.room);
+  if (!workshop.open(job.direction, draws)) return ZO_NO_MEMORY;
+  const bool whole = job.direction == ZO_GAUSSIAN ? walk<Cells>(job, start, stop, *workshop.room)
+                                                  : walk<Signs>(job, start, stop, *workshop.room);
 #if defined(ZO_BUILD_AVX512) || defined(ZO_BUILD_AVX2)
   if (job.streaming) _mm_sfence();
 #endif
-  return true;
+  return whole ? ZO_OK : ZO_BAD_BYTES;
 }
 
 bool run_rows_part(const zo_rows &job, uint64_t first, uint64_t last) {
@@ -145,11 +146,13 @@ uint64_t digest_part(const uint32_t *words, uint64_t count, uint64_t first) {
 }  // namespace
 
 #if defined(ZO_BUILD_AVX512)
-extern const zo_parts zo_avx512 = {run_part, run_rows_part, copy_part, digest_part};
+#define ZO_PARTS zo_avx512
 #elif defined(ZO_BUILD_AVX2)
-extern const zo_parts zo_avx2 = {run_part, run_rows_part, copy_part, digest_part};
+#define ZO_PARTS zo_avx2
 #elif defined(ZO_BUILD_NEON)
-extern const zo_parts zo_neon = {run_part, run_rows_part, copy_part, digest_part};
+#define ZO_PARTS zo_neon
 #else
-extern const zo_parts zo_scalar = {run_part, run_rows_part, copy_part, digest_part};
+#define ZO_PARTS zo_scalar
 #endif
+extern const zo_parts ZO_PARTS = {run_part,    run_rows_part, copy_part,       digest_part,
+                                  unpack_part, pack_part,     count_exponents, pack_twelve};

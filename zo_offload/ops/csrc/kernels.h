@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ZO_VERSION 1
+#define ZO_VERSION 2
 #define ZO_API __attribute__((visibility("default")))
 
 #ifdef __cplusplus
@@ -19,7 +19,13 @@ extern "C" {
 
 enum zo_isa { ZO_SCALAR = 0, ZO_NEON = 1, ZO_AVX2 = 2, ZO_AVX512 = 3 };
 enum zo_direction { ZO_RADEMACHER = 0, ZO_GAUSSIAN = 1 };
-enum zo_status { ZO_OK = 0, ZO_BAD_JOB = 1, ZO_NO_SUCH_ISA = 2, ZO_NO_MEMORY = 3 };
+enum zo_status {
+  ZO_OK = 0,
+  ZO_BAD_JOB = 1,
+  ZO_NO_SUCH_ISA = 2,
+  ZO_NO_MEMORY = 3,
+  ZO_BAD_BYTES = 4, /* of a packed span: too few, or damaged */
+};
 
 /* How a master lies in memory: what travels (wire), and what rests beside it. */
 enum zo_format {
@@ -28,6 +34,18 @@ enum zo_format {
   ZO_FP16 = 2,    /* wire: rounded from the master; rest: the master */
   ZO_BF16_8 = 3,  /* wire: upper sixteen of the top 24 bits; rest: the lower eight of those */
   ZO_BF16_SR = 4, /* wire: the master, which is a bfloat16 */
+};
+
+/* How a span's wire is packed for the bus (docs/codecs.md). */
+enum zo_codec {
+  ZO_IDENTITY = 0,
+  ZO_WIRE_BF16 = 1,
+  ZO_WIRE_FP16 = 2,
+  ZO_LOSSLESS12 = 3,
+  ZO_FP8_E4M3 = 4,
+  ZO_INT8 = 5,
+  ZO_INT4 = 6,
+  ZO_NF4 = 7,
 };
 
 /* One parameter: elements start to stop of the span, both multiples of 128. */
@@ -70,6 +88,21 @@ struct zo_job {
   const struct zo_step *steps, *ahead;
   const struct zo_point *points;
   const double *cells; /* the 4,096 values of a gaussian element */
+  uint32_t codec, group; /* of a wire that is packed: such a job has no steps */
+  uint64_t wire_bytes;
+};
+
+/* Packing the whole of a span's wire, or unpacking a stretch of it. */
+struct zo_pack {
+  uint32_t codec, group; /* elements that share a scale: 64, 128, or none at all */
+  uint32_t format;       /* zo_format of the wire */
+  uint32_t out_format;   /* unpacking: ZO_FP32, or ZO_BF16 or ZO_FP16, rounded */
+  uint32_t num_threads, reserved;
+  uint64_t elements;     /* of the span, a multiple of 128 */
+  uint64_t first, count; /* the stretch that is unpacked, multiples of 128 */
+  uint64_t packed_bytes; /* packing: room for the most that the codec takes */
+  const void *wire;
+  void *packed, *out;
 };
 
 /* Rows of one two-dimensional parameter along one draw. */
@@ -94,6 +127,9 @@ ZO_API void zo_use_openmp(void *gomp_parallel);
 
 ZO_API int zo_run(const struct zo_job *job, uint32_t isa);
 ZO_API int zo_run_rows(const struct zo_rows *rows, uint32_t isa);
+/* *used: bytes that were written, a multiple of 64. */
+ZO_API int zo_encode(const struct zo_pack *pack, uint32_t isa, uint64_t *used);
+ZO_API int zo_decode(const struct zo_pack *pack, uint32_t isa);
 /* A copy around the caches, in whole cache lines: what memory can do at most. */
 ZO_API int zo_copy(void *out, const void *from, uint64_t bytes, uint32_t num_threads, uint32_t isa);
 /* Sum over 32-bit words w_i, i from `first`, of mix(w_i + 2^32 i), modulo 2^64: any division adds up. */

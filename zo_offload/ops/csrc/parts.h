@@ -4,10 +4,15 @@
 #include "kernels.h"
 
 struct zo_parts {
-  bool (*run)(const zo_job &job, uint64_t start, uint64_t stop);
+  int (*run)(const zo_job &job, uint64_t start, uint64_t stop); /* a zo_status */
   bool (*run_rows)(const zo_rows &job, uint64_t first, uint64_t last);
   void (*copy)(void *out, const void *from, uint64_t bytes);
   uint64_t (*digest)(const uint32_t *words, uint64_t count, uint64_t first);
+  bool (*unpack)(const zo_pack &pack, uint64_t start, uint64_t stop); /* false: damaged */
+  void (*pack)(const zo_pack &pack, uint64_t start, uint64_t stop);
+  void (*count_exponents)(const uint16_t *wire, uint64_t count, uint64_t *histogram);
+  void (*pack_twelve)(const uint16_t *wire, uint64_t count, uint32_t top, uint8_t *planes,
+                      uint8_t *codes, uint8_t *counts);
 };
 
 extern const zo_parts zo_scalar, zo_neon, zo_avx2, zo_avx512;

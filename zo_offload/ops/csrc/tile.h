@@ -4,14 +4,12 @@
 #include <memory>
 #include <new>
 
-#include "kernels.h"
-#include "numbers.h"
+#include "codec_tile.h"
 #include "philox.h"
 
 namespace {
 
 constexpr uint32_t kAlign = 128;  /* elements of a sign block; what segments are padded to */
-constexpr uint32_t kTile = 1024;  /* elements */
 constexpr uint32_t kCells = 4096; /* values of a gaussian element */
 constexpr uint32_t kNoise = 0, kDither = 1, kRounding = 2; /* streams of a counter */
 
@@ -268,18 +266,6 @@ inline void take_steps(const zo_job &job, const zo_step *steps, uint32_t num_ste
   }
 }
 
-/* What the forward sees of the master. */
-inline void decode_wire(uint32_t format, const void *wire, uint64_t at, uint32_t count,
-                        float *__restrict value) {
-  const uint16_t *halves = static_cast<const uint16_t *>(wire) + at;
-  if (format == ZO_FP32)
-    memcpy(value, static_cast<const float *>(wire) + at, count * 4);
-  else if (format == ZO_FP16)
-    for (uint32_t e = 0; e < count; ++e) value[e] = half_to_float(halves[e]);
-  else
-    for (uint32_t e = 0; e < count; ++e) value[e] = float_of(uint32_t(halves[e]) << 16);
-}
-
 /* Copies around the caches, where the machine can and the address allows. */
 inline void stream(void *out, const void *from, size_t bytes) {
 #if defined(ZO_BUILD_AVX512) || defined(ZO_BUILD_AVX2)
@@ -352,18 +338,22 @@ inline void write_points(const zo_job &job, const Place &place, uint64_t done, u
 }
 
 template <class Z>
-inline void walk_tile(const zo_job &job, const Place &place, uint64_t at, uint32_t count,
+inline bool walk_tile(const zo_job &job, const Place &place, uint64_t at, uint32_t count,
                       uint32_t draws_of_steps, uint32_t draws_ahead, Room &room) {
   if (job.num_steps) {
     load_master(job.format, job.wire, job.rest, at, count, room.value);
     take_steps<Z>(job, job.steps, job.num_steps, true, place, count, room, room.tables);
     store_master(job.format, room.value, job.wire, job.rest, at, count);
   }
-  if (!job.num_points) return;
-  decode_wire(job.format, job.wire, at, count, room.value);
+  if (!job.num_points) return true;
+  if (job.codec == ZO_IDENTITY)
+    decode_wire(job.format, job.wire, at, count, room.value);
+  else if (!unpack_tile(packed_of(job), at, count, room.value))
+    return false;
   Table *tables = room.tables + draws_of_steps;
   take_steps<Z>(job, job.ahead, job.num_ahead, false, place, count, room, tables);
   write_points<Z>(job, place, at - job.first, count, room, tables + draws_ahead);
+  return true;
 }
 
 }  // namespace
