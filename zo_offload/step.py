@@ -3,6 +3,7 @@
 :class:`Stepper` trains a model without DeepSpeed; the engine is a coat around it.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -287,11 +288,19 @@ class Stepper:
             "lag": config.update.lag,
             "master": config.master,
             "wire": self._wire,
+            "streamed": self._streamed(),
             "forward": sorted(
                 {str(span.dtype) for u in self.weights.map.everything for span in u.spans}
             ),
             "counter": "block, parameter, step, probe | stream << 16",
         }
+
+    def _streamed(self) -> str | None:
+        """Digest of which parameters are in units, where that decides bits."""
+        if not self.config.update.lag and self._wire == IDENTITY:
+            return None
+        names = [segment.name for unit in self.weights.map.units for _, segment in unit.segments]
+        return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
     def follow(self, journal: Journal) -> None:
         """Take over the steps that a journal holds, and append to it from now on.

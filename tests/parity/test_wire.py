@@ -100,3 +100,18 @@ def test_bytes_on_the_wire_of_a_parameter(wire: str | None, most: float):
         moved = stepper.weights.pipeline.bytes_moved
     matrices, vectors_ = 3 * 256 * 256, 3 * 256
     assert (moved - 2 * vectors_) / matrices <= most
+
+
+def test_the_journal_says_what_decides_bits():
+    """Which parameters are packed, or lag, follows from the units."""
+
+    def header(**config: Any) -> dict[str, Any]:
+        with closing(Stepper(net(), ZOConfig.model_validate(config), dtype=torch.bfloat16)) as one:
+            return one.bit_header()
+
+    assert header()["streamed"] is None
+    assert header() == header(unit="linear")
+    assert header(wire="int8")["wire"] == "int8"
+    for bits in ({"wire": "int8"}, {"update": {"lag": 2}}):
+        assert header(**bits) == header(**bits, unit="block")
+        assert header(**bits) != header(**bits, unit=["Linear"])
