@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from ops.spans import DIRECTIONS, bits, span_of
+from ops.spans import bits, span_of
 
-from codec.wires import TABLE, packed, wire_of
+from codec.wires import CODECS, packed, wire_of
 from zo_offload.codec import codec_of
 from zo_offload.errors import CodecError
 from zo_offload.ops import Draw, StepUpdate, torch_ops
@@ -35,18 +35,24 @@ def kernel() -> Iterator:
         yield TritonKernels()
 
 
-@pytest.mark.parametrize(("name", "dtype"), TABLE, ids=lambda x: str(x).split(".")[-1])
-@pytest.mark.parametrize("direction", DIRECTIONS)
+ROWS = [
+    *((name, torch.bfloat16, "rademacher") for name in CODECS),
+    ("bf16", torch.float32, "rademacher"),
+    ("fp16", torch.float16, "rademacher"),
+    ("int8", torch.float32, "gaussian"),
+]
+
+
+@pytest.mark.parametrize(("name", "dtype", "direction"), ROWS)
 def test_equals_torch(kernel, name: str, dtype: torch.dtype, direction: str):
-    span = span_of([(300,), (20, 40)], [7, 3], [1.0, 0.37], dtype, codec=name)
-    for kind in ("bits", "awkward"):
-        wire = wire_of(kind, dtype, span.elements, 3)
-        source, _ = (wire, 0) if name == "identity" else packed(codec_of(name), wire)
-        expected, found = torch.zeros_like(wire), torch.zeros_like(wire[:1024], device=DEVICE)
-        draw = Draw(5, 9, 0, 1e-3)
-        torch_ops.perturb(span, source, expected, direction, draw, ahead=AHEAD)
-        kernel.perturb(span, source.to(DEVICE), found, direction, draw, 128, 1024, AHEAD)
-        np.testing.assert_array_equal(bits(found.cpu()), bits(expected[128:1152]))
+    span = span_of([(300,), (20, 20)], [7, 3], [1.0, 0.37], dtype, codec=name)
+    wire = wire_of("awkward", dtype, span.elements, 3)
+    source = wire if name == "identity" else packed(codec_of(name), wire)[0]
+    expected, found = torch.zeros_like(wire), torch.zeros_like(wire[:640], device=DEVICE)
+    draw = Draw(5, 9, 0, 1e-3)
+    torch_ops.perturb(span, source, expected, direction, draw, ahead=AHEAD)
+    kernel.perturb(span, source.to(DEVICE), found, direction, draw, 128, 640, AHEAD)
+    np.testing.assert_array_equal(bits(found.cpu()), bits(expected[128:768]))
 
 
 @pytest.mark.parametrize("name", ["bf16", "int8", "nf4", "lossless12"])

@@ -3,6 +3,9 @@
 The bits are the reference's. A group is one block of signs; no group is shared by two parameters.
 Numbers are rounded by integer arithmetic, and launches switch fused multiply-add off, although no
 multiply stands next to an add.
+
+Of an if on a constant only the branch taken is compiled; what stands after a return is compiled all
+the same, and must have its type. So choices of a format are written with else.
 """
 
 # Triton compiles these functions from their source: shapes and types are its own.
@@ -84,8 +87,9 @@ def terms(draw, values, parameter, block, scale, GROUPS: tl.constexpr, DIRECTION
         bits = tl.reshape(words[:, :, None] >> shifts[None, None, :] & 1, (GROUPS, 128))
         coefficient = tl.load(values + scale).to(tl.uint32, bitcast=True)
         return (coefficient[:, None] ^ bits << 31).to(tl.float32, bitcast=True)
-    cell = random_halves(draw, 0, parameter, block, GROUPS) & 0xFFF
-    return tl.load(values + scale[:, None] * CELLS + cell.to(tl.int32))
+    else:  # noqa: RET505
+        cell = random_halves(draw, 0, parameter, block, GROUPS) & 0xFFF
+        return tl.load(values + scale[:, None] * CELLS + cell.to(tl.int32))
 
 
 @triton.jit
@@ -113,9 +117,10 @@ def seen(wire, FORMAT: tl.constexpr):
     """What the forward sees, in fp32, of loaded wire elements."""
     if FORMAT == FP32:
         return wire
-    if FORMAT == FP16:
+    elif FORMAT == FP16:  # noqa: RET505
         return wire.to(tl.float32)
-    return as_float(wire.to(tl.uint16, bitcast=True).to(tl.uint32) << 16)
+    else:
+        return as_float(wire.to(tl.uint16, bitcast=True).to(tl.uint32) << 16)
 
 
 @triton.jit
@@ -158,9 +163,10 @@ def to_forward(bits, FORMAT: tl.constexpr):
     """fp32 bits, canonical, as the forward's type: nearest."""
     if FORMAT == FP32:
         return as_float(bits)
-    if FORMAT == FP16:
+    elif FORMAT == FP16:  # noqa: RET505
         return as_float(bits).to(tl.float16)
-    return ((bits + 0x8000) >> 16).to(tl.uint16).to(tl.int16, bitcast=True)
+    else:
+        return ((bits + 0x8000) >> 16).to(tl.uint16).to(tl.int16, bitcast=True)
 
 
 @triton.jit
