@@ -46,6 +46,7 @@ def span_of(
     dtype: torch.dtype = torch.float32,
     dither: bool = False,
     master: str = "fp32",
+    codec: str = "identity",
 ) -> Span:
     segments: list[Segment] = []
     start = 0
@@ -53,7 +54,7 @@ def span_of(
         index = indices[i] if indices else i
         segments.append(Segment(f"p{i}", index, shape, start, scales[i] if scales else 1.0))
         start += segments[-1].padded
-    return Span(dtype, tuple(segments), 0, 0, dither=dither, master=master)
+    return Span(dtype, tuple(segments), 0, 0, dither=dither, master=master, codec=codec)
 
 
 @st.composite

@@ -241,6 +241,12 @@ def test_a_job_that_is_not_sound_is_refused(kernel: Native):
 
 
 def test_the_structures_are_those_of_the_header():
-    sizes = {native._Draw: 24, native._Step: 32, native._Point: 32, native._Job: 112}
+    sizes = {
+        native._Draw: 24,
+        native._Step: 32,
+        native._Point: 32,
+        native._Job: 128,
+        native._Pack: 80,
+    }
     for structure, size in sizes.items():
         assert ctypes.sizeof(structure) == size

@@ -52,7 +52,9 @@ def encode(layout: Layout, values: F32) -> U8:
     usual = (scale > 0).reshape(-1, 1)  # neither NaN nor zero
     with np.errstate(invalid="ignore"):
         ratio = np.where(usual, groups, 0) / np.where(usual[:, 0], scale, 1).reshape(-1, 1)
-    codes = TO_CODE[layout.kind](ratio.astype(np.float32).reshape(-1))
+    largest = LARGEST[layout.kind]
+    ratio = np.clip(ratio.astype(np.float32), -largest, largest)  # a huge group's scale stops short
+    codes = TO_CODE[layout.kind](ratio.reshape(-1))
     if CODE_BITS[layout.kind] == 4:
         codes = pack_nibbles(codes)
     scale_bytes = np.zeros(padded(2 * len(scale_bits)), np.uint8)
@@ -85,7 +87,7 @@ def scales_of(kind: str, groups: F32) -> npt.NDArray[np.uint16]:
     quotient = np.where(broken, np.float32(0), absmax) / np.float32(LARGEST[kind])
     up = (quotient.astype(np.float32).view(np.uint32) + np.uint32(0xFFFF)) >> np.uint32(16)
     up = np.where(absmax > 0, np.maximum(up, 1), 0)  # a quotient may underflow
-    up = np.minimum(up, LARGEST_SCALE).astype(np.uint16)
+    up = np.minimum(up, LARGEST_SCALE[kind]).astype(np.uint16)
     return np.where(broken, np.uint16(NAN_SCALE), up)
 
 
@@ -156,11 +158,14 @@ def error_bound(kind: str, absmax: float) -> float:
     """The most that a value of a group can move, from the group's largest magnitude.
 
     ``(half step + 2^-15) * scale``; the scale is at most ``absmax / qmax`` rounded up to bfloat16,
-    the 2^-15 stands for the roundings of fp32. NF4's scale stops at the largest bfloat16.
+    the 2^-15 stands for the roundings of fp32. Where it would make products overflow (magnitudes
+    beyond 3.3e38) it stops short, and what is beyond its codes is added.
 
     Example:
         >>> error_bound("int8", 127.0)
         0.5039...
     """
     scale = absmax / LARGEST[kind] * (1 + 2**-7) + 2.0**-133
-    return scale * (HALF_STEP[kind] + 2.0**-15)
+    most = np.array([LARGEST_SCALE[kind] << 16], np.uint32).view(np.float32)[0]
+    beyond = max(0.0, absmax - LARGEST[kind] * float(most))
+    return scale * (HALF_STEP[kind] + 2.0**-15) + beyond

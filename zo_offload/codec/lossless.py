@@ -92,4 +92,4 @@ def decode(packed: U8, elements: int) -> U16:
     exponent = (head.top - codes.astype(np.int64)).astype(np.uint16)
     exponent[escaped] = packed[place.escapes : place.escapes + head.escapes]
     plane = packed[place.planes : place.codes].astype(np.uint16)
-    return (plane & 128) << 8 | exponent << 7 | plane & 127
+    return ((plane & 128) << 8 | exponent << 7 | plane & 127).astype(np.uint16)

@@ -21,7 +21,10 @@ def widen(raw: npt.NDArray[np.generic]) -> F32:
     """
     if raw.dtype == np.uint16:
         return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return canonical(raw.astype(np.float32)) if raw.dtype == np.float16 else raw.astype(np.float32)
+    if raw.dtype == np.float16:
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            return canonical(raw.astype(np.float32))
+    return raw.astype(np.float32)
 
 
 def encode_bf16(values: F32) -> U16:

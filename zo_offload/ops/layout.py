@@ -36,8 +36,9 @@ NF4 = (
     0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
-NF4_ZERO = 7  # the code of 0.0
-LARGEST_SCALE, NAN_SCALE = 0x7F7F, 0x7FC0  # bits of bfloat16
+# Bits of bfloat16: the largest scale whose products with codes are finite, and a broken group's.
+LARGEST_SCALE = {"fp8_e4m3": 0x7B12, "int8": 0x7C01, "int4": 0x7E12, "nf4": 0x7F7F}
+NAN_SCALE = 0x7FC0
 
 
 @dataclass(frozen=True, slots=True)

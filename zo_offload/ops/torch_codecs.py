@@ -113,7 +113,8 @@ def _pack_groups(
     scale = (scale_bits << 16).view(torch.float32)
     usual = scale > 0  # neither NaN nor zero
     groups.masked_fill_(~usual.unsqueeze(1), 0.0).div_(torch.where(usual, scale, 1.0).unsqueeze(1))
-    codes = _code_of(layout.kind, value)
+    largest = LARGEST[layout.kind]
+    codes = _code_of(layout.kind, value.clamp_(-largest, largest))
     scales_at = layout.scales_at(elements) + start // layout.group * 2
     scale_bytes = packed[scales_at : scales_at + 2 * len(scale_bits)]
     scale_bytes.view(torch.int16).copy_(scale_bits)
@@ -132,7 +133,7 @@ def _scales_of(kind: str, groups: torch.Tensor) -> torch.Tensor:
     absmax = torch.where(broken, 0, largest).view(torch.float32)
     quotient = absmax / absmax.new_tensor(LARGEST[kind])
     up = quotient.view(torch.int32).add(0xFFFF).bitwise_right_shift_(16)
-    up = torch.where(largest > 0, up.clamp_(1, LARGEST_SCALE), 0)  # a quotient may underflow
+    up = torch.where(largest > 0, up.clamp_(1, LARGEST_SCALE[kind]), 0)  # a quotient may underflow
     return torch.where(broken, NAN_SCALE, up)
 
 

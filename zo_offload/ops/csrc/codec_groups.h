@@ -31,10 +31,15 @@ constexpr float middle(int i) { return float((double(kNf4[i]) + double(kNf4[i + 
 constexpr float kNf4Middles[15] = {middle(0),  middle(1),  middle(2),  middle(3),  middle(4),
                                    middle(5),  middle(6),  middle(7),  middle(8),  middle(9),
                                    middle(10), middle(11), middle(12), middle(13), middle(14)};
-constexpr uint32_t kNf4Zero = 7, kLargestScale = 0x7F7F, kNanScale = 0x7FC0;
+constexpr uint32_t kNf4Zero = 7, kNanScale = 0x7FC0;
 
 inline float largest_code(uint32_t codec) {
   return codec == ZO_FP8_E4M3 ? 448.0f : codec == ZO_INT8 ? 127.0f : codec == ZO_INT4 ? 7.0f : 1.0f;
+}
+
+/* The largest scale whose product with a code is finite. */
+inline uint32_t largest_scale(uint32_t codec) {
+  return codec == ZO_FP8_E4M3 ? 0x7B12 : codec == ZO_INT8 ? 0x7C01 : codec == ZO_INT4 ? 0x7E12 : 0x7F7F;
 }
 
 /* The bfloat16 bits of a group's scale, rounded up; of a group that is not finite, NaN. */
@@ -47,7 +52,8 @@ inline uint32_t scale_of(uint32_t codec, const float *__restrict value, uint32_t
   if (most >= 0x7F800000) return kNanScale;
   if (most == 0) return 0;
   const uint32_t up = (bits_of(float_of(most) / largest_code(codec)) + 0xFFFF) >> 16;
-  return up < 1 ? 1 : up > kLargestScale ? kLargestScale : up; /* the quotient may underflow */
+  const uint32_t largest = largest_scale(codec);
+  return up < 1 ? 1 : up > largest ? largest : up; /* the quotient may underflow */
 }
 
 /* -- codes of x / scale: the nearest, without branches -- */
@@ -68,22 +74,26 @@ inline uint8_t nf4_code(float ratio) {
 }
 
 template <class Code>
-inline void codes_of(const float *__restrict value, float scale, uint32_t group, Code code,
-                     uint8_t *__restrict codes) {
-  for (uint32_t e = 0; e < group; ++e) codes[e] = code(value[e] / scale);
+inline void codes_of(const float *__restrict value, float scale, uint32_t group, float largest,
+                     Code code, uint8_t *__restrict codes) {
+  for (uint32_t e = 0; e < group; ++e) {
+    float ratio = value[e] / scale;
+    ratio = ratio > largest ? largest : ratio; /* a huge group's scale stops short */
+    codes[e] = code(ratio < -largest ? -largest : ratio);
+  }
 }
 
 inline void group_codes(uint32_t codec, const float *value, uint32_t group, uint32_t scale_bits,
                         uint8_t *codes) {
-  const float scale = float_of(scale_bits << 16);
+  const float scale = float_of(scale_bits << 16), largest = largest_code(codec);
   if (!(scale > 0.0f))
     memset(codes, codec == ZO_NF4 ? kNf4Zero : 0, group);
   else if (codec == ZO_FP8_E4M3)
-    codes_of(value, scale, group, fp8_code, codes);
+    codes_of(value, scale, group, largest, fp8_code, codes);
   else if (codec == ZO_NF4)
-    codes_of(value, scale, group, nf4_code, codes);
+    codes_of(value, scale, group, largest, nf4_code, codes);
   else
-    codes_of(value, scale, group, integer_code, codes);
+    codes_of(value, scale, group, largest, integer_code, codes);
 }
 
 inline void pack_block(uint32_t codec, uint32_t group, const float *value, uint8_t *out,

@@ -5,6 +5,8 @@ Triton is imported, and functions are compiled, when a launch needs them.
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from zo_offload.errors import KernelError
 from zo_offload.ops import reference, torch_codecs, torch_ops
 from zo_offload.ops.draws import DIRECTIONS, Draw, Point, StepUpdate
-from zo_offload.ops.layout import Layout
+from zo_offload.ops.layout import CODECS, NF4, Layout
 from zo_offload.ops.span import ALIGNMENT, FORMATS, Segment, Span
 
 GROUPS = {"rademacher": 8, "gaussian": 4}  # of 128 elements, a program
@@ -55,7 +57,7 @@ class TritonKernels:
         ahead: Sequence[StepUpdate] = (),
     ) -> None:
         """See :func:`zo_offload.ops.perturb`."""
-        if span.codec != "identity":
+        if span.layout.kind == "lossless12":  # its damage is looked for on the host
             torch_ops.perturb(span, wire, out, direction, draw, first, count, ahead)
             return
         count = span.elements - first if count is None else count
@@ -133,11 +135,12 @@ class TritonKernels:
             cells = torch.tensor(reference.gaussian_cells(), device=device)
             values = values.unsqueeze(-1) * cells
         half = span.dtype == torch.bfloat16
+        source = _source(span, wire) if point is not None and not steps else _plain(span, wire)
         groups = count // ALIGNMENT
         per_program = GROUPS[direction]
         out = wire if point is None else point.out
         self._work[(-(-groups // per_program),)](
-            wire.view(torch.int16) if half else wire,
+            source.elements,
             rest if rest is not None and rest.numel() else wire,
             out.view(torch.int16) if half else out,
             torch.from_numpy(table).to(device),
@@ -153,8 +156,13 @@ class TritonKernels:
             len(steps),
             len(every),
             len(draws) - 1,
+            source.scales,
+            source.nf4,
             GROUPS=per_program,
             FORMAT=FORMATS[span.format],
+            WIRE=source.format,
+            CODEC=CODECS[span.layout.kind],
+            PER_SCALE=span.layout.group or ALIGNMENT,
             DIRECTION=DIRECTIONS[direction],
             UPDATES=bool(steps),
             PERTURBS=point is not None,
@@ -162,6 +170,47 @@ class TritonKernels:
             num_warps=NUM_WARPS,
             enable_fp_fusion=False,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """How the kernel reads a wire.
+
+    Attributes:
+        elements: Elements of a format, or codes.
+        format: Of ``FORMATS``; -1 where codes have scales.
+        scales: Bits of bfloat16.
+        nf4: The sixteen values.
+    """
+
+    elements: torch.Tensor
+    format: int
+    scales: torch.Tensor
+    nf4: torch.Tensor
+
+
+def _plain(span: Span, wire: torch.Tensor) -> _Source:
+    elements = wire.view(torch.int16) if span.dtype == torch.bfloat16 else wire
+    return _Source(elements, FORMATS[span.format], elements, elements)
+
+
+def _source(span: Span, wire: torch.Tensor) -> _Source:
+    layout = span.layout
+    if layout.kind == "identity":
+        return _plain(span, wire)
+    layout.refuse_short(wire, span.elements, span.dtype)
+    if layout.kind in ("bf16", "fp16"):
+        halves = wire[: span.packed_bytes]
+        elements = halves.view(torch.int16 if layout.kind == "bf16" else torch.float16)
+        format_ = FORMATS["planes" if layout.kind == "bf16" else "fp16"]
+        return _Source(elements, format_, elements, elements)
+    scales = wire[layout.scales_at(span.elements) : span.packed_bytes].view(torch.int16)
+    return _Source(wire, -1, scales, _nf4(wire.device))
+
+
+@lru_cache(maxsize=8)
+def _nf4(device: torch.device) -> torch.Tensor:
+    return torch.tensor(NF4, dtype=torch.float32, device=device)
 
 
 def _fields(seed: int, step: int, probe: int) -> tuple[int, int, int, int]:

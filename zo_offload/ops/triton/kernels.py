@@ -3,6 +3,9 @@
 The bits are the reference's. A group is one block of signs; no group is shared by two parameters.
 Numbers are rounded by integer arithmetic, and launches switch fused multiply-add off, although no
 multiply stands next to an add.
+
+Of an if on a constant only the branch taken is compiled; what stands after a return is compiled all
+the same, and must have its type. So choices of a format are written with else.
 """
 
 # Triton compiles these functions from their source: shapes and types are its own.
@@ -18,7 +21,12 @@ PLANES = tl.constexpr(1)
 FP16 = tl.constexpr(2)
 BF16_8 = tl.constexpr(3)
 BF16_SR = tl.constexpr(4)
+FP8 = tl.constexpr(4)
+INT8 = tl.constexpr(5)
+INT4 = tl.constexpr(6)
+NF4 = tl.constexpr(7)
 CELLS = tl.constexpr(4096)
+SCALED = tl.constexpr(-1)
 FIELDS = tl.constexpr(4)  # of a draw: seed, low and high, step, probe with stream
 
 
@@ -79,8 +87,9 @@ def terms(draw, values, parameter, block, scale, GROUPS: tl.constexpr, DIRECTION
         bits = tl.reshape(words[:, :, None] >> shifts[None, None, :] & 1, (GROUPS, 128))
         coefficient = tl.load(values + scale).to(tl.uint32, bitcast=True)
         return (coefficient[:, None] ^ bits << 31).to(tl.float32, bitcast=True)
-    cell = random_halves(draw, 0, parameter, block, GROUPS) & 0xFFF
-    return tl.load(values + scale[:, None] * CELLS + cell.to(tl.int32))
+    else:  # noqa: RET505
+        cell = random_halves(draw, 0, parameter, block, GROUPS) & 0xFFF
+        return tl.load(values + scale[:, None] * CELLS + cell.to(tl.int32))
 
 
 @triton.jit
@@ -108,9 +117,45 @@ def seen(wire, FORMAT: tl.constexpr):
     """What the forward sees, in fp32, of loaded wire elements."""
     if FORMAT == FP32:
         return wire
-    if FORMAT == FP16:
+    elif FORMAT == FP16:  # noqa: RET505
         return wire.to(tl.float32)
-    return as_float(wire.to(tl.uint16, bitcast=True).to(tl.uint32) << 16)
+    else:
+        return as_float(wire.to(tl.uint16, bitcast=True).to(tl.uint32) << 16)
+
+
+@triton.jit
+def code_at(codes, group, within, mask):
+    """Four-bit codes: of every 128, the first 64 are low halves, the last 64 high halves."""
+    byte = tl.load(codes + group.to(tl.int64)[:, None] * 64 + within % 64, mask, 0).to(tl.int32)
+    return byte >> within // 64 * 4 & 15
+
+
+@triton.jit
+def fp8_value(code):
+    """E4M3 in fp32: by integers where normal, exactly where not."""
+    size = code.to(tl.uint32) & 127
+    denormal = (size & 7).to(tl.float32) * 0.001953125
+    normal = as_float((size << 20) + (120 << 23))
+    bits = tl.where(size < 8, denormal, normal).to(tl.uint32, bitcast=True)
+    bits = tl.where(size == 127, 0x7FC00000, bits).to(tl.uint32)
+    return as_float(bits | (code.to(tl.uint32) & 128) << 24)
+
+
+@triton.jit
+def unpacked(codes, scales, nf4, group, within, mask, CODEC: tl.constexpr, PER_SCALE: tl.constexpr):
+    """What packed elements with group scales mean, fp32 ``[groups, 128]``; one product each."""
+    at = group.to(tl.int64)[:, None] * 128 + within
+    bits = tl.load(scales + at // PER_SCALE, mask, 0).to(tl.uint16, bitcast=True)
+    scale = as_float(bits.to(tl.uint32) << 16)
+    if CODEC == INT8:
+        value = tl.load(codes + at, mask, 0).to(tl.int8, bitcast=True).to(tl.float32)
+    if CODEC == FP8:
+        value = fp8_value(tl.load(codes + at, mask, 0))
+    if CODEC == INT4:
+        value = ((code_at(codes, group, within, mask) ^ 8) - 8).to(tl.float32)
+    if CODEC == NF4:
+        value = tl.load(nf4 + code_at(codes, group, within, mask))
+    return as_float(canonical(value * scale))
 
 
 @triton.jit
@@ -118,9 +163,10 @@ def to_forward(bits, FORMAT: tl.constexpr):
     """fp32 bits, canonical, as the forward's type: nearest."""
     if FORMAT == FP32:
         return as_float(bits)
-    if FORMAT == FP16:
+    elif FORMAT == FP16:  # noqa: RET505
         return as_float(bits).to(tl.float16)
-    return ((bits + 0x8000) >> 16).to(tl.uint16).to(tl.int16, bitcast=True)
+    else:
+        return ((bits + 0x8000) >> 16).to(tl.uint16).to(tl.int16, bitcast=True)
 
 
 @triton.jit
@@ -160,8 +206,13 @@ def work(
     num_steps,  # that masters take
     num_all,  # with those that only the perturbed copy takes, after them
     point,  # draw of the perturbed copy
+    scales,  # bits of bfloat16, of a wire whose groups have them
+    nf4,  # fp32 [16]
     GROUPS: tl.constexpr,
     FORMAT: tl.constexpr,
+    WIRE: tl.constexpr,  # how the wire's elements are read: as a format's, or (-1) by scales
+    CODEC: tl.constexpr,
+    PER_SCALE: tl.constexpr,
     DIRECTION: tl.constexpr,
     UPDATES: tl.constexpr,
     PERTURBS: tl.constexpr,
@@ -177,8 +228,10 @@ def work(
     within = tl.arange(0, 128)[None, :]
     at = group.to(tl.int64)[:, None] * 128 + within
     mask = inside[:, None] & (within >= 0)
-    held = tl.load(wire + at, mask, 0)
-    value = seen(held, FORMAT)
+    if WIRE == SCALED:
+        value = unpacked(wire, scales, nf4, group, within, mask, CODEC, PER_SCALE)
+    else:
+        value = seen(tl.load(wire + at, mask, 0), WIRE)
     if UPDATES:
         if FORMAT == FP16:
             value = tl.load(rest + at, mask, 0)
