@@ -129,7 +129,7 @@ PLAN_OPTIONS = (
     click.option("--probes", type=COUNT, help="Directions a step."),
     click.option("--lag", type=click.IntRange(min=0), help="Steps that masters may be behind."),
     click.option("--batch-size", type=COUNT, help="Examples of a micro-batch (1)."),
-    click.option("--length", type=COUNT, help="Tokens of an example (2048)."),
+    click.option("--length", type=COUNT, help="Tokens of an example (2048, or the context)."),
     click.option("--json", is_flag=True, help="One line of JSON."),
 )
 # fmt: on

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from zo_offload.plan.formats import keeps_all, wire_bytes
+from zo_offload.plan.formats import wire_bytes
 from zo_offload.plan.rates import Rates
 from zo_offload.plan.request import GIB, TRAINABLES, Budgets, Request
 from zo_offload.plan.search import Layouts, Planned, plan
@@ -30,7 +30,7 @@ class Advice:
 def quicker(layouts: Layouts, request: Request, planned: Planned, rates: Rates) -> list[Advice]:
     """Changes that pay, the best first."""
     found = []
-    for change, other, budgets in _variations(request, planned.budgets):
+    for change, other, budgets in _variations(request, planned.budgets, layouts.dtype):
         tried = plan(layouts, other, budgets, rates)
         gain = planned.seconds_per_forward_token / tried.seconds_per_forward_token
         if tried.fits and gain >= LEAST_GAIN:
@@ -38,8 +38,10 @@ def quicker(layouts: Layouts, request: Request, planned: Planned, rates: Rates) 
     return sorted(found, key=lambda each: -each.gain)
 
 
-def _variations(request: Request, budgets: Budgets) -> Iterator[tuple[str, Request, Budgets]]:
-    if request.wire in ("identity", "bf16"):
+def _variations(
+    request: Request, budgets: Budgets, dtype: torch.dtype
+) -> Iterator[tuple[str, Request, Budgets]]:
+    if request.wire in ("identity", "bf16") and dtype == torch.bfloat16:
         yield "wire lossless12 (exact)", replace(request, wire="lossless12"), budgets
     if request.wire not in ("nf4", "int4"):
         yield "wire nf4 (moves where the loss is evaluated)", replace(request, wire="nf4"), budgets
@@ -153,8 +155,7 @@ def _changes(layouts: Layouts, request: Request) -> Iterator[list[Change]]:
 
 
 def _smaller_wires(wire: str, dtype: torch.dtype) -> list[str]:
-    known = [each for each in ("lossless12", "int8", "nf4") if keeps_all(each, dtype)]
-    known += [each for each in ("int8", "nf4") if each not in known]
+    known = ["lossless12", "int8", "nf4"] if dtype == torch.bfloat16 else ["int8", "nf4"]
     return [each for each in known if wire_bytes(each, dtype) < wire_bytes(wire, dtype)]
 
 

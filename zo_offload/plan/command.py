@@ -7,7 +7,7 @@ from zo_offload.errors import StoreError
 from zo_offload.plan.advice import nearest, quicker
 from zo_offload.plan.rates import Rates
 from zo_offload.plan.report import as_json, as_table, refusal
-from zo_offload.plan.request import GIB, Budgets, Request, read_json, with_options
+from zo_offload.plan.request import DEFAULT_LENGTH, GIB, Budgets, Request, read_json, with_options
 from zo_offload.plan.search import Layouts, plan
 from zo_offload.plan.shapes import config_of
 
@@ -62,6 +62,8 @@ def run(options: PlanOptions) -> Written:
     rates = Rates(**{key: value for key, value in options.rates.items() if value is not None})
     config, own = config_of(options.model)
     layouts = Layouts(config, dtype or own)
+    if options.request.get("length") is None and layouts.most_length:
+        request = replace(request, length=min(DEFAULT_LENGTH, layouts.most_length))
     planned = plan(layouts, request, budgets, rates)
     advice = quicker(layouts, request, planned, rates) if planned.fits else []
     write = as_json if options.json else as_table

@@ -162,7 +162,12 @@ def _numbers(members: list[tuple[Span, Segment]], dtype: torch.dtype) -> tuple[i
 
 
 def dims_of(model_map: ModelMap, config: Any, model: Any) -> Dims:
-    """Widths, from the configuration and the matrices of the largest block."""
+    """Widths, from the configuration and the matrices of the largest block.
+
+    A block holds its input, the stream and the normed stream; beside them every product of the MLP
+    (gate, up and theirs), or twice those of attention (as they are and rotated), or what its chosen
+    experts take and give. Attention is computed in parts: no product of lengths is held.
+    """
     text = config.get_text_config()
     hidden = int(text.hidden_size)
     shapes = [tuple(p.shape) for p in _a_block(model).parameters() if p.ndim in (2, 3)]
@@ -170,8 +175,9 @@ def dims_of(model_map: ModelMap, config: Any, model: Any) -> Dims:
     widest = max(flat)
     others = sum(width for width in flat if width < widest)
     chosen = int(getattr(text, "num_experts_per_tok", None) or 1)
-    routed = chosen * sum(_across(s[1:], hidden) + hidden for s in shapes if len(s) == 3)
-    inner = 2 * hidden + max(flat.count(widest) * widest, 2 * others, routed)
+    experts = [_across(shape[1:], hidden) for shape in shapes if len(shape) == 3]
+    routed = chosen * (4 * hidden + sum(experts)) if experts else 0
+    inner = 3 * hidden + max(flat.count(widest) * widest, 2 * others, routed)
     heads = int(getattr(text, "num_attention_heads", 0) or 0)
     head_dim = getattr(text, "head_dim", None) or hidden // max(heads, 1)
     return Dims(

@@ -55,12 +55,11 @@ def notes(planned: Planned) -> list[str]:
         parse_config({"zeroth_order": block_of(planned)})
     except ConfigError as error:
         found.append(f"training does not take this yet: {error}")
-    device, host, nvme = planned.tiers.residents
-    if device and (host or nvme):
-        found.append(
-            f"training rests all units in one tier; {device} of them on the device is what a fixed "
-            "resident set would add"
-        )
+    mixed = [
+        f"{n} on {tier}" for tier, n in zip(DEVICES, planned.tiers.residents, strict=True) if n
+    ]
+    if len(mixed) > 1:
+        found.append(f"training rests all units in one tier yet; here {', '.join(mixed)}")
     if any(name.endswith("]") for name in planned.layout.names):
         found.append("training moves all experts of a layer as one unit; here each is one")
     if planned.request.trainable == "sparse":
@@ -114,7 +113,7 @@ def as_table(model: str, planned: Planned, rates: Rates, advice: list[Advice]) -
             *(f"  {each.gain:5.2f} x  {each.change}" for each in advice[:5]),
             *([] if advice else [f"  nothing here; {planned.step.bound_by} bounds it"]),
             "",
-            f'"zeroth_order": {json.dumps(block_of(planned))}',
+            f'in the JSON: "zeroth_order": {json.dumps(block_of(planned))}',
             *(f"note: {note}" for note in notes(planned)),
         ]
     )

@@ -15,6 +15,7 @@ TIERS = ("device", "host", "nvme")
 LOWEST_TIERS = {"none": "device", "cpu": "host", "nvme": "nvme"}
 TRAINABLES = ("full", "sparse", "peft")
 GIB = 2**30
+DEFAULT_LENGTH = 2048
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Request:
     probes: int = 1
     micro_batches: int = 1
     batch_size: int = 1
-    length: int = 2048
+    length: int = DEFAULT_LENGTH
     live_lanes: int | None = None
     num_slots: int = 2
     lowest: str = "nvme"

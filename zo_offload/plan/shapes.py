@@ -6,6 +6,8 @@ Reference: Zhang et al. (2022), arXiv 2205.01068, table 1 (OPT); Llama Team (202
 2407.21783, table 3 (Llama 3); Qwen Team (2025), arXiv 2505.09388, tables 1 and 2 (Qwen3).
 """
 
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,6 +81,9 @@ def config_of(name: str) -> tuple[Any, torch.dtype]:
     ready = READY.get(name.lower())
     if ready is not None:
         return getattr(transformers, ready[0])(**ready[1]), torch.bfloat16
+    near = get_close_matches(name.lower(), READY, n=1, cutoff=0.75)
+    if near and "/" not in name and not Path(name).is_dir():
+        raise ModelError(f"{name}: no such shape or directory; did you mean {near[0]}?")
     try:
         config = transformers.AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
