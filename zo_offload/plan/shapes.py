@@ -85,7 +85,7 @@ def config_of(name: str) -> tuple[Any, torch.dtype]:
     if near and "/" not in name and not Path(name).is_dir():
         raise ModelError(f"{name}: no such shape or directory; did you mean {near[0]}?")
     try:
-        config = transformers.AutoConfig.from_pretrained(name)
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{name}: no configuration to be read ({one_line(str(error))[:160]}); give a "
@@ -106,7 +106,7 @@ def build(config: Any) -> nn.Module:
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise ModelError(
             f"{type(config).__name__}: no causal language model ({one_line(str(error))[:160]})"
         ) from error
