@@ -1,4 +1,4 @@
-"""The command line: ``zo-offload train`` and ``zo-offload eval``.
+"""The command line: ``zo-offload train``, ``eval`` and ``plan``.
 
 Light to import: what takes seconds (torch, DeepSpeed, transformers) is imported by a command, after
 it has said that it is starting.
@@ -103,6 +103,35 @@ TRAIN_OPTIONS = (
     click.option("--eval-every", type=click.IntRange(min=1),
                  help="Steps between evaluations (default: a tenth of --steps, at least 10)."),
 )
+POSITIVE = click.FloatRange(min=0, min_open=True)
+COUNT = click.IntRange(min=1)
+PLAN_MEMORY = ("device_gb", "host_gb", "nvme_gb")
+PLAN_RATES = ("pcie_gbps", "nvme_gbps", "host_gbps", "tflops")
+PLAN_OPTIONS = (
+    click.option("--model", required=True, metavar="NAME",
+                 help="A shape by name (opt-175b, llama-3-70b, ...), directory or model id."),
+    click.option("--config", metavar="FILE",
+                 help="DeepSpeed JSON with a zeroth_order block; options go before it."),
+    click.option("--device-gb", type=POSITIVE, help="Device memory, in GiB."),
+    click.option("--host-gb", type=POSITIVE, help="Host memory, in GiB."),
+    click.option("--nvme-gb", type=POSITIVE, help="Disk, in GiB (default: any)."),
+    click.option("--pcie-gbps", type=POSITIVE, help="Of the bus, 10^9 bytes a second (25)."),
+    click.option("--nvme-gbps", type=POSITIVE, help="Of the disks (10)."),
+    click.option("--host-gbps", type=POSITIVE, help="Of the host's updates (35)."),
+    click.option("--tflops", type=POSITIVE, help="Of the device, 10^12 a second (100)."),
+    click.option("--unit", type=click.Choice(["block", "sublayer", "linear"]),
+                 help="What moves together (default: the plan's choice)."),
+    click.option("--wire", type=click.Choice(
+                     ["identity", "bf16", "lossless12", "fp8_e4m3", "int8", "int4", "nf4"]),
+                 help="What crosses the bus."),
+    click.option("--trainable", type=click.Choice(["full", "sparse", "peft"]),
+                 help="What moves; all but full freeze the base."),
+    click.option("--probes", type=COUNT, help="Directions a step."),
+    click.option("--lag", type=click.IntRange(min=0), help="Steps that masters may be behind."),
+    click.option("--batch-size", type=COUNT, help="Examples of a micro-batch (1)."),
+    click.option("--length", type=COUNT, help="Tokens of an example (2048, or the context)."),
+    click.option("--json", is_flag=True, help="One line of JSON."),
+)
 # fmt: on
 
 
@@ -156,6 +185,23 @@ def evaluate(local_rank: int | None, **options: Any) -> None:
     print(f"accuracy: {found.accuracy:.4f}")
     print(f"loss: {found.loss:.4f}")
     print(f"examples: {found.num_examples}")
+
+
+@main.command(name="plan")
+@takes(*PLAN_OPTIONS)
+@fails_in_one_line
+def plan_run(model: str, config: str | None, json: bool, **options: Any) -> None:
+    """Say what a run needs and how long a step takes, from the model's shapes alone."""
+    _quiet()
+    from zo_offload.plan import command
+
+    memory = {name.removesuffix("_gb"): options.pop(name) for name in PLAN_MEMORY}
+    rates = {name: options.pop(name) for name in PLAN_RATES}
+    written = command.run(command.PlanOptions(model, config, memory, rates, options, json))
+    if written.text:
+        print(written.text)
+    if written.refusal is not None:
+        raise written.refusal
 
 
 def reporter() -> Reporter:

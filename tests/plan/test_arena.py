@@ -1,0 +1,95 @@
+"""What is planned is what training then holds, on small models of the same blocks."""
+
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from zo_offload.config import OffloadConfig, ZOConfig
+from zo_offload.plan.budget import Tiers, place
+from zo_offload.plan.request import Budgets, Request
+from zo_offload.plan.search import Layouts
+from zo_offload.plan.shapes import READY
+from zo_offload.step import Stepper
+
+SMALLER = {
+    "opt-175b": {"hidden_size": 96, "word_embed_proj_dim": 96, "ffn_dim": 384, "vocab_size": 512},
+    "llama-3-8b": {"hidden_size": 64, "intermediate_size": 224, "vocab_size": 640},
+    "qwen3-8b": {"hidden_size": 64, "intermediate_size": 192, "vocab_size": 512, "head_dim": 16},
+}
+BASE = Request(length=16, lowest="host", only=True, where="host")
+ACTIVATIONS = ("activations", "logits")
+
+
+def config_like(name: str) -> Any:
+    """Two layers of the shape, narrow."""
+    kind, values = READY[name]
+    few = {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+    if "num_key_value_heads" in values:
+        few["num_key_value_heads"] = 2
+    return getattr(transformers, kind)(**values | few | SMALLER[name])
+
+
+def planned(config: Any, dtype: torch.dtype, request: Request) -> Tiers:
+    layout = Layouts(config, dtype).at(request.unit or "block", request.master)
+    return place(layout, request, Budgets())
+
+
+def weights_of(tiers: Tiers) -> int:
+    return tiers.device_bytes - sum(tiers.device[part] for part in ACTIVATIONS)
+
+
+def stepper_of(config: Any, dtype: torch.dtype, request: Request, device: Any) -> Stepper:
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    options: Any = {
+        "unit": request.unit,
+        "probes": request.probes,
+        "master": request.master,
+        "offload_param": OffloadConfig(device=device, buffer_count=request.num_slots),
+        "update": {"where": request.where if device == "cpu" else None, "lag": request.lag},
+    }
+    return Stepper(model, ZOConfig(**options), dtype=dtype)
+
+
+@pytest.mark.parametrize("unit", ["block", "sublayer", "linear"])
+@pytest.mark.parametrize("name", SMALLER)
+def test_the_arena_peaks_where_the_plan_says(name: str, unit: str):
+    config, request = config_like(name), replace(BASE, unit=unit, probes=2)
+    tokens = torch.randint(4, 500, (1, 16))
+    with closing(stepper_of(config, torch.bfloat16, request, "cpu")) as stepper:
+        stepper.train_step([{"input_ids": tokens, "labels": tokens}], lr=1e-3)
+        peak, plan = stepper.weights.arena.peak_bytes, stepper.plan
+        assert stepper.weights.host_bytes == plan.host_bytes
+    tiers = planned(config, torch.bfloat16, request)
+    assert peak == pytest.approx(weights_of(tiers), rel=0.02)
+    assert tiers.host_bytes == plan.host_bytes
+
+
+@pytest.mark.parametrize(
+    ("device", "changes", "dtype"),
+    [
+        ("cpu", {"where": "device"}, torch.bfloat16),
+        ("cpu", {"lag": 4}, torch.bfloat16),
+        ("cpu", {"master": "bf16+8", "num_slots": 3}, torch.bfloat16),
+        ("cpu", {"master": "bf16_sr", "unit": "linear"}, torch.bfloat16),
+        ("cpu", {"unit": "sublayer"}, torch.float16),
+        ("cpu", {}, torch.float32),
+        ("none", {}, torch.bfloat16),
+        ("none", {"lag": 4, "unit": "linear"}, torch.bfloat16),
+        ("none", {"master": "bf16+8"}, torch.bfloat16),
+    ],
+)
+def test_weights_are_what_the_engine_counts(device: str, changes: dict, dtype: torch.dtype):
+    request = replace(BASE, unit="block", lowest={"cpu": "host", "none": "device"}[device])
+    request = replace(request, **changes)
+    config = config_like("opt-175b")
+    with closing(stepper_of(config, dtype, request, device)) as stepper:
+        plan = stepper.plan
+    tiers = planned(config, dtype, request)
+    assert {name: tiers.device[name] for name in ("slots", "scratch", "ambient_copies")} == {
+        "slots": plan.slots, "scratch": plan.scratch, "ambient_copies": plan.ambient_copies,
+    }  # fmt: skip
+    assert (weights_of(tiers), tiers.host_bytes) == (plan.device_bytes, plan.host_bytes)

@@ -1,0 +1,200 @@
+"""What holds for every plan, whatever is asked and whatever there is."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.plan.test_arena import config_like
+from zo_offload.errors import ConfigError
+from zo_offload.plan.advice import nearest, quicker
+from zo_offload.plan.budget import SPARSE_BYTES, SPARSE_SHARE, place, sizes_of
+from zo_offload.plan.formats import PACKED, WIRES
+from zo_offload.plan.rates import OVERHEAD, Rates, flops_of
+from zo_offload.plan.request import TRAINABLES, Budgets, Request
+from zo_offload.plan.search import Layouts, Planned, plan
+
+RATES = Rates()
+SHORT = Request(length=16)
+ON_HOST = replace(SHORT, unit="block", where="host", lowest="host", only=True)
+
+
+@cache
+def layouts() -> Layouts:
+    return Layouts(config_like("opt-175b"), torch.bfloat16)
+
+
+requests = st.builds(
+    Request,
+    unit=st.sampled_from([None, "block", "sublayer", "linear"]),
+    wire=st.sampled_from(WIRES),
+    master=st.sampled_from(["fp32", "bf16+8", "bf16_sr"]),
+    trainable=st.sampled_from(TRAINABLES),
+    where=st.sampled_from([None, "host", "device"]),
+    lag=st.integers(0, 5),
+    probes=st.integers(1, 3),
+    micro_batches=st.integers(1, 3),
+    batch_size=st.integers(1, 3),
+    length=st.sampled_from([4, 16, 64]),
+    live_lanes=st.sampled_from([None, 1, 2]),
+    num_slots=st.integers(1, 3),
+    lowest=st.sampled_from(["device", "host", "nvme"]),
+)
+sizes = st.one_of(st.none(), st.integers(1, 2_000_000))
+# Beside the weights of these models there are the buffers of the head.
+device_sizes = st.one_of(st.none(), st.integers(66_000_000, 70_000_000))
+budgets = st.builds(Budgets, device=device_sizes, host=sizes, nvme=sizes)
+
+
+def made(request: Request, given_budgets: Budgets) -> Planned:
+    return plan(layouts(), request, given_budgets, RATES)
+
+
+@settings(max_examples=60)
+@given(request=requests, given_budgets=budgets)
+def test_what_fits_is_within_its_budgets_and_adds_up(request: Request, given_budgets: Budgets):
+    found = made(request, given_budgets)
+    tiers = found.tiers
+    for held, budget in (
+        (tiers.device_bytes, given_budgets.device),
+        (tiers.host_bytes, given_budgets.host),
+        (tiers.nvme_bytes, given_budgets.nvme),
+    ):
+        if found.fits and budget is not None:
+            assert held <= budget
+    if not found.fits:
+        assert all(count > 0 for count in tiers.short.values())
+    assert len(tiers.residency()) == sum(tiers.residents) == len(found.layout.names)
+    furthest = {"device": 1, "host": 2, "nvme": 3}[request.lowest]
+    assert not any(tiers.residents[furthest:])
+    assert found.step.step_seconds >= OVERHEAD * flops_of(found.layout, found.request) / 1e14
+
+
+@settings(max_examples=60)
+@given(
+    request=requests,
+    given_budgets=budgets,
+    more=st.sampled_from(["device", "host", "nvme"]),
+    added=st.one_of(st.none(), st.integers(1, 3_000_000)),
+)
+def test_more_memory_never_harms(
+    request: Request, given_budgets: Budgets, more: str, added: int | None
+):
+    before = getattr(given_budgets, more)
+    after = None if before is None or added is None else before + added
+    first = made(request, given_budgets)
+    second = made(request, replace(given_budgets, **{more: after}))
+    if first.fits:
+        assert second.fits
+        assert second.step.step_seconds <= first.step.step_seconds
+
+
+@pytest.mark.parametrize("granularity", ["block", "sublayer", "linear"])
+def test_bytes_are_those_of_all_parameters(granularity: str):
+    layout = layouts().at(granularity, "fp32")
+    found = sizes_of(layout, SHORT)
+    whole = layout.num_parameters - layout.ambient_numel
+    padding = 128 * 2 * len(layout.names) * 8
+    assert 0 <= int(found.wire.sum()) - 2 * whole < padding
+    assert 0 <= int((found.wire + found.rest).sum()) - 4 * whole < 2 * padding
+    packed = sizes_of(layout, Request(wire="nf4", trainable="sparse"))
+    matrices = packed.wire.sum() - layout.others_wire.sum()
+    assert matrices == pytest.approx(layout.matrices.sum() * 0.516, rel=0.002)
+    assert not packed.rest.any()
+
+
+@pytest.mark.parametrize("wire", PACKED)
+def test_a_wire_packs_what_travels_and_not_the_scratch(wire: str):
+    layout = layouts().at("block", "fp32")
+    plain = place(layout, ON_HOST, Budgets())
+    packed = place(layout, replace(ON_HOST, wire=wire), Budgets())
+    assert packed.device["scratch"] == plain.device["scratch"]
+    assert packed.device["slots"] <= plain.device["slots"]
+    exact = wire in ("bf16", "lossless12")
+    assert (packed.host_bytes <= plain.host_bytes) == exact  # else the master lies beside it
+
+
+def test_a_frozen_base_has_no_masters_and_no_perturbed_head():
+    layout = layouts().at("block", "fp32")
+    request = replace(ON_HOST, trainable="sparse")
+    tiers = place(layout, request, Budgets())
+    assert tiers.device["ambient_copies"] == 0
+    assert tiers.device["sparse"] == int(layout.matrices.sum() * SPARSE_SHARE) * SPARSE_BYTES
+    assert tiers.host_bytes == layout.ambient_wire + tiers.sizes.wire.sum()
+    step = made(request, Budgets()).step
+    assert step.host_kernel == step.bus_down == 0
+
+
+def test_masters_on_disk_are_read_and_written_once_in_lag_steps():
+    request = replace(ON_HOST, lowest="nvme")
+    now, lagging = (made(replace(request, lag=lag), Budgets()) for lag in (0, 4))
+    sizes = now.tiers.sizes
+    masters, wire = int((sizes.wire + sizes.rest).sum()), int(sizes.wire.sum())
+    assert now.tiers.residents == (0, 0, len(now.layout.names))
+    assert (now.step.disk_read, now.step.disk_written) == (masters, masters)
+    assert lagging.step.disk_read == wire + (masters - wire) / 4
+    assert lagging.step.disk_written == masters / 4
+    records = now.tiers.nvme_bytes / (len(now.layout.names) + 4)
+    assert 4096 < records - masters / len(now.layout.names) < 3 * 4096
+
+
+def test_lanes_that_are_not_alive_at_once_move_the_weights_again():
+    request = replace(ON_HOST, micro_batches=4)
+    once = made(replace(request, live_lanes=8), Budgets())
+    often = made(replace(request, live_lanes=2), Budgets())
+    assert (once.step.visits, often.step.visits) == (1, 4)
+    assert often.step.bus_up == 4 * once.step.bus_up
+    assert often.tiers.device_bytes < once.tiers.device_bytes
+
+
+def test_what_helps_is_what_is_slow():
+    def best(rates: Rates) -> str:
+        planned = plan(layouts(), ON_HOST, Budgets(), rates)
+        found = quicker(layouts(), ON_HOST, planned, rates)
+        return found[0].change if found else f"nothing, {planned.step.bound_by}"
+
+    slow = {"pcie_gbps": 1e6, "host_gbps": 1e6, "nvme_gbps": 1e6, "tflops": 1e6}
+    assert best(Rates(**slow | {"host_gbps": 0.01})) in (
+        "update.lag 8", "trainable sparse on a frozen base",
+    )  # fmt: skip
+    assert best(Rates(**slow | {"pcie_gbps": 0.01})).startswith("wire nf4")
+    assert best(Rates(**slow | {"tflops": 0.001})) == "nothing, compute"
+
+
+def test_the_nearest_plan_changes_no_more_than_it_must():
+    request = Request(unit="block", lowest="host", length=64)
+    least = made(replace(request, unit=None), Budgets(device=1)).tiers.device_bytes
+    found = nearest(layouts(), request, Budgets(device=least), RATES)
+    assert found is not None
+    words, planned = found
+    assert words == "--unit left open"
+    assert planned.fits
+    words, planned = nearest(layouts(), request, Budgets(device=least - 30_000), RATES) or (
+        "",
+        None,
+    )
+    assert planned is not None
+    assert planned.fits
+    assert words
+    assert nearest(layouts(), request, Budgets(device=1), RATES) is None
+
+
+@pytest.mark.parametrize(
+    ("dtype", "changes", "message"),
+    [
+        (torch.float16, {"master": "bf16_sr"}, "zeroth_order.master"),
+        (torch.float32, {"wire": "lossless12"}, "zeroth_order.wire"),
+        (torch.float32, {"length": 65}, "--length 65: the model's context is 64 tokens"),
+    ],
+)
+def test_what_training_refuses_is_refused(dtype: torch.dtype, changes: dict, message: str):
+    with pytest.raises(ConfigError, match=message):
+        plan(
+            Layouts(config_like("opt-175b"), dtype),
+            Request(**changes | {"length": changes.get("length", 16)}),
+            Budgets(),
+            RATES,
+        )

@@ -1,0 +1,126 @@
+"""``zo-offload plan`` as a user runs it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.plan.test_arena import config_like
+from zo_offload import cli
+from zo_offload.plan.request import GIB
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def plan(*arguments: Any) -> Result:
+    result = CliRunner().invoke(cli.main, ["plan", *map(str, arguments)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def planned(*arguments: Any) -> dict[str, Any]:
+    result = plan(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    (line,) = result.stdout.splitlines()
+    found = json.loads(line)
+    assert found["fits"] is True
+    return found
+
+
+def test_175b_fits_8_gib_with_every_parameter_trained():
+    found = planned("--model", "OPT-175B", "--device-gb", 8)
+    assert 7 * GIB < found["device_bytes"] <= 8 * GIB
+    assert found["request"]["trainable"] == "full"
+    assert found["host_bytes"] == pytest.approx(4 * 174.6e9, rel=0.01)
+    assert found["nvme_bytes"] == 0
+    assert sum(found["units"].values()) == {"sublayer": 288, "linear": 576}[found["unit"]]
+    assert found["bound_by"] in ("compute", "bus", "host")
+
+
+def test_175b_fits_18_gib_by_the_file_that_users_copy():
+    found = planned(
+        "--model", "opt-175b", "--device-gb", 18, "--config", CONFIGS / "opt-175b-18gb.json"
+    )
+    assert found["device_bytes"] <= 18 * GIB
+    assert (found["unit"], found["units"]) == ("block", {"device": 0, "host": 96, "nvme": 0})
+    assert (found["lanes"], found["step"]["visits"]) == (32, 4)
+    assert found["notes"] == [
+        "not in these numbers: the accelerator's context, some 0.5 GiB on CUDA"
+    ]
+
+
+@pytest.mark.parametrize("trainable", ["sparse", "peft"])
+def test_175b_fits_6_gib_and_128_gib_of_host_memory_on_a_frozen_base(trainable: str):
+    found = planned(
+        "--model", "opt-175b", "--device-gb", 6, "--host-gb", 128,
+        "--wire", "nf4", "--trainable", trainable,
+    )  # fmt: skip
+    assert found["device_bytes"] <= 6 * GIB
+    assert found["host_bytes"] <= 128 * GIB
+    assert found["nvme_bytes"] == 0
+
+
+def test_what_host_memory_does_not_hold_rests_on_disk():
+    found = planned("--model", "opt-175b", "--device-gb", 8, "--host-gb", 64)
+    assert found["host_bytes"] <= 64 * GIB < found["nvme_bytes"]
+    assert found["bound_by"] == "disk"
+    assert all(found["units"][tier] for tier in ("host", "nvme"))
+    assert any(note.startswith("training rests all units in one tier") for note in found["notes"])
+
+
+def test_a_table_for_readers(tmp_path: Path):
+    config_like("llama-3-8b").save_pretrained(tmp_path)
+    result = plan("--model", tmp_path, "--device-gb", 1)
+    assert (result.exit_code, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith(f"{tmp_path}: ")
+    assert "micro-batches of 1 x 64 tokens" in lines[3]  # the context of this model
+    for beginning in ("device  ", "host    ", "nvme    ", "step    ", "in the JSON: ", "note: "):
+        assert any(line.startswith(beginning) for line in lines), beginning
+    assert any("GiB (" in line and "bytes)" in line for line in lines)
+    block = json.loads(next(x for x in lines if "JSON" in x).split('"zeroth_order": ', 1)[1])
+    assert block["offload_param"]["device"] == "none"
+
+
+def test_what_does_not_fit_is_refused_with_numbers_and_what_would():
+    result = plan("--model", "opt-6.7b", "--device-gb", 2.5, "--unit", "block")
+    assert (result.exit_code, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: opt-6.7b does not fit by units of a block: device needs ")
+    assert "it would fit with --unit left open: device 2." in line
+
+
+def test_a_refusal_as_json():
+    result = plan("--model", "opt-6.7b", "--device-gb", 1, "--json")
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert found["fits"] is False
+    assert found["device_bytes"] - found["short_bytes"]["device"] == GIB
+    assert result.stderr.startswith("Error: opt-6.7b does not fit")
+
+
+def test_a_json_bounds_the_tiers_and_the_budgets(tmp_path: Path):
+    path = tmp_path / "ds.json"
+
+    def configured(**block: Any) -> Result:
+        path.write_text(json.dumps({"train_micro_batch_size_per_gpu": 2, "zeroth_order": block}))
+        return plan("--model", "opt-125m", "--config", path, "--json")
+
+    found = json.loads(configured(offload_param={"device": "cpu"}, probes=2).stdout)
+    assert (found["units"], found["lanes"]) == ({"device": 0, "host": 12, "nvme": 0}, 4)
+    assert found["request"]["batch_size"] == 2
+    refused = configured(offload_param={"device": "none"}, device_budget="100MiB")
+    assert refused.exit_code == 1
+    assert "it would fit with weights in host memory" in refused.stderr
+    assert "unknown key" in configured(probs=2).stderr
+    assert "a plan divides blocks itself" in configured(unit=["OPTDecoderLayer"]).stderr
+
+
+def test_rates_bound_the_step():
+    found = planned("--model", "opt-125m", "--tflops", 0.001)
+    assert found["bound_by"] == "compute"
+    assert found["step_seconds"] == pytest.approx(1.05 * found["step"]["flops"] / 1e9, rel=0.01)

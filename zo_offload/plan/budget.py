@@ -1,0 +1,235 @@
+"""Where every byte lies: the tiers of one request, whose open choices have been made.
+
+Access to units is a cycle, so that a fixed resident set beats any replacement: units fill the
+device first, then host memory, then the disk, in order of the model.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from zo_offload.exact_head import OTHER_CHUNK_BYTES
+from zo_offload.plan.formats import rest_bytes, wire_bytes
+from zo_offload.plan.layout import Counts, Layout
+from zo_offload.plan.request import Budgets, Request
+
+ADAPTER_RANK = 8  # of an adapter on every matrix
+SPARSE_SHARE = 0.001  # of the matrices' weights
+SPARSE_BYTES = 8  # an fp32 value and its 32-bit place
+HEADER = PAGE = 4096  # of a unit on disk, and what its parts are padded to
+SPARE_RECORDS = 4
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of every unit under a request.
+
+    Attributes:
+        wire: What travels.
+        rest: What stays with the masters.
+        plain: The same as the forward reads it.
+        trained: Of the masters (wire and rest) that a step moves.
+    """
+
+    wire: Counts
+    rest: Counts
+    plain: Counts
+    trained: Counts
+
+
+@dataclass(frozen=True)
+class Tiers:
+    """Bytes by tier and purpose.
+
+    Attributes:
+        device: By purpose.
+        host: By purpose.
+        nvme_bytes: Records and spare ones.
+        residents: Units on the device, in host memory, on disk; in order of the model.
+        sizes: Of units.
+        short: Bytes that a tier lacks, by tier; empty when everything fits.
+    """
+
+    device: dict[str, int]
+    host: dict[str, int]
+    nvme_bytes: int
+    residents: tuple[int, int, int]
+    sizes: Sizes
+    short: dict[str, int]
+
+    @property
+    def device_bytes(self) -> int:
+        """The peak on the device."""
+        return sum(self.device.values())
+
+    @property
+    def host_bytes(self) -> int:
+        """All that rests in host memory."""
+        return sum(self.host.values())
+
+    def residency(self) -> npt.NDArray[np.str_]:
+        """The tier of every unit."""
+        return np.repeat(np.array(["device", "host", "nvme"]), self.residents)
+
+
+def sizes_of(layout: Layout, request: Request) -> Sizes:
+    """Bytes of every unit."""
+    dtype, full = layout.dtype, request.trainable == "full"
+    packed = np.ceil(layout.matrices * wire_bytes(request.wire, dtype)).astype(np.int64)
+    wire, plain = packed + layout.others_wire, layout.matrices * dtype.itemsize + layout.others_wire
+    if full:
+        rest = layout.others_rest + np.ceil(
+            layout.matrices * rest_bytes(request.wire, dtype, request.master)
+        ).astype(np.int64)
+        return Sizes(wire, rest, plain, wire + rest)
+    nothing = np.zeros_like(wire)
+    if request.trainable == "sparse":
+        return Sizes(wire, nothing, plain, nothing)
+    adapters = layout.edges * ADAPTER_RANK * dtype.itemsize
+    rest = layout.edges * int(ADAPTER_RANK * rest_bytes("identity", dtype, request.master))
+    return Sizes(wire + adapters, rest, plain + adapters, adapters + rest)
+
+
+def place(layout: Layout, request: Request, budgets: Budgets) -> Tiers:
+    """Rest everything as near to the device as the budgets allow."""
+    sizes = sizes_of(layout, request)
+    device = _whole_on_device(layout, request, sizes)
+    short = _short_on_device(device, budgets)
+    if request.lowest == "device" or not (short or request.only):
+        return Tiers(device, {}, 0, (len(layout.names), 0, 0), sizes, short)
+    device = _on_device(layout, request, sizes)
+    room = 0 if request.only else _room(device, budgets)
+    first = _how_many(sizes.wire + sizes.rest, room)
+    device["resident"] = int((sizes.wire + sizes.rest)[:first].sum())
+    host, second = _in_host_memory(layout, request, sizes, budgets, first)
+    third = len(layout.names) - first - second
+    nvme = _on_disk(sizes, first + second)
+    short = _short_on_device(device, budgets)
+    for tier, held, budget in (
+        ("host", sum(host.values()), budgets.host),
+        ("nvme", nvme, budgets.nvme),
+    ):
+        if budget is not None and held > budget:
+            short[tier] = held - budget
+    return Tiers(device, host, nvme, (first, second, third), sizes, short)
+
+
+def _on_device(layout: Layout, request: Request, sizes: Sizes) -> dict[str, int]:
+    """With every unit elsewhere."""
+    slot = int(sizes.wire.max())
+    if request.where == "device" and sizes.rest.any():
+        slot += int(sizes.rest.max())
+    frozen = request.trainable != "full"
+    matrices = int(layout.matrices.sum())
+    sparse = int(matrices * SPARSE_SHARE) * SPARSE_BYTES if request.trainable == "sparse" else 0
+    copies = layout.small_copies * 2 * request.probes + layout.large_copies
+    activations, logits = _of_lanes(layout, request)
+    return {
+        "slots": min(request.num_slots, len(layout.names)) * slot,
+        "scratch": int(sizes.plain.max()),
+        "ambient": layout.ambient_wire,
+        "ambient_copies": 0 if frozen else copies,
+        "resident": 0,
+        "sparse": sparse,
+        "activations": activations,
+        "logits": logits,
+    }
+
+
+def _whole_on_device(layout: Layout, request: Request, sizes: Sizes) -> dict[str, int]:
+    """With every unit there, its masters and those of the ambient parameters."""
+    device = _on_device(layout, request, sizes)
+    device["slots"] = 0
+    rest = layout.ambient_rest if request.trainable == "full" else 0
+    spare = max(int(sizes.rest.max()), rest) if request.lag else 0
+    device["resident"] = int((sizes.wire + sizes.rest).sum()) + rest + spare
+    return device
+
+
+def _of_lanes(layout: Layout, request: Request) -> tuple[int, int]:
+    """Activations of all lanes alive, and the logits of one.
+
+    Lanes wait at unit boundaries, one of them runs: inside a block, or in the head, where it holds
+    fp32 logits, their log-softmax, fp32 inputs and a converted part of the head.
+    """
+    dims, tokens = layout.dims, request.tokens
+    live = min(request.live_lanes or request.lanes, request.lanes)
+    waits = dims.hidden if layout.granularity == "block" else min(dims.boundary, dims.inner)
+    held = live * waits * tokens * layout.dtype.itemsize
+    inside = (dims.inner - waits) * tokens * layout.dtype.itemsize
+    head = 2 * tokens * dims.vocabulary * 4 + tokens * dims.hidden * 4 + OTHER_CHUNK_BYTES
+    return held + max(inside - head, 0), head
+
+
+def _short_on_device(device: dict[str, int], budgets: Budgets) -> dict[str, int]:
+    total = sum(device.values())
+    weights = total - device["activations"] - device["logits"]
+    lacks = max(
+        0 if budgets.device is None else total - budgets.device,
+        0 if budgets.device_weights is None else weights - budgets.device_weights,
+    )
+    return {"device": lacks} if lacks > 0 else {}
+
+
+def _room(device: dict[str, int], budgets: Budgets) -> int | None:
+    """Bytes that are free for resident units; None for any number."""
+    total = sum(device.values())
+    weights = total - device["activations"] - device["logits"]
+    rooms = [
+        budget - held
+        for budget, held in ((budgets.device, total), (budgets.device_weights, weights))
+        if budget is not None
+    ]
+    return max(0, min(rooms)) if rooms else None
+
+
+def _in_host_memory(
+    layout: Layout, request: Request, sizes: Sizes, budgets: Budgets, first: int
+) -> tuple[dict[str, int], int]:
+    """What lies there, and how many of the units behind the first ones."""
+    full = request.trainable == "full"
+    bytes_each = (sizes.wire + sizes.rest)[first:]
+    ambient = layout.ambient_wire + (layout.ambient_rest if full else 0)
+    host = {"ambient": ambient, "units": int(bytes_each.sum()), "staging": 0, "spare": 0}
+    if request.lag and request.where != "device" and sizes.trained.any():
+        rest = layout.ambient_rest if full else 0
+        host["spare"] = max(int(sizes.wire.max()), layout.ambient_wire)
+        host["spare"] += max(int(sizes.rest.max()), rest)
+    only_disk = request.only and request.lowest == "nvme"
+    if not only_disk and (
+        budgets.host is None or sum(host.values()) <= budgets.host or request.lowest != "nvme"
+    ):
+        return host, len(bytes_each)
+    host["staging"] = (request.num_slots + 2) * _record(sizes)
+    host["units"] = 0
+    room = None if budgets.host is None else max(0, budgets.host - sum(host.values()))
+    second = 0 if only_disk else _how_many(bytes_each, room)
+    host["units"] = int(bytes_each[:second].sum())
+    return host, second
+
+
+def _how_many(bytes_each: Counts, room: int | None) -> int:
+    """How many of the first ones fit."""
+    if room is None:
+        return len(bytes_each)
+    return int(np.searchsorted(np.cumsum(bytes_each), room, side="right"))
+
+
+def _record(sizes: Sizes) -> int:
+    """Bytes of the largest unit on disk."""
+    return int(_records(sizes).max())
+
+
+def _records(sizes: Sizes) -> Counts:
+    return HEADER + _padded(sizes.wire) + _padded(sizes.rest)
+
+
+def _padded(counts: Counts) -> Counts:
+    return -(-counts // PAGE) * PAGE
+
+
+def _on_disk(sizes: Sizes, first: int) -> int:
+    """Records of the units from ``first`` on, with spare slots."""
+    count = len(sizes.wire) - first
+    return int(_records(sizes)[first:].sum()) + SPARE_RECORDS * _record(sizes) if count else 0

@@ -1,0 +1,197 @@
+"""A plan as one line of JSON, as a table, and as a refusal."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import groupby
+from typing import Any
+
+from zo_offload.config import parse_config
+from zo_offload.errors import ConfigError
+from zo_offload.plan.advice import Advice
+from zo_offload.plan.budget import ADAPTER_RANK, SPARSE_SHARE
+from zo_offload.plan.rates import Rates
+from zo_offload.plan.request import GIB, Request
+from zo_offload.plan.search import Planned
+
+DEVICES = {"device": "none", "host": "cpu", "nvme": "nvme"}
+
+
+def gib(count: float) -> str:
+    """Bytes in GiB, and as they are.
+
+    Example:
+        >>> gib(3 * 2**29)
+        '1.50 GiB (1,610,612,736 bytes)'
+    """
+    return f"{count / GIB:.2f} GiB ({count:,.0f} bytes)"
+
+
+def block_of(planned: Planned) -> dict[str, Any]:
+    """The ``zeroth_order`` block that asks for this plan."""
+    request = planned.request
+    lowest = [tier for tier, count in zip(DEVICES, planned.tiers.residents, strict=True) if count]
+    block: dict[str, Any] = {
+        "probes": request.probes,
+        "trainable": {"mode": request.trainable},
+        "update": {"where": request.where, "lag": request.lag},
+        "offload_param": {"device": DEVICES[lowest[-1]], "buffer_count": request.num_slots},
+        "unit": request.unit,
+        "live_lanes": request.live_lanes,
+        "wire": request.wire,
+        "master": request.master,
+    }
+    if lowest[-1] == "device":
+        block["update"]["where"] = None
+    if lowest[-1] == "nvme":
+        block["offload_param"]["nvme_path"] = "/path/on/the/disk"
+    return block
+
+
+def notes(planned: Planned) -> list[str]:
+    """What a reader must know before relying on the numbers."""
+    found = []
+    try:
+        parse_config({"zeroth_order": block_of(planned)})
+    except ConfigError as error:
+        found.append(f"training does not take this yet: {error}")
+    mixed = [
+        f"{n} on {tier}" for tier, n in zip(DEVICES, planned.tiers.residents, strict=True) if n
+    ]
+    if len(mixed) > 1:
+        found.append(f"training rests all units in one tier yet; here {', '.join(mixed)}")
+    if any(name.endswith("]") for name in planned.layout.names):
+        found.append("training moves all experts of a layer as one unit; here each is one")
+    if planned.request.trainable == "sparse":
+        found.append(f"sparse: {SPARSE_SHARE:.1%} of the matrices' weights, fp32, on the device")
+    if planned.request.trainable == "peft":
+        found.append(f"peft: adapters of rank {ADAPTER_RANK} on every matrix, with their units")
+    return [*found, "not in these numbers: the accelerator's context, some 0.5 GiB on CUDA"]
+
+
+def as_json(model: str, planned: Planned, rates: Rates, advice: list[Advice]) -> str:
+    """One line."""
+    tiers, step, request = planned.tiers, planned.step, planned.request
+    return json.dumps(
+        {
+            "fits": planned.fits,
+            "device_bytes": tiers.device_bytes,
+            "host_bytes": tiers.host_bytes,
+            "nvme_bytes": tiers.nvme_bytes,
+            "step_seconds": step.step_seconds,
+            "bound_by": step.bound_by,
+            "model": model,
+            "parameters": planned.layout.num_parameters,
+            "unit": request.unit,
+            "units": dict(zip(DEVICES, tiers.residents, strict=True)),
+            "unit_bytes": int(tiers.sizes.wire.max()),
+            "device": tiers.device,
+            "host": tiers.host,
+            "short_bytes": tiers.short,
+            "lanes": request.lanes,
+            "request": asdict(request),
+            "zeroth_order": block_of(planned),
+            "step": asdict(step),
+            "rates": asdict(rates),
+            "advice": [asdict(each) for each in advice],
+            "notes": notes(planned),
+        }
+    )
+
+
+def as_table(model: str, planned: Planned, rates: Rates, advice: list[Advice]) -> str:
+    """Lines for a reader."""
+    return "\n".join(
+        [
+            *_heading(model, planned),
+            "",
+            *_memory(planned),
+            "",
+            *_step(planned, rates),
+            "",
+            "what would help most, by forward and token:",
+            *(f"  {each.gain:5.2f} x  {each.change}" for each in advice[:5]),
+            *([] if advice else [f"  nothing here; {planned.step.bound_by} bounds it"]),
+            "",
+            f'in the JSON: "zeroth_order": {json.dumps(block_of(planned))}',
+            *(f"note: {note}" for note in notes(planned)),
+        ]
+    )
+
+
+def refusal(model: str, planned: Planned, fitting: tuple[str, Planned] | None) -> str:
+    """Why it does not fit, with the numbers, and what would."""
+    tiers = planned.tiers
+    held = {"device": tiers.device_bytes, "host": tiers.host_bytes, "nvme": tiers.nvme_bytes}
+    lacks = "; ".join(
+        f"{tier} needs {gib(held[tier])}, {gib(count)} more than there are"
+        for tier, count in tiers.short.items()
+    )
+    parts = {**tiers.device} if "device" in tiers.short else {**tiers.host}
+    inside = ", ".join(f"{name} {count / GIB:.2f}" for name, count in parts.items() if count)
+    if fitting is None:
+        mend = "no change of the settings fits: give more memory"
+    else:
+        words, other = fitting
+        mend = (
+            f"it would fit with {words}: device {other.tiers.device_bytes / GIB:.2f} GiB, host "
+            f"{other.tiers.host_bytes / GIB:.2f} GiB, nvme {other.tiers.nvme_bytes / GIB:.2f} GiB"
+        )
+    return (
+        f"{model} does not fit by units of {_units(planned.request)}: {lacks} ({inside} GiB); "
+        f"{mend}"
+    )
+
+
+def _units(request: Request) -> str:
+    return {"block": "a block", "sublayer": "a sublayer", "linear": "a linear layer"}[
+        request.unit or "block"
+    ]
+
+
+def _heading(model: str, planned: Planned) -> Iterator[str]:
+    request, layout = planned.request, planned.layout
+    yield f"{model}: {layout.num_parameters:,} parameters, {str(layout.dtype)[6:]}"
+    yield (
+        f"unit: {request.unit}, {len(layout.names)} of them, the largest "
+        f"{gib(int(planned.tiers.sizes.wire.max()))} on the wire ({request.wire})"
+    )
+    where = request.where if any(planned.tiers.residents[1:]) else "device"
+    yield (
+        f"trainable: {request.trainable}, master {request.master}, lag {request.lag}, updates on "
+        f"the {where}"
+    )
+    yield (
+        f"lanes: {request.lanes} a step ({request.probes} probes, {request.micro_batches} "
+        f"micro-batches of {request.batch_size} x {request.length} tokens), "
+        f"{request.live_lanes} alive at once, {planned.step.visits} visits"
+    )
+
+
+def _memory(planned: Planned) -> Iterator[str]:
+    tiers, names = planned.tiers, planned.layout.names
+    yield f"device  {gib(tiers.device_bytes)}"
+    yield from (f"  {name:<16}{gib(n)}" for name, n in tiers.device.items() if n)
+    yield f"host    {gib(tiers.host_bytes)}"
+    yield from (f"  {name:<16}{gib(n)}" for name, n in tiers.host.items() if n)
+    yield f"nvme    {gib(tiers.nvme_bytes)}"
+    position = 0
+    for tier, group in groupby(tiers.residency()):
+        count = len(list(group))
+        yield f"  {count} units on {tier}: {names[position]} to {names[position + count - 1]}"
+        position += count
+
+
+def _step(planned: Planned, rates: Rates) -> Iterator[str]:
+    step = planned.step
+    yield f"step    {step.step_seconds:.3g} s, bound by {step.bound_by}"
+    given = {
+        "compute": f"{step.flops:.3g} FLOPs at {rates.tflops:g} TFLOP/s",
+        "bus": f"{step.bus_up / 1e9:.1f} GB up, {step.bus_down / 1e9:.1f} GB down at "
+        f"{rates.pcie_gbps:g} GB/s",
+        "disk": f"{step.disk_read / 1e9:.1f} GB read, {step.disk_written / 1e9:.1f} GB written at "
+        f"{rates.nvme_gbps:g} GB/s",
+        "host": f"{step.host_kernel / 1e9:.1f} GB of masters at {rates.host_gbps:g} GB/s",
+    }
+    for name, seconds in step.seconds.items():
+        yield f"  {name:<16}{seconds:9.3g} s  {given[name]}"

@@ -1,0 +1,159 @@
+"""What is asked of a plan: a choice of everything that matters, some of it open."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zo_offload.config import BLOCK, ZOConfig, load_json, parse_config
+from zo_offload.errors import ConfigError
+
+TIERS = ("device", "host", "nvme")
+"""From fast to large."""
+LOWEST_TIERS = {"none": "device", "cpu": "host", "nvme": "nvme"}
+TRAINABLES = ("full", "sparse", "peft")
+GIB = 2**30
+DEFAULT_LENGTH = 2048
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """Bytes that may be held, or None for any number.
+
+    Attributes:
+        device: By weights, activations and logits.
+        device_weights: By weights alone (``device_budget`` of the JSON).
+        host: In host memory.
+        nvme: On disk.
+    """
+
+    device: int | None = None
+    device_weights: int | None = None
+    host: int | None = None
+    nvme: int | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """A run to be planned. None where the plan is to choose.
+
+    Attributes:
+        unit: Granularity of units.
+        wire: Wire format of matrices.
+        master: What updates accumulate in.
+        trainable: ``full``; ``sparse``: a static mask of the base, which is frozen; ``peft``:
+            adapters beside a frozen base. A frozen base rests in its wire format.
+        where: Where masters in host memory are updated.
+        lag: Steps that masters may be behind.
+        probes: Directions a step.
+        micro_batches: A step.
+        batch_size: Examples of a micro-batch.
+        length: Tokens of an example.
+        live_lanes: Most forwards alive at once.
+        num_slots: Units in flight on the device.
+        lowest: Furthest tier that units may rest in.
+        only: Whether all units rest there, as the JSON says.
+    """
+
+    unit: str | None = None
+    wire: str = "identity"
+    master: str = "fp32"
+    trainable: str = "full"
+    where: str | None = None
+    lag: int = 0
+    probes: int = 1
+    micro_batches: int = 1
+    batch_size: int = 1
+    length: int = DEFAULT_LENGTH
+    live_lanes: int | None = None
+    num_slots: int = 2
+    lowest: str = "nvme"
+    only: bool = False
+
+    @property
+    def lanes(self) -> int:
+        """Forwards of a step."""
+        return 2 * self.probes * self.micro_batches
+
+    @property
+    def tokens(self) -> int:
+        """Of one forward."""
+        return self.batch_size * self.length
+
+
+def read_json(path: str | Path) -> tuple[Request, Budgets, torch.dtype | None]:
+    """What a DeepSpeed JSON says of a run on one rank; its dtype is None for the model's own.
+
+    Raises:
+        ConfigError: On the first mistake; or units are named by class, which a plan cannot vary.
+    """
+    from zo_offload.deepspeed_keys import check_keys  # imports DeepSpeed
+
+    config = load_json(path)
+    check_keys(config)
+    block = parse_config(config)
+    if isinstance(block.unit, tuple):
+        raise ConfigError(
+            f'{BLOCK}.unit: a plan divides blocks itself; write "block", "sublayer", "linear" or '
+            f"null, found {list(block.unit)}"
+        )
+    micro, accumulated = _batches(config)
+    said = "offload_param" in block.model_fields_set
+    request = Request(
+        unit=block.unit,
+        wire=block.wire or "identity",
+        master=block.master,
+        trainable=block.trainable.mode,
+        where=block.update.where,
+        lag=block.update.lag,
+        probes=block.probes,
+        micro_batches=accumulated,
+        batch_size=micro,
+        live_lanes=block.live_lanes,
+        num_slots=block.offload_param.buffer_count or 2,
+        lowest=LOWEST_TIERS[block.offload_param.device] if said else "nvme",
+        only=said,
+    )
+    return request, _budgets(block), _dtype(config)
+
+
+def with_options(request: Request, options: Mapping[str, Any]) -> Request:
+    """The request with those options that are not None."""
+    return replace(request, **{k: value for k, value in options.items() if value is not None})
+
+
+def _budgets(block: ZOConfig) -> Budgets:
+    return Budgets(device_weights=block.device_budget, host=block.host_budget)
+
+
+def _dtype(config: Mapping[str, Any]) -> torch.dtype | None:
+    for key, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        if (config.get(key) or {}).get("enabled") is True:
+            return dtype
+    return None
+
+
+def _batches(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Examples of a micro-batch, and micro-batches of a step, on one rank."""
+    whole, micro, accumulated = (
+        _count(config, key)
+        for key in (
+            "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
+        )
+    )  # fmt: skip
+    if micro is None:
+        micro = max(1, (whole or 1) // (accumulated or 1))
+    if accumulated is None:
+        accumulated = max(1, (whole or micro) // micro)
+    return micro, accumulated
+
+
+def _count(config: Mapping[str, Any], key: str) -> int | None:
+    value = config.get(key)
+    if value is None or value == "auto":
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{key}: expected a whole number of at least 1, found {value!r}")
+    return value

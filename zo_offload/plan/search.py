@@ -1,0 +1,128 @@
+"""Decides what a request leaves open: the quickest of everything that fits.
+
+What is open is a short list of choices, all of which are tried; so more memory can only add to what
+fits, and never makes a plan slower.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from zo_offload.errors import ConfigError
+from zo_offload.granularity import GRANULARITIES
+from zo_offload.plan.budget import Tiers, place
+from zo_offload.plan.layout import Layout, lay_out
+from zo_offload.plan.rates import Rates, Step, step_of
+from zo_offload.plan.request import Budgets, Request
+from zo_offload.plan.shapes import build
+
+MOST_LANES = 64  # alive at once
+
+
+class Layouts:
+    """A model's layouts, each made when it is first asked for.
+
+    Args:
+        config: Of the model, as ``shapes.config_of`` gives it.
+        dtype: What the forward computes in.
+    """
+
+    def __init__(self, config: Any, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._config = config
+        self._model = build(config)
+        self._made: dict[tuple[str, str], Layout] = {}
+        self.most_length = getattr(config.get_text_config(), "max_position_embeddings", None)
+
+    def at(self, granularity: str, master: str) -> Layout:
+        """The layout at a granularity."""
+        key = (granularity, master)
+        if key not in self._made:
+            self._made[key] = lay_out(self._model, self._config, granularity, self.dtype, master)
+        return self._made[key]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A request with nothing left open, and what comes of it.
+
+    Attributes:
+        request: As it was decided.
+        budgets: That it was held against.
+        layout: The model's units.
+        tiers: Where they rest.
+        step: What a step does.
+    """
+
+    request: Request
+    budgets: Budgets
+    layout: Layout
+    tiers: Tiers
+    step: Step
+
+    @property
+    def fits(self) -> bool:
+        """Whether no tier lacks anything."""
+        return not self.tiers.short
+
+    @property
+    def seconds_per_forward_token(self) -> float:
+        """What batches, probes and lags are compared by."""
+        return self.step.step_seconds / (self.request.lanes * self.request.tokens)
+
+
+def plan(layouts: Layouts, request: Request, budgets: Budgets, rates: Rates) -> Planned:
+    """The quickest plan that fits; if none does, the one that lacks least.
+
+    Raises:
+        ConfigError: A combination that training refuses.
+    """
+    _check(layouts, request)
+    best: tuple[tuple, Planned] | None = None
+    for choice in choices(request):
+        layout = layouts.at(choice.unit or "block", choice.master)
+        tiers = place(layout, choice, budgets)
+        step = step_of(layout, choice, tiers, rates)
+        found = Planned(choice, budgets, layout, tiers, step)
+        rank = (sum(tiers.short.values()), step.step_seconds)
+        if best is None or rank < best[0]:  # of equals the first: the coarsest
+            best = rank, found
+    assert best is not None
+    return best[1]
+
+
+def choices(request: Request) -> Iterator[Request]:
+    """Every way to close what is open, the plainest first."""
+    units = GRANULARITIES if request.unit is None else (request.unit,)
+    places = ("host", "device") if request.where is None else (request.where,)
+    for unit in units:
+        for where in places:
+            for live in _lives(request):
+                yield replace(request, unit=unit, where=where, live_lanes=live)
+
+
+def _lives(request: Request) -> list[int]:
+    """How many lanes may be alive: all, a half, a quarter..., one draw's sign at a time."""
+    most = min(request.lanes, request.live_lanes or MOST_LANES)
+    if request.live_lanes is not None:
+        return [most]
+    counts = [most]
+    while counts[-1] > 1:
+        counts.append(counts[-1] // 2)
+    return counts
+
+
+def _check(layouts: Layouts, request: Request) -> None:
+    if request.master != "fp32" and layouts.dtype != torch.bfloat16:
+        raise ConfigError(
+            f'zeroth_order.master: "{request.master}" is for forwards in bfloat16; write "bf16": '
+            '{"enabled": true}, or "master": "fp32"'
+        )
+    if request.wire == "lossless12" and layouts.dtype != torch.bfloat16:
+        raise ConfigError('zeroth_order.wire: "lossless12" packs bfloat16 alone; enable bf16')
+    if layouts.most_length is not None and request.length > layouts.most_length:
+        raise ConfigError(
+            f"--length {request.length}: the model's context is {layouts.most_length} tokens"
+        )
