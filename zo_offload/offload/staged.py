@@ -163,11 +163,10 @@ class Staged:
             buffer = self._holding(unit.index, whole)
             if buffer is None:
                 buffer = self._room()
-                self._claim(buffer)
                 self._fetch(buffer, unit, whole)
             else:
                 self.hits += 1
-                self._claim(buffer)
+            self._claim(buffer)
         try:
             buffer.settle()
         except BaseException:
@@ -179,9 +178,7 @@ class Staged:
         """A buffer to fill anew; its padding is zero."""
         buffer = self.take_room()
         with self._choosing:
-            for each in self._buffers:
-                if each.unit == unit.index:
-                    each.unit = None
+            self._let_go(unit, buffer)
             buffer.unit, buffer.whole = unit.index, True
         lease = StagedLease(self, unit, buffer)
         lease.wire.zero_()
@@ -192,9 +189,9 @@ class Staged:
         """A buffer that holds nothing."""
         with self._choosing:
             buffer = self._room()
-            self._claim(buffer)
+            buffer.settle()
             buffer.unit = None
-        buffer.settle()
+            self._claim(buffer)
         return buffer
 
     def release(self, buffer: Buffer, after: "torch.Event | None") -> None:
@@ -242,18 +239,21 @@ class Staged:
         buffer.lent, buffer.used = True, self._count
 
     def _fetch(self, buffer: Buffer, unit: Unit, whole: bool) -> None:
-        if buffer.departure is not None or buffer.after is not None or buffer.arrival is not None:
-            buffer.settle()
-        for each in self._buffers:  # of a unit there is one buffer
-            if each.unit == unit.index and each is not buffer:
-                if each.departure is not None:
-                    each.settle()  # its successor is read from where it goes
-                each.unit = None
+        buffer.settle()
+        self._let_go(unit, buffer)
         self._count += 1
         self.reads += 1
         buffer.unit, buffer.whole, buffer.used = unit.index, whole, self._count
         wire, rest = _parts(unit, buffer)
         buffer.arrival = self._files.read(unit.index, wire, rest if whole else None)
+
+
+    def _let_go(self, unit: Unit, buffer: Buffer) -> None:
+        """Of a unit there is one buffer, and what it held before is in its place by now."""
+        for each in self._buffers:
+            if each.unit == unit.index and each is not buffer:
+                each.settle()
+                each.unit = None
 
 
 def _parts(unit: Unit, buffer: Buffer) -> tuple[torch.Tensor, torch.Tensor]:
