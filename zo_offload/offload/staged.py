@@ -247,7 +247,6 @@ class Staged:
         wire, rest = _parts(unit, buffer)
         buffer.arrival = self._files.read(unit.index, wire, rest if whole else None)
 
-
     def _let_go(self, unit: Unit, buffer: Buffer) -> None:
         """Of a unit there is one buffer, and what it held before is in its place by now."""
         for each in self._buffers:
