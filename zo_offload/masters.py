@@ -123,10 +123,15 @@ class Masters:
             self._copy_at(unit, lease, len(self.history), wire)
 
     def settle_all(self) -> None:
-        """Bring all masters to the current step, at the end of a run."""
+        """Bring the masters in memory to the current step, at the end of a run."""
         self.lag = 0
         for unit in self.map.everything:
-            self.settle(unit)
+            if self.in_memory(unit):
+                self.settle(unit)
+
+    def in_memory(self, unit: Unit) -> bool:
+        """Whether the unit rests in memory."""
+        return True
 
     def rebase(self, history: Sequence[StepUpdate]) -> None:
         """Take the weights after a history, part of which they carry, as a beginning."""
@@ -145,21 +150,18 @@ class Masters:
             masters: fp32 values by parameter name.
             step: Number of steps that they carry.
         """
-        with self._lent(unit) as lease:
-            self._fill(unit, lease, masters)
+        with self._lent(unit, anew=True) as lease:
+            fill_unit(unit, masters, lease.wire, lease.rest)
             self._current_to[unit.index] = step
             lease.keep(step)
 
-    def _fill(self, unit: Unit, lease: Lease, values: Mapping[str, torch.Tensor]) -> None:
-        for span, segment in unit.segments:
-            fill(span, segment, values[segment.name], span.wire(lease.wire), span.rest(lease.rest))
-
     @contextmanager
-    def _lent(self, unit: Unit) -> Iterator[Lease]:
+    def _lent(self, unit: Unit, anew: bool = False) -> Iterator[Lease]:
         """The whole unit, for this thread alone: the pipeline's worker may want it meanwhile."""
         self.let_arrive(unit)
+        store = self._stores[unit.index]
         with self._moving:
-            lease = self._stores[unit.index].lend(unit)
+            lease = store.fresh(unit) if anew else store.lend(unit)
             try:
                 yield lease
             finally:
@@ -279,6 +281,14 @@ def _master(
     else:
         values = wire[part].to(torch.float32, copy=True)
     return values.cpu().view(segment.shape)
+
+
+def fill_unit(
+    unit: Unit, values: Mapping[str, torch.Tensor], wire: torch.Tensor, rest: torch.Tensor
+) -> None:
+    """Write a unit's initial values, by parameter name."""
+    for span, segment in unit.segments:
+        fill(span, segment, values[segment.name], span.wire(wire), span.rest(rest))
 
 
 def fill(

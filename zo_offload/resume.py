@@ -83,7 +83,7 @@ def recover(stepper: Stepper, series: Series) -> None:
     """After a journal was taken over: put its newest snapshot in place, which saves a replay."""
     found = next(_usable(stepper, series, stepper.step), None)
     if found is not None:
-        found.restore(stepper.weights)
+        found.restore(stepper.weights, behind_only=True)
 
 
 def _snapshot_for(

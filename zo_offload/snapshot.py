@@ -82,13 +82,19 @@ class Snapshot:
                     f"manifest says {file.num_bytes:,} ({file.sha256[:12]}...)"
                 )
 
-    def restore(self, weights: Weights) -> None:
+    def restore(self, weights: Weights, behind_only: bool = False) -> None:
         """Put every unit's weights in place; call :meth:`check` first.
+
+        Args:
+            weights: Where to.
+            behind_only: Leave units that carry as many steps already.
 
         Raises:
             CheckpointError: A tensor is missing, or of another shape or dtype.
         """
         for unit, file in zip(weights.map.everything, self.units, strict=True):
+            if behind_only and weights.carried(unit) >= file.carries:
+                continue
             tensors = _load(self.directory / file.name)
             _check_tensors(self.directory / file.name, unit, tensors)
             weights.restore(unit, tensors, file.carries)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,17 +22,19 @@ from zo_offload.generators import lane_seed
 from zo_offload.granularity import GRANULARITIES
 from zo_offload.history import History
 from zo_offload.journal import Journal, Probe, Record
+from zo_offload.journal.header import as_stored, canonical
 from zo_offload.lanes import Call, Lanes
 from zo_offload.loss_noise import LossNoise
 from zo_offload.objective import Objective, loss_sum, move_to, shapes_of
+from zo_offload.offload.direct import Transfers
 from zo_offload.offload.planner import Needs, Plan
-from zo_offload.offload.residency import DEVICE, HOST
+from zo_offload.offload.residency import DEVICE, HOST, NVME
 from zo_offload.ops import Draw
 from zo_offload.prepare import cast_buffers, without_cache
 from zo_offload.replica import Replica
 from zo_offload.units import IDENTITY, ModelMap, map_model
 from zo_offload.unmanageable import refuse_empty, refuse_unmanageable
-from zo_offload.weights import Placement, Weights
+from zo_offload.weights import Disk, Placement, Weights
 from zo_offload.window import Means, Sum, Window
 
 SIGNS = (+1, -1)
@@ -310,6 +313,8 @@ class Stepper:
         self.journal = journal
         self.weights.forget_fetched()
         self.weights.history = History(journal.records, self.config.seed)
+        if journal.path is not None:
+            self.weights.adopt()
 
     def measure_noise(self, batch: Any, directions: int = 2) -> LossNoise:
         """Rounding noise of the losses on a batch, against the signal of a step; takes no step."""
@@ -418,7 +423,7 @@ class Stepper:
     @property
     def _tier(self) -> str:
         """Where units rest that no budget keeps nearer."""
-        return {"none": DEVICE, "cpu": HOST}[self.config.offload_param.device]
+        return {"none": DEVICE, "cpu": HOST, "nvme": NVME}[self.config.offload_param.device]
 
     def _place(self, model_map: ModelMap) -> Placement:
         """Where weights are to rest, as far as budgets go.
@@ -428,7 +433,7 @@ class Stepper:
         """
         config, needs = self.config, self._needs(model_map)
         offload = config.offload_param
-        tiers = needs.divide(self._tier, config.device_budget)
+        tiers = needs.divide(self._tier, config.device_budget, config.host_budget)
         needs.plan(tiers).check(config.device_budget, config.host_budget)
         return Placement(
             device=self._device,
@@ -437,11 +442,29 @@ class Stepper:
             pin_memory=offload.pin_memory,
             device_budget=config.device_budget,
             updates_on_device=self._updates_on_device(),
+            disk=self._disk(),
         )
+
+    def _disk(self) -> Disk | None:
+        paths, aio = self.config.offload_param.nvme_path, self.config.aio
+        if self._tier != NVME or paths is None:
+            return None
+        return Disk(
+            tuple(map(Path, paths)),
+            Transfers(aio.block_size, aio.queue_depth * aio.intra_op_parallelism),
+            before_write=lambda step: self.journal.sync_to(step),
+            lineage=self._lineage,
+        )
+
+    def _lineage(self, step: int) -> bytes:
+        """Digest of the run and its records up to a step; on any thread."""
+        header = canonical(as_stored(self.journal.header.fields))
+        records = bytes.fromhex(self.journal.records.lineage(step))
+        return hashlib.sha256(header + records).digest()
 
     def _updates_on_device(self) -> bool | None:
         """None: to be measured, where host and device have memories of their own."""
-        if self.config.offload_param.device == "none":
+        if self._tier in (DEVICE, NVME):
             return False
         if self.config.update.where is None and self._device.type != "cpu":
             return None

@@ -7,10 +7,11 @@ of the unit at hand is written; ambient parameters are substituted when code rea
 (``masters.py``).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +19,13 @@ from torch import nn
 
 from zo_offload import ops
 from zo_offload.errors import StoreError
-from zo_offload.masters import Masters
+from zo_offload.masters import Masters, fill_unit
 from zo_offload.offload.arena import Arena
+from zo_offload.offload.direct import Transfers
+from zo_offload.offload.nvme import NvmeFiles
 from zo_offload.offload.packing import Packer, pack
-from zo_offload.offload.residency import DEVICE, HOST
+from zo_offload.offload.residency import DEVICE, HOST, NVME
+from zo_offload.offload.staged import Staged, make_buffers, num_staged, resident_of, staged_bytes
 from zo_offload.offload.store import DeviceStore, HostStore, Store
 from zo_offload.offload.streamer import Slot, Streamer
 from zo_offload.offload.trial import Trial
@@ -34,17 +38,35 @@ NAN_BYTE = 0xFF  # repeated, it is NaN in every floating-point format
 
 
 @dataclass(frozen=True)
+class Disk:
+    """Where units rest that rest on a disk.
+
+    Attributes:
+        directories: One a disk.
+        transfers: How they are asked.
+        before_write: See :class:`NvmeFiles`.
+        lineage: The same.
+    """
+
+    directories: tuple[Path, ...]
+    transfers: Transfers
+    before_write: Callable[[int], None]
+    lineage: Callable[[int], bytes]
+
+
+@dataclass(frozen=True)
 class Placement:
     """Where weights rest and how they travel.
 
     Attributes:
         device: Where forwards run.
-        tiers: Where each unit rests, by index: ``device`` or ``host``.
+        tiers: Where each unit rests, by index: ``device``, ``host`` or ``nvme``.
         num_slots: Units in flight on the device when they rest elsewhere.
         pin_memory: Page-lock host memory (only where an accelerator copies from it).
         device_budget: Most bytes of weights on the device, or None.
         updates_on_device: Whether masters that rest on the host travel to be updated there; None
             to keep what turns out to be faster.
+        disk: Needed where a unit rests on one.
     """
 
     device: torch.device
@@ -53,6 +75,7 @@ class Placement:
     pin_memory: bool = False
     device_budget: int | None = None
     updates_on_device: bool | None = False
+    disk: Disk | None = None
 
 
 class Weights(Masters):
@@ -85,7 +108,12 @@ class Weights(Masters):
         self.tiers = placement.tiers
         self._pins = placement.pin_memory and placement.device.type == "cuda"
         self._host_store = HostStore(self._pins)
-        holds: dict[str, Store] = {DEVICE: DeviceStore(self.arena), HOST: self._host_store}
+        self._device_store = DeviceStore(self.arena)
+        self._files: NvmeFiles | None = None
+        self._staged = self._open_disk(model_map, placement)
+        holds: dict[str, Store] = {DEVICE: self._device_store, HOST: self._host_store}
+        if self._staged is not None:
+            holds[NVME] = self._staged
         stores = {index: holds[tier] for index, tier in placement.tiers.items()}
         super().__init__(model_map, stores, direction, lag)
         self._scratch = self.arena.take("scratch", max(unit.wire_bytes for unit in model_map.units))
@@ -99,7 +127,13 @@ class Weights(Masters):
                 largest = max(unit.packed_bytes for unit in streamed)
                 self._packer = Packer(largest, self._pins)
             self.pipeline = Streamer(
-                streamed, self.brought, self.arena, placement.num_slots, with_rest=travels
+                streamed,
+                self.brought,
+                self.arena,
+                placement.num_slots,
+                with_rest=travels,
+                announce=self.expect,
+                read_ahead=self._staged.read_ahead if self._staged is not None else 0,
             )
         self._updates_on_device = bool(placement.updates_on_device)
         self._trial: Trial | None = None
@@ -116,6 +150,23 @@ class Weights(Masters):
             self._undo()
             raise
         taken.update(self._owners)
+
+    def _open_disk(self, model_map: ModelMap, placement: Placement) -> Staged | None:
+        units = [unit for unit in model_map.units if self.tiers[unit.index] == NVME]
+        if not units:
+            return None
+        disk = placement.disk
+        assert disk is not None
+        residents = [resident_of(unit) for unit in units]
+        self._files = NvmeFiles(
+            disk.directories, residents, disk.transfers, disk.before_write, disk.lineage
+        )
+        self._staging_bytes = num_staged(placement.num_slots) * staged_bytes(units)
+        try:
+            return Staged(self._files, make_buffers(units, placement.num_slots, self._pins))
+        except BaseException:
+            self._files.close()
+            raise
 
     def _is_resident(self, unit: Unit) -> bool:
         return self.tiers[unit.index] == DEVICE
@@ -232,6 +283,10 @@ class Weights(Masters):
                 self.pipeline.give_back(unit, partial(self.taken_back, unit, step))
         return slot
 
+    def in_memory(self, unit: Unit) -> bool:
+        """See :meth:`Masters.in_memory`."""
+        return self.tiers[unit.index] != NVME
+
     def let_arrive(self, unit: Unit) -> None:
         """See :meth:`Masters.let_arrive`: what travels is not moved under way."""
         if self._updates_on_device and self.pipeline is not None and not self._is_resident(unit):
@@ -267,16 +322,32 @@ class Weights(Masters):
         self.forget_fetched()
         super().restore(unit, masters, step)
 
+    def adopt(self) -> None:
+        """Take what an earlier process of this run left on a disk, where it explains itself."""
+        if self._files is None or self._staged is None:
+            return
+        units = {unit.index: unit for unit in self.map.units}
+        adopted = self._files.adopt(lambda index: self.goal(units[index]))
+        for index, step in adopted.items():
+            self._current_to[index] = step
+            self._staged.let_base_go(units[index])
+
     def forget_fetched(self) -> None:
         """Call when the history is another than before: nothing fetched ahead may serve."""
         if self.pipeline is not None:
             self.pipeline.forget()
 
     @property
+    def files(self) -> NvmeFiles | None:
+        """The files on a disk, if there are any."""
+        return self._files
+
+    @property
     def host_bytes(self) -> int:
         """Bytes that rest in host memory."""
         packing = self._packer.held_bytes if self._packer is not None else 0
-        return self._host_store.held_bytes + packing
+        staging = self._staging_bytes if self._staged is not None else 0
+        return self._host_store.held_bytes + packing + staging
 
     @contextmanager
     def kept(self, model: nn.Module) -> Iterator[None]:
@@ -292,8 +363,8 @@ class Weights(Masters):
     def close(self) -> None:
         """Stop the pipeline and give the model its weights back.
 
-        As the forward sees them and where they rest, uncopied; before the first step, exactly as
-        they were given, so that a construction that fails costs nothing.
+        As the forward sees them and where they rest, uncopied; what rests on a disk stays there. Before
+        the first step, exactly as they were given, so that a construction that fails costs nothing.
         """
         if self._closed or self._owners[0] not in taken:
             return  # the model may be another's by now, or is being collected together with this
@@ -302,38 +373,59 @@ class Weights(Masters):
             return
         self.forget_fetched()
         self.settle_all()
-        for name in self._given:
-            self.map.parameters[name].data = self._resting(name)
+        for name, (dtype, _) in self._given.items():
+            parameter = self.map.parameters[name]
+            if self._tier_of(name) == NVME:
+                parameter.data = _nothing(tuple(parameter.shape), dtype, self.arena.device)
+            else:
+                parameter.data = self._resting(name)
         self._let_go()
 
     # -- taking over --
 
     def _take_over(self) -> None:
         for unit in self.map.everything:
-            self._stores[unit.index].add(unit)
-            with self._lent(unit) as lease:
-                values = {s.name: self.map.parameters[s.name].detach() for _, s in unit.segments}
-                self._fill(unit, lease, values)
-                lease.keep(0)
+            values = {s.name: self.map.parameters[s.name].detach() for _, s in unit.segments}
+            self._add(unit, values)
             for span, segment in unit.segments:
                 parameter = self.map.parameters[segment.name]
                 self._given[segment.name] = parameter.dtype, parameter.device
                 parameter.data = self._empty_view(unit, span, segment)
         self.empty_scratch()
 
+    def _add(self, unit: Unit, values: Mapping[str, torch.Tensor]) -> None:
+        tier = self.tiers[unit.index]
+        if tier == NVME:
+            assert self._staged is not None
+            self._staged.add(unit, Base(unit, values))
+            return
+        (self._device_store if tier == DEVICE else self._host_store).add(unit)
+        with self._lent(unit, anew=True) as lease:
+            fill_unit(unit, values, lease.wire, lease.rest)
+
     def _undo(self) -> None:
         """The model is as it was given, in dtype and device, too."""
         for name, (dtype, device) in self._given.items():
-            values = self._resting(name)
-            if values.dtype != dtype:
-                values = self.master(name)  # the wire may have rounded
-            self.map.parameters[name].data = values.to(device, dtype)
+            self.map.parameters[name].data = self._as_given(name, dtype).to(device, dtype)
         self._let_go()
+
+    def _as_given(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        if self._tier_of(name) == NVME:
+            assert self._staged is not None
+            base = self._staged.base_of(self._places[name][0])
+            return base.values[name] if base is not None else self.value(name)
+        values = self._resting(name)
+        return values if values.dtype == dtype else self.master(name)  # the wire may have rounded
+
+    def _tier_of(self, name: str) -> str:
+        return self.tiers[self._places[name][0].index]
 
     def _let_go(self) -> None:
         self._closed = True
         if self.pipeline is not None:
             self.pipeline.close()
+        if self._staged is not None:
+            self._staged.close()
         for hook in self._hooks:
             hook.remove()
         taken.difference_update(self._owners)
@@ -346,9 +438,7 @@ class Weights(Masters):
 
     def _empty_view(self, unit: Unit, span: Span, segment: Segment) -> torch.Tensor:
         if unit.index == AMBIENT:
-            return torch.full((), float("nan"), dtype=span.dtype, device=self.arena.device).expand(
-                segment.shape
-            )
+            return _nothing(segment.shape, span.dtype, self.arena.device)
         flat = span.wire(self._scratch)[segment.start : segment.start + segment.numel]
         return flat.view(segment.shape)
 
@@ -383,3 +473,24 @@ class Weights(Masters):
                 yield module.register_state_dict_post_hook(serve)
         yield model.register_state_dict_post_hook(forget)
         yield model.register_load_state_dict_pre_hook(refuse)
+
+
+def _nothing(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A tensor of NaN that takes no memory."""
+    return torch.full((), float("nan"), dtype=dtype, device=device).expand(shape)
+
+
+@dataclass(frozen=True)
+class Base:
+    """The values that a unit came with, until it is on the disk.
+
+    Attributes:
+        unit: Which.
+        values: By parameter name; they may be views of a checkpoint's files.
+    """
+
+    unit: Unit
+    values: Mapping[str, torch.Tensor]
+
+    def __call__(self, wire: torch.Tensor, rest: torch.Tensor) -> None:
+        fill_unit(self.unit, self.values, wire, rest)

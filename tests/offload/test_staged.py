@@ -36,6 +36,12 @@ class Files:
         self.broken = False
         self.reads: list[tuple[int, bool]] = []
 
+    def holds(self, unit: int) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.threads.shutdown()
+
     def read(self, unit: int, wire: torch.Tensor, rest: torch.Tensor | None) -> "Future[int]":
         self.reads.append((unit, rest is not None))
         return self.threads.submit(self._read, unit, wire, rest)
@@ -46,15 +52,17 @@ class Files:
     def _read(self, unit: int, wire: torch.Tensor, rest: torch.Tensor | None) -> int:
         self.go.wait()
         held_wire, held_rest, step = self.content[unit]
-        wire.copy_(torch.tensor(list(held_wire), dtype=torch.uint8))
+        wire[: len(held_wire)] = torch.tensor(list(held_wire), dtype=torch.uint8)
         if rest is not None:
-            rest.copy_(torch.tensor(list(held_rest), dtype=torch.uint8))
+            rest[: len(held_rest)] = torch.tensor(list(held_rest), dtype=torch.uint8)
         return step
 
     def _write(self, unit: int, wire: torch.Tensor, rest: torch.Tensor, step: int) -> None:
         self.go.wait()
         if self.broken:
             raise StoreError("the disk is full")
+        sizes = [len(part) for part in self.content[unit][:2]]
+        wire, rest = (part[:size] for part, size in zip((wire, rest), sizes, strict=True))
         self.content[unit] = bytes(wire.numpy()), bytes(rest.numpy()), step
 
 
@@ -68,10 +76,10 @@ def files() -> Iterator[Files]:
 
 def staged(files: Files, num_buffers: int = LEAST_BUFFERS) -> Staged:
     def room() -> torch.Tensor:
-        return torch.full((1024,), 255, dtype=torch.uint8)
+        return torch.full((4096,), 255, dtype=torch.uint8)
 
     buffers = [Buffer(room(), room()) for _ in range(num_buffers)]
-    return Staged(files, {i: unit(i) for i in range(UNITS)}, buffers)
+    return Staged(files, buffers)
 
 
 ACTIONS = st.lists(

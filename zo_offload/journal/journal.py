@@ -52,6 +52,7 @@ class Journal:
         self._file = file  # None when opened for reading, or in memory
         self._broken = False
         self._synced_at = time.monotonic()
+        self._synced_steps = 0
         if file is not None:
             _writers.add(self)
 
@@ -222,14 +223,22 @@ class Journal:
         """
         if self.path is None:
             return
-        file = self._writable()
+        file, steps = self._writable(), len(self.records)
         try:
             with files.errors_of(self.path, "sync (what reached the disk is unknown: reopen)"):
                 os.fsync(file.fileno())
         except JournalError:
             self._broken = True  # a second fsync would succeed and mean nothing
             raise
-        self._synced_at = time.monotonic()
+        self._synced_at, self._synced_steps = time.monotonic(), steps
+
+    def sync_to(self, step: int) -> None:
+        """As :meth:`sync`, unless the records of ``step`` steps survive a power cut already.
+
+        May be called on any thread.
+        """
+        if step > self._synced_steps:
+            self.sync()
 
     def close(self) -> None:
         """Syncs and gives the lock back. Closing again does nothing."""

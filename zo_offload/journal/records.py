@@ -9,6 +9,7 @@ import hashlib
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO, NamedTuple, overload
 
 from zo_offload.errors import JournalError
@@ -41,6 +42,8 @@ class Records(Sequence[Record]):
         self.branch = branch
         self._data = bytearray()
         self._starts = array("Q")  # byte offset of each step's record in data
+        self._hashing = Lock()
+        self._hashed, self._hasher = 0, hashlib.sha256()  # of the first steps
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -76,10 +79,13 @@ class Records(Sequence[Record]):
     def lineage(self, stop: int | None = None) -> str:
         """SHA-256 of the records of the first ``stop`` steps (default: all): equal, equal bits."""
         stop = len(self) if stop is None else stop
-        digest = hashlib.sha256()
-        for start in self._starts[:stop]:
-            digest.update(record.packed_at(self._data, start))
-        return digest.hexdigest()
+        with self._hashing:
+            if stop < self._hashed:
+                self._hashed, self._hasher = 0, hashlib.sha256()
+            for start in self._starts[self._hashed : stop]:
+                self._hasher.update(record.packed_at(self._data, start))
+            self._hashed = stop
+            return self._hasher.hexdigest()
 
     def shared_steps(self, other: "Records") -> int:
         """How many first steps are the same in another run's records, whatever their branch."""
@@ -108,7 +114,10 @@ class Records(Sequence[Record]):
     def rewind(self, packed: bytes, branch: int, step: int) -> None:
         """Takes a packed rewind: steps from ``step`` on are no more, and ``branch`` begins."""
         self._data += packed
-        del self._starts[step:]
+        with self._hashing:
+            del self._starts[step:]
+            if step < self._hashed:
+                self._hashed, self._hasher = 0, hashlib.sha256()
         self.branch = branch
 
 

@@ -4,8 +4,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from zo_offload.errors import StoreError
+from zo_offload.offload.nvme import directory_bytes
 from zo_offload.offload.packing import NUM_BUFFERS
-from zo_offload.offload.residency import DEVICE, HOST, most_that_fit
+from zo_offload.offload.residency import DEVICE, HOST, NVME, most_that_fit
+from zo_offload.offload.staged import num_staged, resident_of, staged_bytes
 from zo_offload.offload.streamer import slot_size
 from zo_offload.ops import Segment, Span
 from zo_offload.units import AMBIENT, ModelMap, Unit
@@ -25,7 +27,8 @@ class Plan:
         ambient_copies: Perturbed ones.
         resident: Units that rest on the device, with their masters and the ambient's, and room for
             a copy of one where masters lag.
-        host_bytes: Everything that rests in host memory.
+        host_bytes: Everything that rests in host memory, or passes through it.
+        nvme_bytes: Of the files on the disk.
     """
 
     slots: int
@@ -34,6 +37,7 @@ class Plan:
     ambient_copies: int
     resident: int
     host_bytes: int
+    nvme_bytes: int = 0
 
     @property
     def device_bytes(self) -> int:
@@ -90,9 +94,9 @@ class Needs:
         """Add up what a run will hold with units in these tiers, by index."""
         units, ambient = self.model_map.units, self.model_map.ambient
         streamed = [unit for unit in units if tiers[unit.index] != DEVICE]
-        on_device, on_host = (
+        on_device, on_host, on_disk = (
             [unit for unit in self.model_map.everything if tiers[unit.index] == tier]
-            for tier in (DEVICE, HOST)
+            for tier in (DEVICE, HOST, NVME)
         )
         slot = max((slot_size(unit, self.whole_slots) for unit in streamed), default=0)
         slot += _largest(streamed, _rest) if self.whole_slots else 0
@@ -111,27 +115,39 @@ class Needs:
                 if self.host_moves and self._lag_there(on_host)
                 else 0
             )
-            + self._packing(streamed),
+            + self._packing(streamed)
+            + num_staged(self.num_slots) * staged_bytes(on_disk),
+            nvme_bytes=directory_bytes([resident_of(unit) for unit in on_disk]),
         )
 
     def least(self, tier: str) -> Plan:
         """What a run holds with all units in one tier."""
         return self.plan({unit.index: tier for unit in self.model_map.everything})
 
-    def divide(self, tier: str, device_budget: int | None) -> dict[int, str]:
-        """Where every unit rests: in ``tier``, and on the device as many as its budget takes."""
+    def divide(
+        self, tier: str, device_budget: int | None, host_budget: int | None
+    ) -> dict[int, str]:
+        """Where every unit rests: in ``tier``, and nearer as many as the budgets take."""
         tiers = {unit.index: tier for unit in self.model_map.everything}
-        if tier == DEVICE or device_budget is None:
-            return tiers
+        if tier == NVME:
+            tiers[AMBIENT] = HOST
+        if tier != DEVICE and device_budget is not None:
+            tiers = self._moved(tiers, DEVICE, lambda plan: plan.device_bytes <= device_budget)
+        if tier == NVME and host_budget is not None:
+            tiers = self._moved(tiers, HOST, lambda plan: plan.host_bytes <= host_budget)
+        return tiers
+
+    def _moved(
+        self, tiers: dict[int, str], nearer: str, fits: Callable[[Plan], bool]
+    ) -> dict[int, str]:
+        """With as many units of the farthest tier in a nearer one as fit."""
+        farthest = [unit.index for unit in self.model_map.units if tiers[unit.index] != DEVICE]
 
         def with_these(chosen: set[int]) -> dict[int, str]:
-            return {**tiers, **dict.fromkeys(chosen, DEVICE)}
+            return {**tiers, **dict.fromkeys(chosen, nearer)}
 
-        indices = [unit.index for unit in self.model_map.units]
         return with_these(
-            most_that_fit(
-                indices, lambda chosen: self.plan(with_these(chosen)).device_bytes <= device_budget
-            )
+            most_that_fit(farthest, lambda chosen: fits(self.plan(with_these(chosen))))
         )
 
     def _packed_here(self, tiers: Mapping[int, str]) -> int:

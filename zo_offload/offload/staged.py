@@ -3,16 +3,22 @@
 A buffer holds one unit, or its wire alone. Units that are announced (:meth:`Staged.expect`) are
 read ahead into buffers that nobody needs; a unit that was changed is written from its buffer once
 it is given back, while others are lent. What a buffer holds may be lent again without reading it.
+
+A unit that has never been written is made from its base: the values that the model came with, which
+are let go once the unit is on the disk.
 """
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import Lock
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
+from zo_offload.offload.direct import PAGE, aligned, padded
+from zo_offload.offload.slots import Resident
 from zo_offload.offload.store import Lease
 from zo_offload.units import Unit
 
@@ -20,7 +26,11 @@ LEAST_BUFFERS = 3  # one is lent, one holds a copy made of it, one is read or wr
 
 
 class UnitFiles(Protocol):
-    """Where units rest between leases; see :class:`zo_offload.offload.nvme.NvmeStore`."""
+    """Where units rest between leases; see :class:`zo_offload.offload.nvme.NvmeFiles`."""
+
+    def holds(self, unit: int) -> bool:
+        """Whether the unit has been written."""
+        ...
 
     def read(self, unit: int, wire: torch.Tensor, rest: torch.Tensor | None) -> "Future[int]":
         """Fill the buffers; the future holds the number of steps that they carry."""
@@ -116,22 +126,27 @@ class StagedLease:
         return self._copy
 
 
+class FirstValues(Protocol):
+    """What a unit came with: writes it to zeroed wire and rest when called."""
+
+    values: Any
+
+    def __call__(self, wire: torch.Tensor, rest: torch.Tensor) -> None: ...
+
+
 class Staged:
     """A store of units that rest on a disk.
 
     Args:
         files: Where they rest.
-        units: Which, by index.
         buffers: The staging memory, at least ``LEAST_BUFFERS``.
     """
 
-    def __init__(
-        self, files: UnitFiles, units: Mapping[int, Unit], buffers: Sequence[Buffer]
-    ) -> None:
+    def __init__(self, files: UnitFiles, buffers: Sequence[Buffer]) -> None:
         assert len(buffers) >= LEAST_BUFFERS
         self._files = files
-        self._units = units
         self._buffers = list(buffers)
+        self._bases: dict[int, FirstValues] = {}
         self._choosing = Lock()  # of buffers: the trainer announces while the pipeline works
         self._count = 0
         self.reads = self.hits = 0
@@ -141,13 +156,22 @@ class Staged:
         """Units that can be read while one is worked on and one is written."""
         return len(self._buffers) - 2
 
-    def add(self, unit: Unit) -> None:
-        """Room is made in the files."""
+    def add(self, unit: Unit, base: FirstValues) -> None:
+        """Take a unit over, with what it came with."""
+        self._bases[unit.index] = base
+
+    def base_of(self, unit: Unit) -> FirstValues | None:
+        """What a unit came with, while it is not on the disk."""
+        return self._bases.get(unit.index)
+
+    def let_base_go(self, unit: Unit) -> None:
+        """The unit is on the disk."""
+        self._bases.pop(unit.index, None)
 
     def expect(self, unit: Unit, whole: bool) -> None:
         """Start to read a unit, where a buffer is free."""
         with self._choosing:
-            if self._holding(unit.index, whole) is not None:
+            if self._holding(unit.index, whole) or not self._files.holds(unit.index):
                 return
             free = [b for b in self._buffers if not (b.lent or b.busy or _unclaimed(b))]
             if len(free) > 1:  # the last one is for whoever cannot wait
@@ -159,11 +183,12 @@ class Staged:
         Raises:
             StoreError: It cannot be read, or an earlier write has failed.
         """
+        made = False
         with self._choosing:
             buffer = self._holding(unit.index, whole)
             if buffer is None:
                 buffer = self._room()
-                self._fetch(buffer, unit, whole)
+                made = not self._fetch(buffer, unit, whole)
             else:
                 self.hits += 1
             self._claim(buffer)
@@ -172,7 +197,10 @@ class Staged:
         except BaseException:
             buffer.lent = False
             raise
-        return StagedLease(self, unit, buffer)
+        lease = StagedLease(self, unit, buffer)
+        if made and not any(span.trainable for span in unit.spans):
+            lease.keep(0)  # it will never move: on the disk it is read as it is
+        return lease
 
     def fresh(self, unit: Unit) -> Lease:
         """A buffer to fill anew; its padding is zero."""
@@ -180,10 +208,9 @@ class Staged:
         with self._choosing:
             self._let_go(unit, buffer)
             buffer.unit, buffer.whole = unit.index, True
-        lease = StagedLease(self, unit, buffer)
-        lease.wire.zero_()
-        lease.rest.zero_()
-        return lease
+        buffer.wire.zero_()
+        buffer.rest.zero_()
+        return StagedLease(self, unit, buffer)
 
     def take_room(self) -> Buffer:
         """A buffer that holds nothing."""
@@ -204,7 +231,8 @@ class Staged:
     ) -> None:
         """Write what was changed, which carries ``step`` steps now."""
         if step is not None:
-            buffer.departure = self._files.write(unit.index, *_parts(unit, buffer), step)
+            self.let_base_go(unit)
+            buffer.departure = self._files.write(unit.index, *_pages(unit, buffer), step)
         self.release(buffer, after)
 
     def forget(self) -> None:
@@ -222,6 +250,13 @@ class Staged:
         for buffer in self._buffers:
             buffer.settle()
 
+    def close(self) -> None:
+        """Write what is to be written, and close the files."""
+        try:
+            self.drain()
+        finally:
+            self._files.close()
+
     def _holding(self, unit: int, whole: bool) -> Buffer | None:
         found = [b for b in self._buffers if b.unit == unit and (b.whole or not whole)]
         return found[0] if found else None
@@ -238,14 +273,23 @@ class Staged:
         self._count += 1
         buffer.lent, buffer.used = True, self._count
 
-    def _fetch(self, buffer: Buffer, unit: Unit, whole: bool) -> None:
+    def _fetch(self, buffer: Buffer, unit: Unit, whole: bool) -> bool:
+        """Begin to read a unit; False where it was made of its base instead."""
         buffer.settle()
         self._let_go(unit, buffer)
         self._count += 1
+        buffer.used, buffer.unit = self._count, None
+        if not self._files.holds(unit.index):
+            buffer.wire.zero_()
+            buffer.rest.zero_()
+            self._bases[unit.index](*_parts(unit, buffer))
+            buffer.unit, buffer.whole = unit.index, True
+            return False
         self.reads += 1
-        buffer.unit, buffer.whole, buffer.used = unit.index, whole, self._count
-        wire, rest = _parts(unit, buffer)
+        buffer.unit, buffer.whole = unit.index, whole
+        wire, rest = _pages(unit, buffer)
         buffer.arrival = self._files.read(unit.index, wire, rest if whole else None)
+        return True
 
     def _let_go(self, unit: Unit, buffer: Buffer) -> None:
         """Of a unit there is one buffer, and what it held before is in its place by now."""
@@ -259,6 +303,11 @@ def _parts(unit: Unit, buffer: Buffer) -> tuple[torch.Tensor, torch.Tensor]:
     return buffer.wire[: unit.wire_bytes], buffer.rest[: unit.rest_bytes]
 
 
+def _pages(unit: Unit, buffer: Buffer) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same with their padding."""
+    return buffer.wire[: padded(unit.wire_bytes)], buffer.rest[: padded(unit.rest_bytes)]
+
+
 def _unclaimed(buffer: Buffer) -> bool:
     """Whether it was read ahead and not yet asked for."""
     return buffer.arrival is not None
@@ -266,3 +315,36 @@ def _unclaimed(buffer: Buffer) -> bool:
 
 def _age(buffer: Buffer) -> int:
     return buffer.used
+
+
+def num_staged(num_slots: int) -> int:
+    """Staging buffers for a pipeline of so many slots."""
+    return max(LEAST_BUFFERS, num_slots + 2)
+
+
+def make_buffers(units: Collection[Unit], num_slots: int, pin_memory: bool) -> list[Buffer]:
+    """Staging memory for these units."""
+    wire, rest = _largest(units)
+    return [
+        Buffer(aligned(wire, pin_memory), aligned(rest, pin_memory))
+        for _ in range(num_staged(num_slots))
+    ]
+
+
+def staged_bytes(units: Collection[Unit]) -> int:
+    """Host memory of one buffer."""
+    return sum(padded(size) + PAGE for size in _largest(units)) if units else 0
+
+
+def resident_of(unit: Unit) -> Resident:
+    """A unit, as files know it."""
+    parts = [
+        (segment.name, segment.shape, segment.start, str(span.dtype), span.format, span.trainable)
+        for span, segment in unit.segments
+    ]
+    digest = hashlib.sha256(repr(parts).encode()).digest()[:16]
+    return Resident(unit.index, unit.name, unit.wire_bytes, unit.rest_bytes, digest)
+
+
+def _largest(units: Collection[Unit]) -> tuple[int, int]:
+    return max(unit.wire_bytes for unit in units), max(unit.rest_bytes for unit in units)

@@ -46,12 +46,12 @@ class Lease(Protocol):
 class Store(Protocol):
     """Holds units of one tier."""
 
-    def add(self, unit: Unit) -> None:
-        """Make room for a unit, zeroed."""
-        ...
-
     def lend(self, unit: Unit, whole: bool = True) -> Lease:
         """A unit's memory; its wire alone unless ``whole``."""
+        ...
+
+    def fresh(self, unit: Unit) -> Lease:
+        """Memory for all of a unit's values, which are to be written anew; its padding is zero."""
         ...
 
     def expect(self, unit: Unit, whole: bool) -> None:
@@ -99,6 +99,10 @@ class DeviceStore:
         wire, rest = self._units[unit.index]
         return MemoryLease(wire, rest, self._no_wire, lambda: self._spare_rest(unit))
 
+    def fresh(self, unit: Unit) -> Lease:
+        """The unit's memory."""
+        return self.lend(unit)
+
     def expect(self, unit: Unit, whole: bool) -> None:
         """Nothing is to be done."""
 
@@ -136,6 +140,10 @@ class HostStore:
         return MemoryLease(
             wire, rest, lambda: self._spare_wire(unit), lambda: self._room()[1][: unit.rest_bytes]
         )
+
+    def fresh(self, unit: Unit) -> Lease:
+        """The unit's memory."""
+        return self.lend(unit)
 
     def expect(self, unit: Unit, whole: bool) -> None:
         """Nothing is to be done."""
