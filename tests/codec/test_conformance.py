@@ -26,7 +26,7 @@ PATTERNS = {2: np.uint16, 4: np.uint32}
 
 
 @ROWS
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(data=st.data())
 def test_bytes_and_values_are_the_references(name: str, dtype: torch.dtype, data):
     wire, codec = data.draw(wires(dtype)), codec_of(name)

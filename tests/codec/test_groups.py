@@ -60,29 +60,28 @@ def test_integers_hold_their_steps_and_round_ties_to_even(name: str, qmax: int):
 
 
 @pytest.mark.parametrize("name", GROUPED)
-@pytest.mark.parametrize(
-    "absmax", [1e-45, 1e-44, 9.2e-41, 1.2e-38, 1.0, 3.3e38, 3.4028234663852886e38]
-)
-def test_no_magnitude_overflows_or_vanishes(name: str, absmax: float):
-    values = torch.zeros(256)
-    values[:128] = torch.linspace(-1, 1, 128) * absmax
-    found = decoded(name, values)
-    assert bool(found.isfinite().all())
-    assert float((found.double() - values).abs().max()) <= codec_of(name).error_bound(absmax)
-    assert not raw(found)[128:].any()  # the next group is zero
+def test_no_magnitude_overflows(name: str):
+    for absmax in (1e-45, 1e-44, 9.2e-41, 1.2e-38, 1.0, 3.3e38, 3.4028234663852886e38):
+        values = torch.zeros(256)
+        values[:128] = torch.linspace(-1, 1, 128) * absmax
+        found = decoded(name, values)
+        assert bool(found.isfinite().all())
+        assert float((found.double() - values).abs().max()) <= codec_of(name).error_bound(absmax)
+        assert bool(found[:128].any()) == (absmax > 1e-43)  # the least scale is 9e-41
+        assert not raw(found)[128:].any()  # the next group is zero
 
 
 @pytest.mark.parametrize("name", [*GROUPED, *(f"{name}:64" for name in GROUPED)])
-@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
-def test_a_broken_group_is_nan_throughout_and_alone(name: str, broken: float):
+def test_a_broken_group_is_nan_throughout_and_alone(name: str):
     group = codec_of(name).layout.group
     values = wire_of("normal", torch.float32, 384, 0)
     sound = decoded(name, values)
-    values[130] = broken
-    found = decoded(name, values)
-    assert set(raw(found[128 : 128 + group]).view(np.uint32).tolist()) == {0x7FC00000}
-    np.testing.assert_array_equal(raw(found[:128]), raw(sound[:128]))
-    np.testing.assert_array_equal(raw(found[128 + group :]), raw(sound[128 + group :]))
+    for broken in (math.nan, math.inf, -math.inf):
+        values[130] = broken
+        found = decoded(name, values)
+        assert set(raw(found[128 : 128 + group]).view(np.uint32).tolist()) == {0x7FC00000}
+        np.testing.assert_array_equal(raw(found[:128]), raw(sound[:128]))
+        np.testing.assert_array_equal(raw(found[128 + group :]), raw(sound[128 + group :]))
 
 
 @pytest.mark.parametrize("name", GROUPED)

@@ -52,12 +52,12 @@ def test_all_fifteen_codes_and_no_escape(base: int):
     assert_exact(of_exponents(base + np.arange(2048) % 15), PACKED)
 
 
-@pytest.mark.parametrize("escape", [0, 99, 115, 255])
 @pytest.mark.parametrize("at", [[0], [2047], [1023, 1024], range(1024, 1152), range(0, 2048, 8)])
-def test_escapes_anywhere(escape: int, at):
-    exponents = 100 + np.arange(2176) % 15
-    exponents[list(at)] = escape
-    assert_exact(of_exponents(exponents), PACKED)
+def test_escapes_anywhere(at):
+    for escape in (0, 99, 115, 255):
+        exponents = 100 + np.arange(2176) % 15
+        exponents[list(at)] = escape
+        assert_exact(of_exponents(exponents), PACKED)
 
 
 def test_what_would_not_shrink_stays_raw():
@@ -129,14 +129,13 @@ def test_another_number_of_elements_is_refused(elements: int):
 
 
 @pytest.mark.parametrize("entry", range(PLACE.tiles + 1))
-@pytest.mark.parametrize("value", [0, 1, 2**31, 2**32 - 1])
-def test_a_wrong_table_is_refused(entry: int, value: int):
+def test_a_wrong_table_is_refused(entry: int):
     out = sound()
     table = out[HEADER_BYTES : HEADER_BYTES + 4 * (PLACE.tiles + 1)].numpy().view(np.uint32)
-    if table[entry] == value:
-        value += 1
-    table[entry] = value
-    refused(out)
+    right = int(table[entry])
+    for value in {0, 1, right + 1, 2**31, 2**32 - 1} - {right}:
+        table[entry] = value
+        refused(out)
 
 
 def test_the_whole_table_moved_is_refused():

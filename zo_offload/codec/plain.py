@@ -46,7 +46,7 @@ def error_bound(kind: str, absmax: float) -> float:
         >>> error_bound("bf16", 1.0) == 2**-8 + 2.0**-134, error_bound("fp16", 1e5)
         (True, inf)
     """
-    if kind == "identity":
+    if kind in ("identity", "lossless12"):
         return 0.0
     if kind == "bf16":
         return math.inf if absmax >= (2 - 2**-8) * 2.0**127 else absmax * 2**-8 + 2.0**-134
