@@ -148,6 +148,33 @@ def bits(value: torch.Tensor | np.ndarray) -> npt.NDArray[np.integer]:
     return np.where(nan, 0x7FC0, raw)
 
 
+def exact(value: torch.Tensor | np.ndarray) -> npt.NDArray[np.unsignedinteger]:
+    """All bits, NaN as they are."""
+    size = value.itemsize
+    array = value
+    if isinstance(value, torch.Tensor):
+        array = value.view({1: torch.int8, 2: torch.int16, 4: torch.int32}[size]).numpy()
+    return np.asarray(array).view({1: np.uint8, 2: np.uint16, 4: np.uint32}[size])
+
+
+def placed(value: torch.Tensor, offset: int) -> torch.Tensor:
+    """A copy that begins ``offset`` elements after a cache line does."""
+    line = 64 // value.itemsize
+    memory = torch.empty(value.numel() + offset + line, dtype=value.dtype)
+    begin = -memory.data_ptr() % 64 // value.itemsize + offset
+    return memory[begin : begin + value.numel()].copy_(value)
+
+
+@contextlib.contextmanager
+def threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def expected_copy(span: Span, value: np.ndarray, draw: Draw) -> np.ndarray:
     """fp32 values as a perturbed copy of the span holds them."""
     if span.dither:

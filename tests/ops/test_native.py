@@ -240,7 +240,15 @@ def test_a_job_that_is_not_sound_is_refused(kernel: Native):
             )
 
 
+def test_values_without_the_rest_they_need_are_refused(kernel: Native):
+    values, wire = torch.zeros(8), torch.zeros(8, dtype=torch.bfloat16)
+    for layout in ("planes", "bf16+8"):
+        with pytest.raises(KernelError, match="not sound"):
+            kernel._encode(layout, values, wire, None)
+
+
 def test_the_structures_are_those_of_the_header():
     sizes = {native._Draw: 24, native._Step: 32, native._Point: 32, native._Job: 112}
+    sizes |= {native._Rows: 96, native._Values: 40}
     for structure, size in sizes.items():
         assert ctypes.sizeof(structure) == size

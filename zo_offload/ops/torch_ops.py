@@ -108,14 +108,12 @@ def load_master(span: Span, wire: torch.Tensor, rest: torch.Tensor) -> torch.Ten
 
 
 def store_master(span: Span, master: torch.Tensor, wire: torch.Tensor, rest: torch.Tensor) -> None:
-    """Inverse of :func:`load_master`: encode the wire from the master, keep the rest home.
-
-    A master of fewer bits than the value takes the nearest that it can hold.
-    """
-    if span.dtype != torch.bfloat16:
-        wire.copy_(master)
-        if span.dtype == torch.float16:
-            rest.copy_(master)
+    """See :func:`zo_offload.ops.store_master`."""
+    if span.dtype == torch.float32:
+        _canonical_(wire.copy_(master))
+        return
+    if span.dtype == torch.float16:
+        wire.copy_(_canonical_(rest.copy_(master)))
         return
     bits = master.nan_to_num(**_KEEP).view(torch.int32)
     if span.format == "bf16+8":
@@ -127,17 +125,11 @@ def store_master(span: Span, master: torch.Tensor, wire: torch.Tensor, rest: tor
 
 
 def encode(dtype: torch.dtype, values: torch.Tensor, wire: torch.Tensor) -> None:
-    """Write fp32 values that no master stands behind as the wire has them, rounded as masters are.
-
-    Args:
-        dtype: What the forward computes in.
-        values: ``[n]`` fp32; left as they are.
-        wire: ``[n]`` in ``dtype``.
-    """
+    """See :func:`zo_offload.ops.encode`."""
     if dtype == torch.bfloat16:
         _round_bf16_(values.clone(), wire)
     else:
-        wire.copy_(values)
+        wire.copy_(values.nan_to_num(**_KEEP))
 
 
 def noise(

@@ -122,6 +122,15 @@ bool run_rows_part(const zo_rows &job, uint64_t first, uint64_t last) {
   return true;
 }
 
+void encode_part(const zo_values &job, uint64_t start, uint64_t stop) {
+  alignas(64) float value[kTile];
+  for (uint64_t at = start; at < stop; at += kTile) {
+    const uint32_t count = uint32_t(stop - at < kTile ? stop - at : kTile);
+    hold(job.format, job.values + at, count, value);
+    store_master(job.format, value, job.wire, job.rest, at, count);
+  }
+}
+
 void copy_part(void *out, const void *from, uint64_t bytes) {
   stream(out, from, bytes);
 #if defined(ZO_BUILD_AVX512) || defined(ZO_BUILD_AVX2)
@@ -145,11 +154,11 @@ uint64_t digest_part(const uint32_t *words, uint64_t count, uint64_t first) {
 }  // namespace
 
 #if defined(ZO_BUILD_AVX512)
-extern const zo_parts zo_avx512 = {run_part, run_rows_part, copy_part, digest_part};
+extern const zo_parts zo_avx512 = {run_part, run_rows_part, encode_part, copy_part, digest_part};
 #elif defined(ZO_BUILD_AVX2)
-extern const zo_parts zo_avx2 = {run_part, run_rows_part, copy_part, digest_part};
+extern const zo_parts zo_avx2 = {run_part, run_rows_part, encode_part, copy_part, digest_part};
 #elif defined(ZO_BUILD_NEON)
-extern const zo_parts zo_neon = {run_part, run_rows_part, copy_part, digest_part};
+extern const zo_parts zo_neon = {run_part, run_rows_part, encode_part, copy_part, digest_part};
 #else
-extern const zo_parts zo_scalar = {run_part, run_rows_part, copy_part, digest_part};
+extern const zo_parts zo_scalar = {run_part, run_rows_part, encode_part, copy_part, digest_part};
 #endif

@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ZO_VERSION 1
+#define ZO_VERSION 2
 #define ZO_API __attribute__((visibility("default")))
 
 #ifdef __cplusplus
@@ -85,6 +85,14 @@ struct zo_rows {
   const double *cells;
 };
 
+/* fp32 values, any bits, to be laid out as a master: the nearest that its format holds. */
+struct zo_values {
+  uint32_t format, num_threads;
+  uint64_t count;
+  const float *values;
+  void *wire, *rest; /* rest: NULL where the format has none, or no master stands behind an fp16 wire */
+};
+
 ZO_API uint32_t zo_version(void);
 /* The best instruction set of this machine, among those that were built. */
 ZO_API uint32_t zo_best_isa(void);
@@ -94,6 +102,7 @@ ZO_API void zo_use_openmp(void *gomp_parallel);
 
 ZO_API int zo_run(const struct zo_job *job, uint32_t isa);
 ZO_API int zo_run_rows(const struct zo_rows *rows, uint32_t isa);
+ZO_API int zo_encode(const struct zo_values *values, uint32_t isa);
 /* A copy around the caches, in whole cache lines: what memory can do at most. */
 ZO_API int zo_copy(void *out, const void *from, uint64_t bytes, uint32_t num_threads, uint32_t isa);
 /* Sum over 32-bit words w_i, i from `first`, of mix(w_i + 2^32 i), modulo 2^64: any division adds up. */
