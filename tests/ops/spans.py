@@ -175,6 +175,26 @@ def threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def expected_rows(
+    span: Span,
+    segment: Segment,
+    wire: torch.Tensor,
+    rows: torch.Tensor,
+    direction: str,
+    draw: Draw,
+) -> npt.NDArray[np.unsignedinteger]:
+    """All bits of perturbed rows ``[n, width]``, each made alone."""
+    width, out = segment.shape[1], []
+    for row in rows.tolist():
+        place = (draw.seed, draw.step, draw.probe, segment.parameter_index, row * width, width)
+        held = wire[segment.start + row * width :][:width].float().numpy()
+        with np.errstate(all="ignore"):
+            noise = reference.DIRECTIONS[direction](*place, draw.coefficient * segment.scale)
+            out.append(exact(expected_copy(span, reference.canonical(held + noise), draw)))
+    kind = {2: np.uint16, 4: np.uint32}[span.dtype.itemsize]
+    return np.array(out, kind).reshape(len(rows), width)
+
+
 def expected_copy(span: Span, value: np.ndarray, draw: Draw) -> np.ndarray:
     """fp32 values as a perturbed copy of the span holds them."""
     if span.dither:

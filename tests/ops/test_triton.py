@@ -9,7 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ops.spans import DIRECTIONS, MASTERS, bits, random_master, span_of, spans
+from ops.spans import (
+    DIRECTIONS,
+    DTYPES,
+    MASTERS,
+    bits,
+    exact,
+    expected_rows,
+    random_master,
+    span_of,
+    spans,
+)
 from zo_offload.ops import Draw, Point, Span, StepUpdate, torch_ops
 from zo_offload.ops.span import REST_DTYPES
 
@@ -84,6 +94,30 @@ def test_a_stretch_can_be_made_alone(kernel, direction: str):
     kernel.perturb(span, wire, whole, direction, PAIR[0])
     kernel.perturb(span, wire, part, direction, PAIR[0], first=256, count=512)
     np.testing.assert_array_equal(bits(part.cpu()), bits(whole.cpu()[256:768]))
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [1, 5, 100, 128, 129, 256, 2000])
+def test_rows_equal_the_reference(kernel, dtype: torch.dtype, direction: str, width: int):
+    height, draw = 50, Draw(2**64 - 1, 3, 1, -1e-3)
+    span = span_of([(77,), (height, width)], [4, 2], [1.0, 0.37], dtype)
+    wire = random_master(span.elements, seed=width).to(dtype)
+    rows = torch.tensor([0, height - 1, 7, 7, 31])
+    segment, before = span.segments[1], wire.clone()
+    given = wire.to(DEVICE), rows.to(DEVICE)
+    found = kernel.perturb_rows(span, segment, *given, direction, draw).cpu()
+    right = expected_rows(span, segment, wire, rows, direction, draw)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(exact(found), right)
+    np.testing.assert_array_equal(exact(given[0].cpu()), exact(before))  # only read
+
+
+def test_no_rows(kernel):
+    span = span_of([(50, 8)])
+    wire, rows = torch.zeros(span.elements, device=DEVICE), torch.zeros(0, device=DEVICE).long()
+    found = kernel.perturb_rows(span, span.segments[0], wire, rows, "rademacher", PAIR[0])
+    assert found.shape == (0, 8)
 
 
 def test_what_it_serves(kernel):

@@ -147,9 +147,7 @@ def work(
     wire,
     rest,
     out,
-    table,  # int32 [3, groups of the span]: parameter, block, number of the scale
-    num_groups,
-    first,  # group of the span that `out` begins at
+    table,  # int32 [3, groups]: parameter, block, number of the scale
     count,  # groups
     draws,  # uint32 [draws, FIELDS]
     values,  # fp32 [draws, scales (, CELLS)]
@@ -168,12 +166,11 @@ def work(
     DITHERS: tl.constexpr,
 ):
     """Update a stretch's masters, and write one perturbed copy of it."""
-    local = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
-    inside = local < count
-    group = first + local
+    group = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
+    inside = group < count
     parameter = tl.load(table + group, inside, 0).to(tl.uint32, bitcast=True)
-    block = tl.load(table + num_groups + group, inside, 0).to(tl.uint32, bitcast=True)
-    scale = tl.load(table + 2 * num_groups + group, inside, 0)
+    block = tl.load(table + count + group, inside, 0).to(tl.uint32, bitcast=True)
+    scale = tl.load(table + 2 * count + group, inside, 0)
     within = tl.arange(0, 128)[None, :]
     at = group.to(tl.int64)[:, None] * 128 + within
     mask = inside[:, None] & (within >= 0)
@@ -220,9 +217,35 @@ def work(
         draw = draws + point * FIELDS
         term = terms(draw, values + point * per_draw, parameter, block, scale, GROUPS, DIRECTION)
         bits = canonical(value + term)
-        to = local.to(tl.int64)[:, None] * 128 + within
         if DITHERS:
             bits = dithered(bits, random_halves(draw, 1, parameter, block, GROUPS))
-            tl.store(out + to, (bits >> 16).to(tl.uint16).to(tl.int16, bitcast=True), mask)
+            tl.store(out + at, (bits >> 16).to(tl.uint16).to(tl.int16, bitcast=True), mask)
         else:
-            tl.store(out + to, to_forward(bits, FORMAT), mask)
+            tl.store(out + at, to_forward(bits, FORMAT), mask)
+
+
+@triton.jit
+def work_rows(
+    values,  # [rows, width] of the wire, perturbed in place
+    rows,  # int64 [rows]: their numbers in the parameter
+    width,
+    parameter,
+    draw,  # uint32 [FIELDS]
+    terms_of,  # fp32 [1] or [CELLS]
+    GROUPS: tl.constexpr,
+    FORMAT: tl.constexpr,
+    DIRECTION: tl.constexpr,
+):
+    """Perturb gathered rows. A row begins anywhere in its first group of 128 elements."""
+    row = tl.program_id(0).to(tl.int64)
+    start = tl.load(rows + row).to(tl.int64) * width
+    group = start // 128 + tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
+    column = group[:, None] * 128 + tl.arange(0, 128)[None, :] - start
+    mask = (column >= 0) & (column < width)
+    at = row * width + column
+    value = seen(tl.load(values + at, mask, 0), FORMAT)
+    block = group.to(tl.uint32)
+    term = terms(
+        draw, terms_of, block * 0 + parameter, block, tl.arange(0, GROUPS) * 0, GROUPS, DIRECTION
+    )
+    tl.store(values + at, to_forward(canonical(value + term), FORMAT), mask)
