@@ -1,7 +1,12 @@
 """The Triton kernels give the reference's bits: interpreted on a CPU, compiled on a GPU."""
 
+import json
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,6 +123,24 @@ def test_no_rows(kernel):
     wire, rows = torch.zeros(span.elements, device=DEVICE), torch.zeros(0, device=DEVICE).long()
     found = kernel.perturb_rows(span, span.segments[0], wire, rows, "rademacher", PAIR[0])
     assert found.shape == (0, 8)
+
+
+def test_it_compiles_and_nothing_is_fused_or_flushed(tmp_path):
+    names = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    program = Path(__file__).with_name("compiled.py")
+    done = subprocess.run(
+        [sys.executable, str(program)],
+        env={**names, "TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assembly = json.loads(done.stdout)
+    assert len(assembly) == 8
+    for name, text in assembly.items():
+        assert "add" in text, name
+        assert not re.findall(r"\bfma\S*|\S*\.ftz\S*", text), name
 
 
 def test_what_it_serves(kernel):

@@ -5,7 +5,9 @@ Numbers are rounded by integer arithmetic, and launches switch fused multiply-ad
 multiply stands next to an add.
 """
 
-# Triton compiles these functions from their source: shapes and types are its own.
+# Triton compiles these functions from their source: shapes and types are its own. It goes on past
+# an `if` that returns, so that what follows one is in an `else`.
+# ruff: noqa: RET505
 # pyright: reportGeneralTypeIssues=false
 
 import triton
@@ -79,8 +81,9 @@ def terms(draw, values, parameter, block, scale, GROUPS: tl.constexpr, DIRECTION
         bits = tl.reshape(words[:, :, None] >> shifts[None, None, :] & 1, (GROUPS, 128))
         coefficient = tl.load(values + scale).to(tl.uint32, bitcast=True)
         return (coefficient[:, None] ^ bits << 31).to(tl.float32, bitcast=True)
-    cell = random_halves(draw, 0, parameter, block, GROUPS) & 0xFFF
-    return tl.load(values + scale[:, None] * CELLS + cell.to(tl.int32))
+    else:
+        cell = random_halves(draw, 0, parameter, block, GROUPS) & 0xFFF
+        return tl.load(values + scale[:, None] * CELLS + cell.to(tl.int32))
 
 
 @triton.jit
@@ -108,9 +111,10 @@ def seen(wire, FORMAT: tl.constexpr):
     """What the forward sees, in fp32, of loaded wire elements."""
     if FORMAT == FP32:
         return wire
-    if FORMAT == FP16:
+    elif FORMAT == FP16:
         return wire.to(tl.float32)
-    return as_float(wire.to(tl.uint16, bitcast=True).to(tl.uint32) << 16)
+    else:
+        return as_float(wire.to(tl.uint16, bitcast=True).to(tl.uint32) << 16)
 
 
 @triton.jit
@@ -118,9 +122,10 @@ def to_forward(bits, FORMAT: tl.constexpr):
     """fp32 bits, canonical, as the forward's type: nearest."""
     if FORMAT == FP32:
         return as_float(bits)
-    if FORMAT == FP16:
+    elif FORMAT == FP16:
         return as_float(bits).to(tl.float16)
-    return ((bits + 0x8000) >> 16).to(tl.uint16).to(tl.int16, bitcast=True)
+    else:
+        return ((bits + 0x8000) >> 16).to(tl.uint16).to(tl.int16, bitcast=True)
 
 
 @triton.jit
@@ -133,7 +138,7 @@ def moved(
     shrunk = as_float(canonical((value.to(tl.float64) * decay).to(tl.float32)))
     value = tl.where(decay == 1.0, value, shrunk)
     begin, end = tl.load(starts + s), tl.load(starts + s + 1)
-    total = value * 0.0
+    total = tl.full(value.shape, 0.0, tl.float32)
     for d in range(begin, end):
         term = terms(
             draws + d * FIELDS, values + d * per_draw, parameter, block, scale, GROUPS, DIRECTION
