@@ -15,6 +15,7 @@ from ops.spans import (
     MASTERS,
     bits,
     chunks_of,
+    decays,
     draws,
     expected_noise,
     expected_rounding,
@@ -27,7 +28,6 @@ from ops.spans import (
 from zo_offload import ops, update
 from zo_offload.ops import Draw, Span, StepUpdate, reference
 
-decays = st.sampled_from((1.0, 1.0 - 2.0**-16, 0.5)) | st.floats(0.9, 1.0)
 steps_lists = st.lists(
     st.builds(
         StepUpdate,

@@ -6,7 +6,8 @@ CPU: a chunk is large enough to hide them and small enough for a third-level cac
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -21,9 +22,24 @@ CHUNK_ELEMENTS = 1 << 20
 torch.empty(31 << 20, dtype=torch.uint8)
 _LOW = 0xFFFFFFFF
 _SIGN_BIT = -(1 << 31)
+_DENORMAL = 1e-310
+
+
+@contextmanager
+def _denormals_kept() -> Iterator[None]:
+    """Meanwhile, denormals count in the calling thread, whatever its flush-to-zero says."""
+    flushes = _DENORMAL * 1.0 == 0.0
+    if flushes:
+        torch.set_flush_denormal(False)
+    try:
+        yield
+    finally:
+        if flushes:
+            torch.set_flush_denormal(True)
 
 
 @torch.inference_mode()
+@_denormals_kept()
 def perturb(
     span: Span,
     wire: torch.Tensor,
@@ -51,6 +67,7 @@ def perturb(
 
 
 @torch.inference_mode()
+@_denormals_kept()
 def update(
     span: Span,
     wire: torch.Tensor,
@@ -132,6 +149,7 @@ def encode(dtype: torch.dtype, values: torch.Tensor, wire: torch.Tensor) -> None
         wire.copy_(values.nan_to_num(**_KEEP))
 
 
+@_denormals_kept()
 def noise(
     span: Span, direction: str, draw: Draw, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
@@ -306,11 +324,14 @@ def _random16(span: Span, draw: Draw, start: int, stop: int, device: torch.devic
     return _halves(words, -1).int().bitwise_and_(0xFFFF)
 
 
+@_denormals_kept()
 def perturb_rows(
     span: Span, segment: Segment, wire: torch.Tensor, rows: torch.Tensor, direction: str, draw: Draw
 ) -> torch.Tensor:
     """See :func:`zo_offload.ops.perturb_rows`."""
     width, per_block = segment.shape[1], _ELEMENTS_PER_BLOCK[direction]
+    if len(rows) == 0:
+        return torch.empty(0, width, dtype=span.dtype, device=rows.device)
     table = wire[segment.start : segment.start + segment.numel].view(segment.shape)
     first = rows * width  # element number of each row's start
     slack = 0 if width % per_block == 0 else per_block - 1
