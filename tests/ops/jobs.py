@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 from hypothesis import strategies as st
 
@@ -25,7 +26,7 @@ from ops.spans import (
     seeds,
     spans,
 )
-from zo_offload.ops import Draw, Point, Span, StepUpdate, reference
+from zo_offload.ops import Draw, Point, Span, StepUpdate, native, reference
 from zo_offload.ops.span import REST_DTYPES
 
 Bits = npt.NDArray[np.unsignedinteger]
@@ -38,7 +39,7 @@ SPECIAL = np.array(
 
 
 def any_weights(elements: int, seed: int) -> torch.Tensor:
-    """fp32 of every sort side by side: any bits, NaN, infinities, denormals, ties of all formats."""
+    """fp32 of every sort side by side: any bits, NaN, infinities, denormals, ties of formats."""
     generator = np.random.default_rng(seed)
     raw = generator.integers(0, 2**32, elements, np.uint32)
     usual = raw & np.uint32(0x807FFFFF) | generator.integers(98, 146, elements, np.uint32) << 23
@@ -70,17 +71,26 @@ class Job:
 
 @dataclass(frozen=True)
 class Circumstances:
-    """Where memory begins (elements past a cache line), chunks of torch, the caller's rounding."""
+    """What must never change a bit.
+
+    Attributes:
+        offset: Elements from the begin of a cache line to that of memory.
+        chunk: Elements that torch takes at a time.
+        flushes: Whether the caller takes denormals for zero.
+        streams: Whether native kernels write copies around the caches.
+    """
 
     offset: int
     chunk: int
     flushes: bool
+    streams: bool
 
 
 circumstances = st.builds(
     Circumstances,
     st.integers(0, 70),
-    st.sampled_from((128, 256, 640, 1 << 20)),
+    st.sampled_from((256, 640, 1 << 20)),
+    st.booleans(),
     st.booleans(),
 )
 _step = st.builds(
@@ -152,8 +162,13 @@ def _terms(step: StepUpdate) -> list[bool]:
     return [draw.coefficient != 0.0 for draw in step.draws]
 
 
-def done(serving: Any, job: Job, offset: int = 0, device: str = "cpu") -> list[Bits]:
-    """The same by an implementation: its ``store_master``, then its ``update``."""
+def done(
+    serving: Any, job: Job, offset: int = 0, stretch: slice | None = None, device: str = "cpu"
+) -> list[Bits]:
+    """The same by an implementation: its ``store_master``, then its ``update``.
+
+    The last copy's ``stretch`` is made again, alone.
+    """
     span, kind = job.span, REST_DTYPES[job.span.format]
 
     def memory(elements: int, dtype: torch.dtype) -> torch.Tensor:
@@ -165,7 +180,19 @@ def done(serving: Any, job: Job, offset: int = 0, device: str = "cpu") -> list[B
     points = [Point(out, draw) for out, draw in zip(outs, job.points, strict=True)]
     serving.store_master(span, placed(job.values.to(device), offset), wire, rest)
     serving.update(span, wire, rest, job.direction, job.steps, points, job.ahead)
+    if stretch is not None and points:
+        first, out = stretch.start, memory(stretch.stop - stretch.start, span.dtype)
+        last = points[-1].draw, first, len(out), job.ahead
+        serving.perturb(span, wire, out, job.direction, *last)
+        np.testing.assert_array_equal(exact(out.cpu()), exact(outs[-1].cpu())[stretch])
     return [exact(part.cpu()) for part in (wire, *([rest] if kind else []), *outs)]
+
+
+@st.composite
+def stretches(draw: st.DrawFn, span: Span) -> slice:
+    """Elements of a span, in whole blocks."""
+    first = draw(st.integers(0, span.elements // 128 - 1))
+    return slice(first * 128, draw(st.integers(first + 1, span.elements // 128)) * 128)
 
 
 def assert_same(found: list[Bits], right: list[Bits]) -> None:
@@ -186,7 +213,8 @@ def flushing(flushes: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def under(around: Circumstances) -> Iterator[None]:
-    with chunks_of(around.chunk), flushing(around.flushes):
+    with pytest.MonkeyPatch.context() as patch, chunks_of(around.chunk), flushing(around.flushes):
+        patch.setattr(native, "MOST_CACHED", 0 if around.streams else 1 << 40)
         yield
 
 
