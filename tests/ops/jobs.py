@@ -216,35 +216,3 @@ def under(around: Circumstances) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, chunks_of(around.chunk), flushing(around.flushes):
         patch.setattr(native, "MOST_CACHED", 0 if around.streams else 1 << 40)
         yield
-
-
-class Far:
-    """A wire of which only elements from ``first`` are in memory: it begins far before them."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, near: torch.Tensor, first: int, elements: int) -> None:
-        self.near, self.first, self.elements = near, first, elements
-        self.itemsize, self.width = near.itemsize, 1
-
-    def data_ptr(self) -> int:
-        return (self.near.data_ptr() - self.itemsize * self.first) % 2**64
-
-    def numel(self) -> int:
-        return self.elements
-
-    def is_contiguous(self) -> bool:
-        return True
-
-    def __getitem__(self, part: slice) -> Any:
-        if part.stop - part.start > len(self.near):
-            return self
-        return self.near[part.start - self.first : part.stop - self.first]
-
-    def view(self, shape: tuple[int, int]) -> "Far":
-        self.width = shape[1]
-        return self
-
-    def index_select(self, dim: int, rows: torch.Tensor) -> torch.Tensor:
-        assert dim == 0
-        return self.near.view(-1, self.width)[rows - self.first // self.width]

@@ -1,17 +1,15 @@
 """The reference's bits, whatever the job and whatever is around it, from every implementation."""
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from ops.far import check_rows, check_stretch, check_words, far_rows, far_spans, uint32
 from ops.jobs import (
     Circumstances,
-    Far,
-    any_weights,
     assert_same,
     circumstances,
     done,
@@ -23,23 +21,17 @@ from ops.jobs import (
 )
 from ops.spans import (
     DIRECTIONS,
-    DTYPES,
     MASTERS,
     draws,
-    exact,
-    expected_copy,
-    expected_rows,
-    placed,
     seeds,
     span_of,
     threads,
 )
 from ops.test_philox import KNOWN_ANSWERS, hexadecimal
 from zo_offload import ops
-from zo_offload.ops import Draw, Segment, Span, kernels, native, reference
+from zo_offload.ops import Draw, Span, kernels, native, reference
 
-MOST = 2**35  # elements whose blocks a counter can number
-uint32 = st.integers(0, 2**32 - 1)
+directions = st.sampled_from(DIRECTIONS)
 
 
 @pytest.mark.parametrize("layout", MASTERS)
@@ -86,100 +78,16 @@ def test_any_number_of_threads(
     assert_same(found, right)
 
 
-def far_stretch(draw: st.DrawFn) -> tuple[int, int]:
-    """First element and number of a stretch, often about where a number grows a bit longer."""
-    near = draw(st.sampled_from((2**31, 2**32, 2**33, MOST - 1024)) | st.integers(0, MOST - 1024))
-    first = max(0, near // 128 + draw(st.integers(-4, 0))) * 128
-    return first, draw(st.integers(1, 6)) * 128
-
-
-@st.composite
-def far_spans(draw: st.DrawFn) -> tuple[Span, int, int]:
-    """A span of one or two parameters that no memory holds, and a stretch that may touch both."""
-    first, count = far_stretch(draw)
-    cut = first + 128 * draw(st.integers(0, 6))
-    numbers, scale = draw(st.lists(uint32, min_size=2, max_size=2)), draw(st.floats(0.1, 2.0))
-    one = Segment("one", numbers[0], (max(cut, 128),), 0)
-    other = Segment("other", numbers[1], (MOST,), one.padded, scale)
-    dtype = draw(st.sampled_from(DTYPES))
-    return Span(dtype, (one, other), 0, 0), first, count
-
-
-def part_of(span: Span, first: int, count: int, direction: str, draw: Draw) -> np.ndarray:
-    """``coefficient * scale * z`` of a stretch."""
-    with np.errstate(over="ignore", under="ignore"):
-        return np.concatenate(
-            [
-                reference.DIRECTIONS[direction](
-                    *(draw.seed, draw.step, draw.probe, segment.parameter_index),
-                    *(start, stop - start, draw.coefficient * segment.scale),
-                )
-                for segment, start, stop in span.overlapping(first, first + count)
-            ]
-        )
+@settings(max_examples=60)
+@given(where=far_spans(), weights=uint32, direction=directions, draw=draws, around=circumstances)
+def test_any_stretch(where, weights: int, direction: str, draw: Draw, around: Circumstances):
+    check_stretch(where, weights, direction, draw, around)
 
 
 @settings(max_examples=60)
-@given(
-    where=far_spans(), direction=st.sampled_from(DIRECTIONS), draw=draws, seed=uint32,
-    around=circumstances,
-)  # fmt: skip
-def test_any_stretch(where, direction: str, draw: Draw, seed: int, around: Circumstances):
-    span, first, count = where
-    near = placed(any_weights(count, seed).to(span.dtype), around.offset)
-    with np.errstate(all="ignore"):
-        value = near.float().numpy() + part_of(span, first, count, direction, draw)
-        right = exact(expected_copy(span, reference.canonical(value), draw))
-    wire = cast("torch.Tensor", Far(near, first, span.elements))
-    out = placed(torch.zeros_like(near), around.offset)
-    with under(around):
-        ops.perturb(span, wire, out, direction, draw, first, count)
-    np.testing.assert_array_equal(exact(out), right)
-
-
-@settings(max_examples=60)
-@given(data=st.data(), direction=st.sampled_from(DIRECTIONS), draw=draws, around=circumstances)
-def test_any_rows(data: st.DataObject, direction: str, draw: Draw, around: Circumstances):
-    width, dtype = data.draw(st.integers(1, 1300)), data.draw(st.sampled_from(DTYPES))
-    base = data.draw(st.sampled_from((0, 2**31, 2**32, 2**33)) | st.integers(0, MOST // 2)) // width
-    chosen = data.draw(st.lists(st.integers(0, 5), max_size=6))  # in any order, again and again
-    segment = Segment("table", data.draw(uint32), (base + 6, width), 0, 0.37)
-    span = Span(dtype, (segment,), 0, 0)
-    near = placed(any_weights(6 * width, data.draw(uint32)).to(dtype), around.offset)
-    rows = torch.tensor(chosen, dtype=torch.int64)
-    right = expected_rows(span, segment, near, rows, direction, draw, base)
-    wire = cast("torch.Tensor", Far(near, base * width, span.elements))
-    with under(around):
-        found = ops.perturb_rows(span, segment, wire, rows + base, direction, draw)
-    np.testing.assert_array_equal(exact(found), right)
-
-
-def signs_of(counter: list[int], seed: int) -> list[int]:
-    """The sign bits of a block of 128 elements, as an implementation has them."""
-    block, parameter, step, last = counter
-    first = block * 128
-    span = Span(torch.float32, (Segment("w", parameter, (first + 128,), 0),), 0, 0)
-    wire = cast("torch.Tensor", Far(torch.full((128,), -0.0), first, span.elements))
-    out = torch.zeros(128)
-    ops.perturb(span, wire, out, "rademacher", Draw(seed, step, last, 1.0), first, 128)
-    return out.lt(0).int().tolist()
-
-
-def lanes_of(counter: list[int], seed: int) -> list[float]:
-    """The gaussian values of a block of eight elements."""
-    block, parameter, step, last = counter
-    first = block // 16 * 128
-    span = Span(torch.float32, (Segment("w", parameter, (first + 128,), 0),), 0, 0)
-    wire = cast("torch.Tensor", Far(torch.full((128,), -0.0), first, span.elements))
-    out = torch.zeros(128)
-    ops.perturb(span, wire, out, "gaussian", Draw(seed, step, last, 1.0), first, 128)
-    return out[block % 16 * 8 :][:8].tolist()
-
-
-def check_words(counter: list[int], seed: int, words: list[int]) -> None:
-    assert signs_of(counter, seed) == [words[e // 32] >> e % 32 & 1 for e in range(128)]
-    cells = [words[e // 2] >> 16 * (e % 2) & 0xFFF for e in range(8)]
-    assert lanes_of(counter, seed) == reference.gaussian_cells().astype(np.float32)[cells].tolist()
+@given(where=far_rows(), weights=uint32, direction=directions, draw=draws, around=circumstances)
+def test_any_rows(where, weights: int, direction: str, draw: Draw, around: Circumstances):
+    check_rows(where, weights, direction, draw, around)
 
 
 @pytest.mark.parametrize("name", KNOWN_ANSWERS)
