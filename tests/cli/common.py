@@ -62,13 +62,22 @@ def make_task(folder: Path) -> Task:
     make_model(folder / "model")
     write_tsv(folder / "train.tsv", 20)
     write_tsv(folder / "dev.tsv", 17)
+    write_config(folder / "ds.json")
+    return Task(folder)
+
+
+def write_config(path: Path, lag: int = 0, snapshot_interval: int = 1000) -> Path:
     config = {
         "train_batch_size": 4,
         "optimizer": {"type": "ZO", "params": {"lr": 1e-2}},
-        "zeroth_order": {"offload_param": {"device": "cpu"}},
+        "zeroth_order": {
+            "offload_param": {"device": "cpu"},
+            "update": {"lag": lag},
+            "journal": {"snapshot_interval": snapshot_interval},
+        },
     }
-    (folder / "ds.json").write_text(json.dumps(config))
-    return Task(folder)
+    path.write_text(json.dumps(config))
+    return path
 
 
 def make_model(folder: Path, dtype: torch.dtype = torch.float32) -> None:

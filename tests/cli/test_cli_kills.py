@@ -3,10 +3,22 @@
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
-from cli.common import STEPS, At, Child, Task, assert_one_line, invoke, results, tree
+from cli.common import (
+    STEPS,
+    At,
+    Child,
+    Results,
+    Task,
+    assert_one_line,
+    invoke,
+    results,
+    tree,
+    write_config,
+)
 from cli.conftest import Finished
 
 POINTS = [
@@ -69,6 +81,43 @@ def test_kills_at_random_instants(task: Task, finished: Finished, tmp_path):
         last = Child(command, tmp_path / "log")
         assert last.wait() == 0, last.stderr
         assert results(tmp_path / str(trial), last.stdout) == finished.results
+
+
+@pytest.fixture(scope="module")
+def lagging(task: Task, tmp_path_factory) -> tuple[Path, Results]:
+    """A configuration whose masters lag, with snapshots between, and a run that was left alone."""
+    folder = tmp_path_factory.mktemp("lagging")
+    config = write_config(folder / "ds.json", lag=3, snapshot_interval=2)
+    done = invoke(task.arguments(folder / "run", config=config))
+    assert done.exit_code == 0, done.output
+    return config, results(folder / "run", done.stdout)
+
+
+LAGGING = [
+    [At("zo_offload.journal", "Journal.append", step)] for step in (2, 3, 4)
+] + [  # each is of the process that continues where the one before it was killed
+    [
+        At("zo_offload.snapshot", "write_snapshot", 1),  # written aside
+        At("zo_offload.metrics", "Metrics.add_step", 1),
+        At("zo_offload.snapshot", "Series.write", 1),
+        At("zo_offload.journal", "Journal.append", 1, "before"),
+    ]
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("points", LAGGING, ids=lambda points: ", ".join(map(str, points)))
+def test_kills_while_masters_lag(
+    task: Task, finished: Finished, lagging: tuple[Path, Results], tmp_path, points: list[At]
+):
+    config, whole = lagging
+    assert whole.journal != finished.results.journal  # whose header names the lag
+    command = task.arguments(tmp_path / "run", config=config)
+    for at in points:
+        child = Child(command, tmp_path / "log", at)
+        assert child.wait() == -signal.SIGKILL, child.stderr
+    done = invoke(command)
+    assert done.exit_code == 0, done.output
+    assert results(tmp_path / "run", done.stdout) == whole
 
 
 def test_an_interrupt_is_one_line_and_the_run_continues(task: Task, finished: Finished, tmp_path):

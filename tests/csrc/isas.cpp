@@ -15,15 +15,18 @@ constexpr uint64_t kElements = 128 * 41;
 constexpr uint32_t kFormats = 5, kDirections = 2;
 
 struct Buffers {
-  std::vector<uint32_t> wire, rest, plus, minus;
+  std::vector<uint32_t> wire, rest, plus, minus, given, kept;
 
-  Buffers() : wire(kElements), rest(kElements), plus(kElements), minus(kElements) {
+  Buffers()
+      : wire(kElements), rest(kElements), plus(kElements), minus(kElements), given(kElements),
+        kept(kElements) {
     uint32_t state = 5; /* any bits at all: NaN, infinities and denormals among them */
     for (std::vector<uint32_t> *each : {&wire, &rest})
       for (uint32_t &word : *each) word = state = state * 1664525u + 1013904223u;
   }
   bool operator==(const Buffers &other) const {
-    return wire == other.wire && rest == other.rest && plus == other.plus && minus == other.minus;
+    return wire == other.wire && rest == other.rest && plus == other.plus &&
+           minus == other.minus && given == other.given && kept == other.kept;
   }
 };
 
@@ -47,6 +50,11 @@ Buffers worked(uint32_t format, uint32_t direction, bool dither, uint32_t thread
   if (zo_run(&job, isa) != ZO_OK) std::abort();
   job.num_steps = 1; /* the usual job, which may have a way of its own */
   if (zo_run(&job, isa) != ZO_OK) std::abort();
+  const Buffers any;
+  const zo_values values = {format, threads, kElements - 3,
+                            reinterpret_cast<const float *>(any.rest.data() + 1),
+                            all.given.data(), all.kept.data()};
+  if (zo_encode(&values, isa) != ZO_OK) std::abort();
   return all;
 }
 
@@ -67,7 +75,8 @@ int main() {
         if (dither && (format == ZO_FP32 || format == ZO_FP16)) continue;
         const Buffers expected = worked(format, direction, dither, 1, ZO_SCALAR);
         for (const std::vector<uint32_t> *each :
-             {&expected.wire, &expected.rest, &expected.plus, &expected.minus})
+             {&expected.wire, &expected.rest, &expected.plus, &expected.minus, &expected.given,
+              &expected.kept})
           total = total * 31 + digest_of(*each, ZO_SCALAR);
         for (uint32_t isa = ZO_SCALAR; isa <= ZO_AVX512; ++isa)
           for (uint32_t threads = 1; zo_has_isa(isa) && threads <= 2; ++threads, ++compared)

@@ -1,10 +1,11 @@
 """A run of two ranks, killed at random instants until it is finished, ends as if it had not been.
 
-.venv/bin/python tests/distributed/kills.py [KILLS] [SEED]        (some minutes on two cores)
+.venv/bin/python tests/distributed/kills.py [KILLS] [SEED] [LAG]  (some minutes on two cores)
 
 Every kill is a SIGKILL, in turn to the whole process group and to one rank alone; then the same
 command is given again. A run that finishes is compared with one that was left alone, and the next
-one begins, until there were KILLS kills.
+one begins, until there were KILLS kills. With a LAG, masters stay as many steps behind, and
+snapshots are written while they do.
 """
 
 import os
@@ -19,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cli.common import Results, Task, make_task, results
+from cli.common import Results, Task, make_task, results, write_config
 
 from distributed.launch import command, environment
 
@@ -63,10 +64,12 @@ def undisturbed(task: Task, output: Path) -> tuple[Results, float]:
     return results(output, text), time.monotonic() - began
 
 
-def main(kills: int, seed: int) -> int:
+def main(kills: int, seed: int, lag: int) -> int:
     random.seed(seed)
     with tempfile.TemporaryDirectory() as folder:
         task = make_task(Path(folder) / "task")
+        if lag:
+            write_config(task.folder / "ds.json", lag, snapshot_interval=3 * lag + 1)
         expected, seconds = undisturbed(task, Path(folder) / "whole")
         done = runs = 0
         while done < kills:
@@ -91,4 +94,4 @@ def main(kills: int, seed: int) -> int:
 
 if __name__ == "__main__":
     given = [int(argument) for argument in sys.argv[1:]]
-    sys.exit(main(*(given + [30, 0][len(given) :])))
+    sys.exit(main(*(given + [30, 0, 0][len(given) :])))

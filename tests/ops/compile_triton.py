@@ -16,7 +16,7 @@ from zo_offload.ops.triton import kernels
 ELEMENTS = {"fp32": "*fp32", "fp16": "*fp16"}  # others are bfloat16, as its bits
 RESTS = {"planes": "*i16", "fp16": "*fp32", "bf16+8": "*i8"}
 ARGUMENTS = {
-    "table": "*i32", "num_groups": "i32", "first": "i32", "count": "i32", "draws": "*u32",
+    "table": "*i32", "count": "i32", "draws": "*u32",
     "values": "*fp32", "per_draw": "i32", "decays": "*fp64", "starts": "*i32",
     "roundings": "*u32", "num_steps": "i32", "num_all": "i32", "point": "i32",
     "scales": "*i16", "nf4": "*fp32",

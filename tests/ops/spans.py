@@ -22,11 +22,26 @@ MASTERS = {
 }
 KEPT_BITS = {"bf16+8": 24, "bf16_sr": 16}
 
-# Zero, negative, below the least fp32 denormal, denormal, so large that sums overflow, above fp32.
-EDGE_COEFFICIENTS = (0.0, -0.0, 1e-3, -1e-3, 1e-46, -3e-45, 1e-40, 3e38, -3e38, 1e39)
+# Zero, negative, half a step of bfloat16 and of fp16 above one, below the least fp32 denormal,
+# denormal, so large that sums overflow, above fp32.
+EDGE_COEFFICIENTS = (
+    0.0,
+    -0.0,
+    1e-3,
+    -1e-3,
+    2.0**-8,
+    2.0**-11,
+    1e-46,
+    -3e-45,
+    1e-40,
+    3e38,
+    -3e38,
+    1e39,
+)
 
 seeds = st.integers(0, 2**64 - 1)
 coefficients = st.sampled_from(EDGE_COEFFICIENTS) | st.floats(-1e3, 1e3)
+decays = st.sampled_from((1.0, 1.0 - 2.0**-16, 0.5)) | st.floats(0.9, 1.0)
 draws = st.builds(
     Draw,
     seed=seeds,
@@ -147,6 +162,59 @@ def bits(value: torch.Tensor | np.ndarray) -> npt.NDArray[np.integer]:
         nan = np.isnan(value) if value.dtype.kind == "f" else np.zeros(value.shape, bool)
         raw = value.view({2: np.int16, 4: np.int32}[value.itemsize])
     return np.where(nan, 0x7FC0, raw)
+
+
+def exact(value: torch.Tensor | np.ndarray) -> npt.NDArray[np.unsignedinteger]:
+    """All bits, NaN as they are."""
+    size = value.itemsize
+    array = value
+    if isinstance(value, torch.Tensor):
+        array = value.view({1: torch.int8, 2: torch.int16, 4: torch.int32}[size]).numpy()
+    return np.asarray(array).view({1: np.uint8, 2: np.uint16, 4: np.uint32}[size])
+
+
+def placed(value: torch.Tensor, offset: int) -> torch.Tensor:
+    """A copy that begins ``offset`` elements after a cache line does."""
+    line = 64 // value.itemsize
+    memory = torch.empty(value.numel() + offset + line, dtype=value.dtype, device=value.device)
+    begin = -memory.data_ptr() % 64 // value.itemsize + offset
+    return memory[begin : begin + value.numel()].copy_(value)
+
+
+@contextlib.contextmanager
+def threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    torch.zeros(1 << 18).add_(1)  # they begin now, and inherit no flag that is set later
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def expected_rows(
+    span: Span,
+    segment: Segment,
+    wire: torch.Tensor,
+    rows: torch.Tensor,
+    direction: str,
+    draw: Draw,
+    base: int = 0,
+) -> npt.NDArray[np.unsignedinteger]:
+    """All bits of perturbed rows ``[n, width]``, each made alone.
+
+    ``wire`` begins at row ``base``, from where ``rows`` are counted.
+    """
+    width, out = segment.shape[1], []
+    for row in rows.tolist():
+        first = (base + row) * width
+        place = (draw.seed, draw.step, draw.probe, segment.parameter_index, first, width)
+        held = wire[segment.start + row * width :][:width].float().numpy()
+        with np.errstate(all="ignore"):
+            noise = reference.DIRECTIONS[direction](*place, draw.coefficient * segment.scale)
+            out.append(exact(expected_copy(span, reference.canonical(held + noise), draw)))
+    kind = {2: np.uint16, 4: np.uint32}[span.dtype.itemsize]
+    return np.array(out, kind).reshape(len(rows), width)
 
 
 def expected_copy(span: Span, value: np.ndarray, draw: Draw) -> np.ndarray:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ops.spans import DIRECTIONS, bits, chunks_of, seeds
+from ops.spans import seeds
 from zo_offload import ops
 from zo_offload.ops import Draw, Segment, Span, reference, torch_ops
 
@@ -76,29 +76,3 @@ def test_halves_and_words_are_taken_low_first():
     assert reference.halves(words).tolist() == expected
     found = torch_ops._halves(torch.from_numpy(words.view(np.int32)), -1)
     assert (found.int() & 0xFFFF).tolist() == expected
-
-
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("first", [2**31 - 256, 2**32 - 128, 2**33 + 5 * 128])
-def test_elements_past_four_billion(direction: str, first: int):
-    count, draw = 1024, Draw(2**63 + 9, 5, 1, 0.25)
-    span = Span(torch.float32, (Segment("huge", 7, (2**34,), 0),), 0, 0)
-    wire = torch.zeros(1).expand(span.elements)  # one element of memory
-    out = torch.empty(count)
-    with chunks_of(256):
-        ops.perturb(span, wire, out, direction, draw, first, count)
-    expected = reference.DIRECTIONS[direction](draw.seed, 5, 1, 7, first, count, 0.25)
-    np.testing.assert_array_equal(bits(out), bits(expected))
-
-
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_rows_past_four_billion(direction: str):
-    width, rows, draw = 1000, torch.tensor([0, 4_294_968, 9_000_001]), Draw(3, 5, 1, 0.25)
-    segment = Segment("huge", 7, (10_000_000, width), 0)
-    span = Span(torch.float32, (segment,), 0, 0)
-    wire = torch.zeros(1).expand(span.elements)
-    found = ops.perturb_rows(span, segment, wire, rows, direction, draw)
-    for row, values in zip(rows.tolist(), found, strict=True):
-        place = (draw.seed, draw.step, draw.probe, 7, row * width, width)
-        expected = reference.DIRECTIONS[direction](*place, 0.25)
-        np.testing.assert_array_equal(bits(values), bits(expected))

@@ -19,11 +19,6 @@ PLANES = span_of([(128,)], dtype=torch.bfloat16)
 raw_bits = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=64)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def implementation() -> None:
-    """These are about no kernel: once is enough."""
-
-
 def canonical_bits(raw: np.ndarray) -> np.ndarray:
     nan = (raw & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
     return np.where(nan, np.uint32(CANONICAL_NAN), raw)
@@ -34,7 +29,7 @@ def check_reference(raw: np.ndarray) -> None:
     np.testing.assert_array_equal(joined.view(np.uint32), canonical_bits(raw))
 
 
-def check_torch(raw: np.ndarray) -> None:
+def check_kernels(raw: np.ndarray) -> None:
     master = torch.from_numpy(raw.view(np.float32).copy())
     wire, rest = torch.empty(len(raw)).bfloat16(), torch.empty(len(raw), dtype=torch.int16)
     ops.store_master(PLANES, master, wire, rest)
@@ -46,20 +41,20 @@ def check_torch(raw: np.ndarray) -> None:
     np.testing.assert_array_equal(master.numpy().view(np.uint32), raw)  # only read
 
 
-@pytest.mark.parametrize("check", [check_reference, check_torch])
+@pytest.mark.parametrize("check", [check_reference, check_kernels])
 @given(raw=raw_bits)
 def test_any_bits_are_rebuilt(check, raw: list[int]):
     check(np.array(raw, np.uint32))
 
 
-@pytest.mark.parametrize("check", [check_reference, check_torch])
+@pytest.mark.parametrize("check", [check_reference, check_kernels])
 def test_every_exponent_is_rebuilt(check):
     check(SWEEP)
 
 
 def test_named_values_are_rebuilt():
     named = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 1.1754944e-38, 3.4028235e38, 1.0]
-    check_torch(np.array(named, np.float32).view(np.uint32))
+    check_kernels(np.array(named, np.float32).view(np.uint32))
 
 
 def test_the_upper_plane_is_the_nearest_bfloat16():

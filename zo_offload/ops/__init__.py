@@ -1,10 +1,18 @@
 """Kernels: noise, perturbation, update; one contract (``reference``), several implementations."""
 
 from zo_offload.ops.draws import Draw, Point, StepUpdate
-from zo_offload.ops.kernels import pack, perturb, perturb_rows, unpack, update
+from zo_offload.ops.kernels import (
+    encode,
+    pack,
+    perturb,
+    perturb_rows,
+    store_master,
+    unpack,
+    update,
+)
 from zo_offload.ops.layout import Layout, layout_of
 from zo_offload.ops.span import ALIGNMENT, Segment, Span
-from zo_offload.ops.torch_ops import encode, load_master, noise, store_master
+from zo_offload.ops.torch_ops import load_master, noise
 
 __all__ = [
     "ALIGNMENT",

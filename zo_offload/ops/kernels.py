@@ -148,6 +148,40 @@ def unpack(
     serving.unpack(layout, packed, elements, dtype, out, first)
 
 
+def store_master(span: Span, master: torch.Tensor, wire: torch.Tensor, rest: torch.Tensor) -> None:
+    """Inverse of :func:`load_master`: encode the wire from the master, keep the rest home.
+
+    A master of fewer bits than the value takes the nearest that it can hold, ties away from zero.
+    Every NaN becomes 0x7fc00000.
+
+    Args:
+        span: What the buffers hold.
+        master: ``[n]`` fp32, of any part of the span; left as it is.
+        wire: ``[n]`` in the forward's dtype.
+        rest: ``[n]``, or whatever there is where the wire holds it all.
+    """
+    serving = serving_for(master, wire, rest) or torch_ops
+    serving.store_master(span, master, wire, rest)
+
+
+def encode(dtype: torch.dtype, values: torch.Tensor, wire: torch.Tensor) -> None:
+    """Write fp32 values that no master stands behind as the wire has them, rounded as masters are.
+
+    Args:
+        dtype: What the forward computes in.
+        values: ``[n]`` fp32; left as they are.
+        wire: ``[n]`` in ``dtype``.
+
+    Example:
+        >>> wire = torch.empty(2, dtype=torch.bfloat16)
+        >>> encode(torch.bfloat16, torch.tensor([1.0, 1.0 + 2**-8]), wire)  # the second is a tie
+        >>> wire.tolist()
+        [1.0, 1.0078125]
+    """
+    serving = serving_for(values, wire) or torch_ops
+    serving.encode(dtype, values, wire)
+
+
 def serving_for(*tensors: torch.Tensor) -> Serving | None:
     """The kernels that these tensors are for; None where torch serves."""
     on_host = all(tensor.device.type == "cpu" for tensor in tensors)

@@ -18,13 +18,15 @@ from zo_offload.errors import CodecError, KernelError
 from zo_offload.ops import reference
 from zo_offload.ops.draws import DIRECTIONS, Draw, Point, StepUpdate
 from zo_offload.ops.layout import CODECS, FORWARDS, Layout
-from zo_offload.ops.span import FORMATS, Segment, Span
+from zo_offload.ops.span import FORMATS, REST_DTYPES, Segment, Span
 
 VERSION = 2
 LIBRARY = Path(__file__).with_name("_kernels.so")
 ISAS = {"scalar": 0, "neon": 1, "avx2": 2, "avx512": 3}  # of zo_isa
 STATUS = {1: "a job that is not sound", 2: "no such instruction set here", 3: "out of memory"}
 BAD_BYTES = 4
+# How a wire that no master stands behind is written: as one that is its own, or leaves it out.
+WITHOUT_MASTER = {torch.float32: "fp32", torch.bfloat16: "bf16_sr", torch.float16: "fp16"}
 MOST_CACHED = 4 << 20  # bytes; a copy larger than this goes around the caches
 
 
@@ -83,6 +85,14 @@ class _Pack(ctypes.Structure):
         *((name, ctypes.c_uint32) for name in ("num_threads", "reserved")),
         *((name, ctypes.c_uint64) for name in ("elements", "first", "count", "packed_bytes")),
         *((name, ctypes.c_void_p) for name in ("wire", "packed", "out")),
+    ]
+
+
+class _Values(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_uint32) for name in ("format", "num_threads")),
+        ("count", ctypes.c_uint64),
+        *((name, ctypes.c_void_p) for name in ("values", "wire", "rest")),
     ]
 
 
@@ -247,6 +257,33 @@ class Native:
         job.out, job.out_format = out.data_ptr(), FORWARDS[out.dtype]
         job.first, job.count = first, out.numel()
         _check(self._library.zo_decode(ctypes.byref(job), self._isa))
+
+    def store_master(
+        self, span: Span, master: torch.Tensor, wire: torch.Tensor, rest: torch.Tensor
+    ) -> None:
+        """See :func:`zo_offload.ops.store_master`."""
+        assert REST_DTYPES[span.format] in (None, rest.dtype)
+        self._encode(span.format, master, wire, rest if REST_DTYPES[span.format] else None)
+
+    def encode(self, dtype: torch.dtype, values: torch.Tensor, wire: torch.Tensor) -> None:
+        """See :func:`zo_offload.ops.encode`."""
+        self._encode(WITHOUT_MASTER[dtype], values, wire, None)
+
+    def _encode(
+        self, kind: str, values: torch.Tensor, wire: torch.Tensor, rest: torch.Tensor | None
+    ) -> None:
+        assert values.dtype == torch.float32
+        assert values.numel() == wire.numel()
+        assert rest is None or rest.numel() == wire.numel()
+        job = _Values(
+            FORMATS[kind],
+            torch.get_num_threads(),
+            values.numel(),
+            values.data_ptr(),
+            wire.data_ptr(),
+            rest.data_ptr() if rest is not None else None,
+        )
+        _check(self._library.zo_lay_out(ctypes.byref(job), self._isa))
 
     def copy(self, out: torch.Tensor, source: torch.Tensor) -> None:
         """Copy around the caches: what the machine's memory can do, for measurements.

@@ -17,6 +17,7 @@ Reference: Salmon, Moraes, Dror, Shaw (2011), "Parallel random numbers: as easy 
 
 from functools import lru_cache
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -226,6 +227,35 @@ def nearest_master(value: F32, bits: int) -> F32:
     raw = canonical(value).view(np.uint32)
     kept = np.uint32(0xFFFFFFFF << (32 - bits) & 0xFFFFFFFF)
     return ((raw + np.uint32(1 << (31 - bits))) & kept).view(np.float32)
+
+
+def encode(value: F32, layout: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
+    """fp32 values as a master's format lays them out: what travels, and what rests (or None).
+
+    The nearest that the format can hold, NaN canonical. bfloat16 is given as its bits. A wire that
+    no master stands behind is that of ``fp32``, ``bf16_sr`` or ``fp16``.
+
+    Args:
+        value: ``[n]``, any bits.
+        layout: ``fp32``, ``planes``, ``fp16``, ``bf16+8`` or ``bf16_sr``.
+
+    Example:
+        >>> wire, rest = encode(np.array([1.0 + 2**-8], np.float32), "planes")  # a tie
+        >>> hex(int(wire[0])), int(rest[0])
+        ('0x3f81', -32768)
+    """
+    value = canonical(value)
+    if layout == "fp32":
+        return value, None
+    if layout == "fp16":
+        with np.errstate(over="ignore"):
+            return value.astype(np.float16), value
+    if layout == "planes":
+        return split_planes(value)
+    if layout == "bf16_sr":
+        return round_bf16(value), None
+    kept = nearest_master(value, 24)
+    return round_bf16(kept), (kept.view(np.uint32) >> np.uint32(8)).astype(np.uint8).view(np.int8)
 
 
 def update_master(master: F32, terms: list[F32], decay: float = 1.0) -> F32:

@@ -6,7 +6,8 @@ CPU: a chunk is large enough to hide them and small enough for a third-level cac
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -21,9 +22,24 @@ CHUNK_ELEMENTS = 1 << 20
 torch.empty(31 << 20, dtype=torch.uint8)
 _LOW = 0xFFFFFFFF
 _SIGN_BIT = -(1 << 31)
+_DENORMAL = 1e-310
+
+
+@contextmanager
+def _denormals_kept() -> Iterator[None]:
+    """Meanwhile, denormals count in the calling thread, whatever its flush-to-zero says."""
+    flushes = _DENORMAL * 1.0 == 0.0
+    if flushes:
+        torch.set_flush_denormal(False)
+    try:
+        yield
+    finally:
+        if flushes:
+            torch.set_flush_denormal(True)
 
 
 @torch.inference_mode()
+@_denormals_kept()
 def perturb(
     span: Span,
     wire: torch.Tensor,
@@ -58,6 +74,7 @@ def _seen(span: Span, wire: torch.Tensor, start: int, stop: int) -> torch.Tensor
 
 
 @torch.inference_mode()
+@_denormals_kept()
 def update(
     span: Span,
     wire: torch.Tensor,
@@ -115,14 +132,12 @@ def load_master(span: Span, wire: torch.Tensor, rest: torch.Tensor) -> torch.Ten
 
 
 def store_master(span: Span, master: torch.Tensor, wire: torch.Tensor, rest: torch.Tensor) -> None:
-    """Inverse of :func:`load_master`: encode the wire from the master, keep the rest home.
-
-    A master of fewer bits than the value takes the nearest that it can hold.
-    """
-    if span.dtype != torch.bfloat16:
-        wire.copy_(master)
-        if span.dtype == torch.float16:
-            rest.copy_(master)
+    """See :func:`zo_offload.ops.store_master`."""
+    if span.dtype == torch.float32:
+        _canonical_(wire.copy_(master))
+        return
+    if span.dtype == torch.float16:
+        wire.copy_(_canonical_(rest.copy_(master)))
         return
     bits = master.nan_to_num(**_KEEP).view(torch.int32)
     if span.format == "bf16+8":
@@ -134,19 +149,14 @@ def store_master(span: Span, master: torch.Tensor, wire: torch.Tensor, rest: tor
 
 
 def encode(dtype: torch.dtype, values: torch.Tensor, wire: torch.Tensor) -> None:
-    """Write fp32 values that no master stands behind as the wire has them, rounded as masters are.
-
-    Args:
-        dtype: What the forward computes in.
-        values: ``[n]`` fp32; left as they are.
-        wire: ``[n]`` in ``dtype``.
-    """
+    """See :func:`zo_offload.ops.encode`."""
     if dtype == torch.bfloat16:
         _round_bf16_(values.clone(), wire)
     else:
-        wire.copy_(values)
+        wire.copy_(values.nan_to_num(**_KEEP))
 
 
+@_denormals_kept()
 def noise(
     span: Span, direction: str, draw: Draw, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
@@ -321,11 +331,14 @@ def _random16(span: Span, draw: Draw, start: int, stop: int, device: torch.devic
     return _halves(words, -1).int().bitwise_and_(0xFFFF)
 
 
+@_denormals_kept()
 def perturb_rows(
     span: Span, segment: Segment, wire: torch.Tensor, rows: torch.Tensor, direction: str, draw: Draw
 ) -> torch.Tensor:
     """See :func:`zo_offload.ops.perturb_rows`."""
     width, per_block = segment.shape[1], _ELEMENTS_PER_BLOCK[direction]
+    if len(rows) == 0:
+        return torch.empty(0, width, dtype=span.dtype, device=rows.device)
     table = wire[segment.start : segment.start + segment.numel].view(segment.shape)
     first = rows * width  # element number of each row's start
     slack = 0 if width % per_block == 0 else per_block - 1

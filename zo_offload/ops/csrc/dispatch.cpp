@@ -87,6 +87,21 @@ int zo_decode(const zo_pack *pack, uint32_t isa) {
   return whole ? ZO_OK : ZO_BAD_BYTES;
 }
 
+
+int zo_lay_out(const zo_values *values, uint32_t isa) {
+  const zo_parts *parts = parts_of(isa);
+  if (!parts) return ZO_NO_SUCH_ISA;
+  const bool needs_rest = values->format == ZO_BF16 || values->format == ZO_BF16_8;
+  if (values->format > ZO_BF16_SR || (needs_rest && !values->rest && values->count))
+    return ZO_BAD_JOB;
+  const uint64_t count = (values->count + kPart - 1) / kPart;
+  in_parallel(count, values->num_threads, [&](uint64_t i) {
+    const uint64_t start = i * kPart, stop = start + kPart;
+    parts->encode(*values, start, stop < values->count ? stop : values->count);
+  });
+  return ZO_OK;
+}
+
 int zo_copy(void *out, const void *from, uint64_t bytes, uint32_t num_threads, uint32_t isa) {
   const zo_parts *parts = parts_of(isa);
   if (!parts) return ZO_NO_SUCH_ISA;

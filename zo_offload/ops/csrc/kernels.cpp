@@ -123,6 +123,15 @@ bool run_rows_part(const zo_rows &job, uint64_t first, uint64_t last) {
   return true;
 }
 
+void encode_part(const zo_values &job, uint64_t start, uint64_t stop) {
+  alignas(64) float value[kTile];
+  for (uint64_t at = start; at < stop; at += kTile) {
+    const uint32_t count = uint32_t(stop - at < kTile ? stop - at : kTile);
+    hold(job.format, job.values + at, count, value);
+    store_master(job.format, value, job.wire, job.rest, at, count);
+  }
+}
+
 void copy_part(void *out, const void *from, uint64_t bytes) {
   stream(out, from, bytes);
 #if defined(ZO_BUILD_AVX512) || defined(ZO_BUILD_AVX2)
@@ -154,5 +163,5 @@ uint64_t digest_part(const uint32_t *words, uint64_t count, uint64_t first) {
 #else
 #define ZO_PARTS zo_scalar
 #endif
-extern const zo_parts ZO_PARTS = {run_part,    run_rows_part, copy_part,       digest_part,
+extern const zo_parts ZO_PARTS = {run_part,    run_rows_part, encode_part,     copy_part,  digest_part,
                                   unpack_part, pack_part,     count_exponents, pack_twelve};

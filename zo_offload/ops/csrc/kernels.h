@@ -118,6 +118,14 @@ struct zo_rows {
   const double *cells;
 };
 
+/* fp32 values, any bits, to be laid out as a master: the nearest that its format holds. */
+struct zo_values {
+  uint32_t format, num_threads;
+  uint64_t count;
+  const float *values;
+  void *wire, *rest; /* rest: NULL where the format has none, or no master stands behind an fp16 wire */
+};
+
 ZO_API uint32_t zo_version(void);
 /* The best instruction set of this machine, among those that were built. */
 ZO_API uint32_t zo_best_isa(void);
@@ -127,6 +135,7 @@ ZO_API void zo_use_openmp(void *gomp_parallel);
 
 ZO_API int zo_run(const struct zo_job *job, uint32_t isa);
 ZO_API int zo_run_rows(const struct zo_rows *rows, uint32_t isa);
+ZO_API int zo_lay_out(const struct zo_values *values, uint32_t isa);
 /* *used: bytes that were written, a multiple of 64. */
 ZO_API int zo_encode(const struct zo_pack *pack, uint32_t isa, uint64_t *used);
 ZO_API int zo_decode(const struct zo_pack *pack, uint32_t isa);

@@ -6,6 +6,7 @@
 struct zo_parts {
   int (*run)(const zo_job &job, uint64_t start, uint64_t stop); /* a zo_status */
   bool (*run_rows)(const zo_rows &job, uint64_t first, uint64_t last);
+  void (*encode)(const zo_values &job, uint64_t start, uint64_t stop);
   void (*copy)(void *out, const void *from, uint64_t bytes);
   uint64_t (*digest)(const uint32_t *words, uint64_t count, uint64_t first);
   bool (*unpack)(const zo_pack &pack, uint64_t start, uint64_t stop); /* false: damaged */

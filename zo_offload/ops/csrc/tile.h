@@ -179,7 +179,7 @@ inline void store_master(uint32_t format, const float *__restrict value, void *w
       memcpy(static_cast<float *>(wire) + at, value, count * 4);
       break;
     case ZO_FP16:
-      memcpy(static_cast<float *>(rest) + at, value, count * 4);
+      if (rest) memcpy(static_cast<float *>(rest) + at, value, count * 4);
       for (uint32_t e = 0; e < count; ++e) high[e] = float_to_half(bits_of(value[e]));
       break;
     case ZO_BF16: {
@@ -202,6 +202,15 @@ inline void store_master(uint32_t format, const float *__restrict value, void *w
       for (uint32_t e = 0; e < count; ++e) high[e] = uint16_t(bits_of(value[e]) >> 16);
       break;
   }
+}
+
+/* Any values as the nearest that a master of the format holds, ties away from zero. */
+inline void hold(uint32_t format, const float *__restrict from, uint32_t count,
+                 float *__restrict value) {
+  const uint32_t half = format == ZO_BF16_8 ? 0x80 : format == ZO_BF16_SR ? 0x8000 : 0;
+  const uint32_t kept = half ? ~(2 * half - 1) : ~0u;
+  for (uint32_t e = 0; e < count; ++e)
+    value[e] = float_of((canonical(bits_of(from[e])) + half) & kept);
 }
 
 /* Stochastic rounding to the master's grid, from the step's own noise. */

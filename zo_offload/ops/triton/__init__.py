@@ -38,6 +38,7 @@ class TritonKernels:
         from zo_offload.ops.triton import kernels
 
         self._work: Any = kernels.work
+        self._work_rows: Any = kernels.work_rows
         self._interprets = os.environ.get("TRITON_INTERPRET") == "1"
 
     def serves(self, *tensors: torch.Tensor) -> bool:
@@ -61,7 +62,8 @@ class TritonKernels:
             torch_ops.perturb(span, wire, out, direction, draw, first, count, ahead)
             return
         count = span.elements - first if count is None else count
-        self._launch(span, wire, None, direction, (), ahead, Point(out, draw), first, count)
+        source, point = _source(span, wire, first, count), Point(out, draw)
+        self._launch(span, source, None, direction, (), ahead, point, first, count)
 
     def update(
         self,
@@ -75,7 +77,8 @@ class TritonKernels:
     ) -> None:
         """See :func:`zo_offload.ops.update`."""
         fused = points[0] if points else None
-        self._launch(span, wire, rest, direction, steps, ahead, fused, 0, span.elements)
+        source = _plain(span, wire)
+        self._launch(span, source, rest, direction, steps, ahead, fused, 0, span.elements)
         for point in points[1:]:
             self.perturb(span, wire, point.out, direction, point.draw, ahead=ahead)
 
@@ -88,8 +91,39 @@ class TritonKernels:
         direction: str,
         draw: Draw,
     ) -> torch.Tensor:
-        """See :func:`zo_offload.ops.perturb_rows`; a few rows are not worth a kernel."""
-        return torch_ops.perturb_rows(span, segment, wire, rows, direction, draw)
+        """See :func:`zo_offload.ops.perturb_rows`; torch gathers, and checks the numbers."""
+        width = segment.shape[1]
+        table = wire[segment.start : segment.start + segment.numel].view(segment.shape)
+        out = table.index_select(0, rows)
+        slack = ALIGNMENT - 1 if width % ALIGNMENT else 0
+        groups = -(-(width + slack) // ALIGNMENT)  # that a row may touch
+        per_program = min(GROUPS[direction], 1 << (groups - 1).bit_length())
+        half = span.dtype == torch.bfloat16
+        if len(rows):
+            self._work_rows[(len(rows), -(-groups // per_program))](
+                out.view(torch.int16) if half else out,
+                rows.to(torch.int64).contiguous(),
+                width,
+                segment.parameter_index,
+                _uint32([_fields(draw.seed, draw.step, draw.probe)], wire.device),
+                _values([draw], [segment.scale], direction, wire.device),
+                GROUPS=per_program,
+                FORMAT=FORMATS[span.format],
+                DIRECTION=DIRECTIONS[direction],
+                num_warps=NUM_WARPS,
+                enable_fp_fusion=False,
+            )
+        return out
+
+    def store_master(
+        self, span: Span, master: torch.Tensor, wire: torch.Tensor, rest: torch.Tensor
+    ) -> None:
+        """See :func:`zo_offload.ops.store_master`: done once a run, so torch serves."""
+        torch_ops.store_master(span, master, wire, rest)
+
+    def encode(self, dtype: torch.dtype, values: torch.Tensor, wire: torch.Tensor) -> None:
+        """See :func:`zo_offload.ops.encode`: done once a run, so torch serves."""
+        torch_ops.encode(dtype, values, wire)
 
     def pack(self, layout: Layout, wire: torch.Tensor, packed: torch.Tensor) -> int:
         """See :func:`zo_offload.ops.pack`."""
@@ -110,7 +144,7 @@ class TritonKernels:
     def _launch(
         self,
         span: Span,
-        wire: torch.Tensor,
+        source: "_Source",
         rest: torch.Tensor | None,
         direction: str,
         steps: Sequence[StepUpdate],
@@ -119,7 +153,10 @@ class TritonKernels:
         first: int,
         count: int,
     ) -> None:
-        device, table = wire.device, _groups(span)
+        """Work on ``count`` elements of the span, which ``source`` holds from element ``first``."""
+        device, groups = source.elements.device, count // ALIGNMENT
+        scales = sorted({segment.scale for segment in span.segments})
+        table = _groups(span, first, groups, scales)
         every = [*steps, *ahead]
         moved = [[d for d in step.draws if d.coefficient != 0.0] for step in every]
         draws = [draw for of_step in moved for draw in of_step]
@@ -128,27 +165,18 @@ class TritonKernels:
             draws.append(point.draw)
         fields = [_fields(draw.seed, draw.step, draw.probe) for draw in draws]
         roundings = [_fields(step.seed, step.step, 0) for step in steps]
-        scales = np.unique([segment.scale for segment in span.segments])
-        factors = np.array([draw.coefficient for draw in draws])[:, None] * scales
-        values = torch.from_numpy(np.ascontiguousarray(factors)).to(device)
-        if direction == "gaussian":
-            cells = torch.tensor(reference.gaussian_cells(), device=device)
-            values = values.unsqueeze(-1) * cells
+        values = _values(draws, scales, direction, device)
         half = span.dtype == torch.bfloat16
-        source = _source(span, wire) if point is not None and not steps else _plain(span, wire)
-        groups = count // ALIGNMENT
         per_program = GROUPS[direction]
-        out = wire if point is None else point.out
+        out = source.elements if point is None else point.out
         self._work[(-(-groups // per_program),)](
             source.elements,
-            rest if rest is not None and rest.numel() else wire,
+            rest if rest is not None and rest.numel() else source.elements,
             out.view(torch.int16) if half else out,
             torch.from_numpy(table).to(device),
-            table.shape[1],
-            first // ALIGNMENT,
             groups,
             _uint32(fields, device),
-            values.float(),
+            values,
             values[0].numel() if draws else 0,
             torch.tensor([step.decay for step in every] or [1.0], dtype=torch.float64).to(device),
             torch.from_numpy(starts).to(device),
@@ -194,18 +222,20 @@ def _plain(span: Span, wire: torch.Tensor) -> _Source:
     return _Source(elements, FORMATS[span.format], elements, elements)
 
 
-def _source(span: Span, wire: torch.Tensor) -> _Source:
+def _source(span: Span, wire: torch.Tensor, first: int, count: int) -> _Source:
+    """``count`` elements of a wire, packed or not, from ``first`` on."""
     layout = span.layout
     if layout.kind == "identity":
-        return _plain(span, wire)
+        return _plain(span, wire[first : first + count])
     layout.refuse_short(wire, span.elements, span.dtype)
     if layout.kind in ("bf16", "fp16"):
         halves = wire[: span.packed_bytes]
-        elements = halves.view(torch.int16 if layout.kind == "bf16" else torch.float16)
+        elements = halves.view(torch.int16 if layout.kind == "bf16" else torch.float16)[first:]
         format_ = FORMATS["planes" if layout.kind == "bf16" else "fp16"]
         return _Source(elements, format_, elements, elements)
     scales = wire[layout.scales_at(span.elements) : span.packed_bytes].view(torch.int16)
-    return _Source(wire, -1, scales, _nf4(wire.device))
+    codes = wire[layout.scales_at(first) :]
+    return _Source(codes, -1, scales[first // layout.group :], _nf4(wire.device))
 
 
 @lru_cache(maxsize=8)
@@ -222,14 +252,26 @@ def _uint32(rows: list[tuple[int, int, int, int]], device: torch.device) -> torc
     return torch.from_numpy(array.view(np.int32)).to(device).view(torch.uint32)
 
 
-def _groups(span: Span) -> np.ndarray:
-    """Of every 128 elements: parameter, number of the block inside it, number of its scale."""
-    table = span.table
-    scales = np.unique(table["scale"])
-    lengths = ((table["stop"] - table["start"]) // ALIGNMENT).astype(np.int64)
-    ends = np.cumsum(lengths)
-    block = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
-    parameter = np.repeat(table["parameter"], lengths)
-    scale = np.repeat(np.searchsorted(scales, table["scale"]), lengths)
-    columns = [column.astype(np.uint32) for column in (parameter, block, scale)]
-    return np.stack(columns).view(np.int32)
+def _values(
+    draws: Sequence[Draw], scales: Sequence[float], direction: str, device: torch.device
+) -> torch.Tensor:
+    """What terms are made of: products with each draw and scale, float64 rounded to fp32."""
+    factors = np.array([draw.coefficient for draw in draws])[:, None] * np.array(scales)
+    values = torch.from_numpy(factors).to(device)
+    if direction == "gaussian":
+        values = values.unsqueeze(-1) * torch.tensor(reference.gaussian_cells(), device=device)
+    return values.float()
+
+
+def _groups(span: Span, first: int, count: int, scales: list[float]) -> np.ndarray:
+    """Of every 128 elements from ``first``: parameter, block inside it, number of its scale."""
+    inside = span.overlapping(first, first + count * ALIGNMENT)
+    columns = np.empty((3, count), np.uint32)
+    done = 0
+    for segment, start, stop in inside:
+        blocks = np.arange(start // ALIGNMENT, stop // ALIGNMENT)
+        here = slice(done, done := done + len(blocks))
+        columns[0, here] = segment.parameter_index
+        columns[1, here] = blocks
+        columns[2, here] = scales.index(segment.scale)
+    return columns.view(np.int32)

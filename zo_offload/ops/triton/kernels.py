@@ -8,7 +8,9 @@ Of an if on a constant only the branch taken is compiled; what stands after a re
 the same, and must have its type. So choices of a format are written with else.
 """
 
-# Triton compiles these functions from their source: shapes and types are its own.
+# Triton compiles these functions from their source: shapes and types are its own. It goes on past
+# an `if` that returns, so that what follows one is in an `else`.
+# ruff: noqa: RET505
 # pyright: reportGeneralTypeIssues=false
 
 import triton
@@ -87,7 +89,7 @@ def terms(draw, values, parameter, block, scale, GROUPS: tl.constexpr, DIRECTION
         bits = tl.reshape(words[:, :, None] >> shifts[None, None, :] & 1, (GROUPS, 128))
         coefficient = tl.load(values + scale).to(tl.uint32, bitcast=True)
         return (coefficient[:, None] ^ bits << 31).to(tl.float32, bitcast=True)
-    else:  # noqa: RET505
+    else:
         cell = random_halves(draw, 0, parameter, block, GROUPS) & 0xFFF
         return tl.load(values + scale[:, None] * CELLS + cell.to(tl.int32))
 
@@ -117,7 +119,7 @@ def seen(wire, FORMAT: tl.constexpr):
     """What the forward sees, in fp32, of loaded wire elements."""
     if FORMAT == FP32:
         return wire
-    elif FORMAT == FP16:  # noqa: RET505
+    elif FORMAT == FP16:
         return wire.to(tl.float32)
     else:
         return as_float(wire.to(tl.uint16, bitcast=True).to(tl.uint32) << 16)
@@ -163,7 +165,7 @@ def to_forward(bits, FORMAT: tl.constexpr):
     """fp32 bits, canonical, as the forward's type: nearest."""
     if FORMAT == FP32:
         return as_float(bits)
-    elif FORMAT == FP16:  # noqa: RET505
+    elif FORMAT == FP16:
         return as_float(bits).to(tl.float16)
     else:
         return ((bits + 0x8000) >> 16).to(tl.uint16).to(tl.int16, bitcast=True)
@@ -179,7 +181,7 @@ def moved(
     shrunk = as_float(canonical((value.to(tl.float64) * decay).to(tl.float32)))
     value = tl.where(decay == 1.0, value, shrunk)
     begin, end = tl.load(starts + s), tl.load(starts + s + 1)
-    total = value * 0.0
+    total = tl.full(value.shape, 0.0, tl.float32)
     for d in range(begin, end):
         term = terms(
             draws + d * FIELDS, values + d * per_draw, parameter, block, scale, GROUPS, DIRECTION
@@ -193,9 +195,7 @@ def work(
     wire,
     rest,
     out,
-    table,  # int32 [3, groups of the span]: parameter, block, number of the scale
-    num_groups,
-    first,  # group of the span that `out` begins at
+    table,  # int32 [3, groups]: parameter, block, number of the scale
     count,  # groups
     draws,  # uint32 [draws, FIELDS]
     values,  # fp32 [draws, scales (, CELLS)]
@@ -219,12 +219,11 @@ def work(
     DITHERS: tl.constexpr,
 ):
     """Update a stretch's masters, and write one perturbed copy of it."""
-    local = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
-    inside = local < count
-    group = first + local
+    group = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
+    inside = group < count
     parameter = tl.load(table + group, inside, 0).to(tl.uint32, bitcast=True)
-    block = tl.load(table + num_groups + group, inside, 0).to(tl.uint32, bitcast=True)
-    scale = tl.load(table + 2 * num_groups + group, inside, 0)
+    block = tl.load(table + count + group, inside, 0).to(tl.uint32, bitcast=True)
+    scale = tl.load(table + 2 * count + group, inside, 0)
     within = tl.arange(0, 128)[None, :]
     at = group.to(tl.int64)[:, None] * 128 + within
     mask = inside[:, None] & (within >= 0)
@@ -273,9 +272,35 @@ def work(
         draw = draws + point * FIELDS
         term = terms(draw, values + point * per_draw, parameter, block, scale, GROUPS, DIRECTION)
         bits = canonical(value + term)
-        to = local.to(tl.int64)[:, None] * 128 + within
         if DITHERS:
             bits = dithered(bits, random_halves(draw, 1, parameter, block, GROUPS))
-            tl.store(out + to, (bits >> 16).to(tl.uint16).to(tl.int16, bitcast=True), mask)
+            tl.store(out + at, (bits >> 16).to(tl.uint16).to(tl.int16, bitcast=True), mask)
         else:
-            tl.store(out + to, to_forward(bits, FORMAT), mask)
+            tl.store(out + at, to_forward(bits, FORMAT), mask)
+
+
+@triton.jit
+def work_rows(
+    values,  # [rows, width] of the wire, perturbed in place
+    rows,  # int64 [rows]: their numbers in the parameter
+    width,
+    parameter,
+    draw,  # uint32 [FIELDS]
+    terms_of,  # fp32 [1] or [CELLS]
+    GROUPS: tl.constexpr,
+    FORMAT: tl.constexpr,
+    DIRECTION: tl.constexpr,
+):
+    """Perturb gathered rows. A row begins anywhere in its first group of 128 elements."""
+    row = tl.program_id(0).to(tl.int64)
+    start = tl.load(rows + row).to(tl.int64) * width
+    group = start // 128 + tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
+    column = group[:, None] * 128 + tl.arange(0, 128)[None, :] - start
+    mask = (column >= 0) & (column < width)
+    at = row * width + column
+    value = seen(tl.load(values + at, mask, 0), FORMAT)
+    block = group.to(tl.uint32)
+    term = terms(
+        draw, terms_of, block * 0 + parameter, block, tl.arange(0, GROUPS) * 0, GROUPS, DIRECTION
+    )
+    tl.store(values + at, to_forward(canonical(value + term), FORMAT), mask)
