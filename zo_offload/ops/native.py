@@ -19,7 +19,7 @@ from zo_offload.ops import reference
 from zo_offload.ops.draws import DIRECTIONS, Draw, Point, StepUpdate
 from zo_offload.ops.span import FORMATS, Segment, Span
 
-VERSION = 1
+VERSION = 2
 LIBRARY = Path(__file__).with_name("_kernels.so")
 ISAS = {"scalar": 0, "neon": 1, "avx2": 2, "avx512": 3}  # of zo_isa
 STATUS = {1: "a job that is not sound", 2: "no such instruction set here", 3: "out of memory"}
@@ -233,6 +233,20 @@ class Native:
             ctypes.c_uint64(words.nbytes // 4),
             ctypes.c_uint64(first),
             torch.get_num_threads(),
+            self._isa,
+            ctypes.byref(found),
+        )
+        _check(status)
+        return found.value
+
+    def crc32c(self, data: torch.Tensor, initial: int = 0, num_threads: int | None = None) -> int:
+        """See :func:`zo_offload.ops.crc32c`."""
+        found = ctypes.c_uint32()
+        status = self._library.zo_crc32c(
+            ctypes.c_void_p(data.data_ptr()),
+            ctypes.c_uint64(data.nbytes),
+            ctypes.c_uint32(initial),
+            torch.get_num_threads() if num_threads is None else num_threads,
             self._isa,
             ctypes.byref(found),
         )

@@ -1,9 +1,11 @@
 /* The exported functions: which instruction set, how many threads, which part for whom. */
 
 #include <atomic>
+#include <new>
 #include <thread>
 #include <vector>
 
+#include "crc.h"
 #include "parts.h"
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -13,6 +15,7 @@
 namespace {
 
 constexpr uint64_t kPart = uint64_t{1} << 16; /* elements that a thread takes at a time */
+constexpr uint64_t kCrcPart = uint64_t{1} << 20; /* bytes */
 constexpr uint64_t kLeast = uint64_t{1} << 15; /* fewer are not worth a second thread */
 
 typedef void (*Openmp)(void (*work)(void *), void *data, unsigned num_threads, unsigned flags);
@@ -187,6 +190,35 @@ int zo_digest(const uint32_t *words, uint64_t count, uint64_t first, uint32_t nu
     sum += parts->digest(words + start, length, first + start);
   });
   *digest = sum;
+  return ZO_OK;
+}
+
+int zo_crc32c(const void *data, uint64_t bytes, uint32_t initial, uint32_t num_threads,
+              uint32_t isa, uint32_t *crc) {
+  const zo_parts *parts = parts_of(isa);
+  if (!parts) return ZO_NO_SUCH_ISA;
+  const unsigned char *at = static_cast<const unsigned char *>(data);
+  const uint64_t count = (bytes + kCrcPart - 1) / kCrcPart;
+  if (count <= 1 || num_threads <= 1) {
+    *crc = parts->crc32c(initial, at, bytes);
+    return ZO_OK;
+  }
+  std::vector<uint32_t> found;
+  try {
+    found.resize(count);
+  } catch (const std::bad_alloc &) {
+    return ZO_NO_MEMORY;
+  }
+  const auto length = [&](uint64_t i) {
+    return i + 1 < count ? kCrcPart : bytes - i * kCrcPart;
+  };
+  in_parallel(count, num_threads, [&](uint64_t i) {
+    found[i] = parts->crc32c(i ? 0 : initial, at + i * kCrcPart, length(i));
+  });
+  const uint32_t shift = crc_shift(kCrcPart);
+  *crc = found[0];
+  for (uint64_t i = 1; i < count; ++i)
+    *crc = crc_times(i + 1 < count ? shift : crc_shift(length(i)), *crc) ^ found[i];
   return ZO_OK;
 }
 

@@ -2,6 +2,7 @@
 
 #include <type_traits>
 
+#include "crc.h"
 #include "parts.h"
 #include "tile.h"
 #if defined(ZO_BUILD_AVX512)
@@ -142,14 +143,22 @@ uint64_t digest_part(const uint32_t *words, uint64_t count, uint64_t first) {
   return sum;
 }
 
+uint32_t crc32c_part(uint32_t crc, const void *data, uint64_t bytes) {
+  const unsigned char *at = static_cast<const unsigned char *>(data);
+#if !defined(ZO_BUILD_SCALAR)
+  if (has_crc()) return ~crc_walk(CrcByInstruction{}, ~crc, at, bytes);
+#endif
+  return ~crc_walk(CrcByTable{}, ~crc, at, bytes);
+}
+
 }  // namespace
 
 #if defined(ZO_BUILD_AVX512)
-extern const zo_parts zo_avx512 = {run_part, run_rows_part, copy_part, digest_part};
+extern const zo_parts zo_avx512 = {run_part, run_rows_part, copy_part, digest_part, crc32c_part};
 #elif defined(ZO_BUILD_AVX2)
-extern const zo_parts zo_avx2 = {run_part, run_rows_part, copy_part, digest_part};
+extern const zo_parts zo_avx2 = {run_part, run_rows_part, copy_part, digest_part, crc32c_part};
 #elif defined(ZO_BUILD_NEON)
-extern const zo_parts zo_neon = {run_part, run_rows_part, copy_part, digest_part};
+extern const zo_parts zo_neon = {run_part, run_rows_part, copy_part, digest_part, crc32c_part};
 #else
-extern const zo_parts zo_scalar = {run_part, run_rows_part, copy_part, digest_part};
+extern const zo_parts zo_scalar = {run_part, run_rows_part, copy_part, digest_part, crc32c_part};
 #endif

@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ZO_VERSION 1
+#define ZO_VERSION 2
 #define ZO_API __attribute__((visibility("default")))
 
 #ifdef __cplusplus
@@ -99,6 +99,9 @@ ZO_API int zo_copy(void *out, const void *from, uint64_t bytes, uint32_t num_thr
 /* Sum over 32-bit words w_i, i from `first`, of mix(w_i + 2^32 i), modulo 2^64: any division adds up. */
 ZO_API int zo_digest(const uint32_t *words, uint64_t count, uint64_t first, uint32_t num_threads,
                      uint32_t isa, uint64_t *digest);
+/* CRC-32C of bytes that follow those of CRC `initial` (0: none). */
+ZO_API int zo_crc32c(const void *data, uint64_t bytes, uint32_t initial, uint32_t num_threads,
+                     uint32_t isa, uint32_t *crc);
 
 #ifdef __cplusplus
 }

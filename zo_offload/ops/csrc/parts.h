@@ -8,6 +8,7 @@ struct zo_parts {
   bool (*run_rows)(const zo_rows &job, uint64_t first, uint64_t last);
   void (*copy)(void *out, const void *from, uint64_t bytes);
   uint64_t (*digest)(const uint32_t *words, uint64_t count, uint64_t first);
+  uint32_t (*crc32c)(uint32_t crc, const void *data, uint64_t bytes);
 };
 
 extern const zo_parts zo_scalar, zo_neon, zo_avx2, zo_avx512;
