@@ -1,7 +1,7 @@
 """CRC-32C (Castagnoli): tells what a disk gave back from what it was given.
 
-C++ serves where it was built; NumPy otherwise, with the same values and a twentieth of the speed. Bits of a
-byte string are coefficients of a polynomial modulo 2, and its CRC is a remainder, hence linear:
+C++ serves where it was built; NumPy otherwise, with the same values, twenty times as slow. Bits of
+a byte string are coefficients of a polynomial modulo 2, and its CRC is a remainder, hence linear:
 a row of words is folded onto the next one by tables that multiply by the power of x between them,
 and what is left of the last row is folded in halves.
 
