@@ -111,12 +111,17 @@ def test_files_are_private_and_have_their_room(tmp_path: Path):
     assert path.stat().st_blocks * 512 >= FILE_BYTES
 
 
-@pytest.mark.parametrize("num_bytes", [0, 1, PAGE, 3 * PAGE + 5])
+@pytest.mark.parametrize("num_bytes", [0, 1, PAGE, 3 * PAGE + 5, 2 << 20, (5 << 20) + 7])
 def test_buffers_begin_at_a_page(num_bytes: int):
     buffer = aligned(num_bytes)
     assert buffer.shape == (num_bytes,)
     assert buffer.data_ptr() % PAGE == 0
     assert not buffer.any()
+
+
+def test_too_large_a_buffer_is_refused():
+    with pytest.raises(StoreError, match="host memory: no 1,152,921,504,606,846,976 bytes for"):
+        aligned(1 << 60)
 
 
 def without_direct(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""A power cut: what was written after the last sync is there in part, page by page, or not at all."""
+"""A power cut: what was written after the last sync is there in part, page by page, or not."""
 
 import os
 import random
@@ -87,7 +87,7 @@ def test_what_was_synced_is_there(acts: list, count: int, chance: random.Random)
                     newest[act] = step
         shutil.copytree(Path(folder, "run"), Path(folder, "cut"))
         disk.images = {name.replace("/run/", "/cut/"): image for name, image in disk.images.items()}
-        disk.loose = [(name.replace("/run/", "/cut/"), *rest) for name, *rest in disk.loose]
+        disk.loose = [(name.replace("/run/", "/cut/"), at, page) for name, at, page in disk.loose]
         disk.cut(chance)
         with opened(folders(Path(folder, "cut"), count)) as after:
             assert after.missing == []
