@@ -85,7 +85,6 @@ class BuildKernels(build_ext):
             )
 
         objects = compiled(dispatch, "dispatch", [f"-DZO_WITH_{isa}" for isa in isas])
-        objects += compiled(str(CSRC / "crc32c.cpp"), "crc32c", [])
         for isa, flags in {"SCALAR": [], **isas}.items():
             objects += compiled(kernels, isa.lower(), [*flags, f"-DZO_BUILD_{isa}"])
         self.compiler.link_shared_object(
@@ -102,7 +101,7 @@ class BuildKernels(build_ext):
 
 KERNELS = Extension(
     "zo_offload.ops._kernels",
-    sources=[str(CSRC / name) for name in ("dispatch.cpp", "kernels.cpp", "crc32c.cpp")],
+    sources=[str(CSRC / name) for name in ("dispatch.cpp", "kernels.cpp")],
     depends=[str(path) for path in sorted(CSRC.glob("*.h"))],
     language="c++",
     optional=True,

@@ -9,6 +9,7 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 LAST_LINES = {
+    "disk.py --mib 16 --unit-mib 4 --rounds 1": {"read_vs_plain", "write_vs_plain"},
     "noise.py --millions 16 --rounds 1": {
         "rademacher_vs_mezo",
         "gaussian_vs_mezo",

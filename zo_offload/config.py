@@ -117,7 +117,9 @@ class OffloadConfig(_Strict):
 class AioConfig(_Strict):
     """How a disk is asked; DeepSpeed's ``aio``, of which the first three act."""
 
-    block_size: Annotated[int, BeforeValidator(parse_bytes), Field(ge=4096, le=2**30)] = 1 << 20
+    block_size: Annotated[
+        int, BeforeValidator(parse_bytes), Field(ge=4096, le=2**30, multiple_of=4096)
+    ] = 1 << 20
     queue_depth: Annotated[int, Field(ge=1, le=256)] = 8
     intra_op_parallelism: Annotated[int, Field(ge=1, le=256)] = 1
     thread_count: int | None = None
@@ -317,6 +319,7 @@ _EXPECTED = {  # pydantic's names of mistakes
     "greater_than": "more than {gt}",
     "greater_than_equal": "at least {ge}",
     "less_than": "less than {lt}",
+    "multiple_of": "a multiple of {multiple_of}",
     "less_than_equal": "at most {le}",
 }
 

@@ -26,15 +26,17 @@ from zo_offload.journal.header import as_stored, canonical
 from zo_offload.lanes import Call, Lanes
 from zo_offload.loss_noise import LossNoise
 from zo_offload.objective import Objective, loss_sum, move_to, shapes_of
-from zo_offload.offload.direct import Transfers
+from zo_offload.offload.aio import Aio
 from zo_offload.offload.planner import Needs, Plan
 from zo_offload.offload.residency import DEVICE, HOST, NVME
+from zo_offload.offload.run_files import Disk
+from zo_offload.offload.slot import Identity
 from zo_offload.ops import Draw
 from zo_offload.prepare import cast_buffers, without_cache
 from zo_offload.replica import Replica
 from zo_offload.units import IDENTITY, ModelMap, map_model
 from zo_offload.unmanageable import refuse_empty, refuse_unmanageable
-from zo_offload.weights import Disk, Placement, Weights
+from zo_offload.weights import Placement, Weights
 from zo_offload.window import Means, Sum, Window
 
 SIGNS = (+1, -1)
@@ -314,7 +316,7 @@ class Stepper:
         self.weights.forget_fetched()
         self.weights.history = History(journal.records, self.config.seed)
         if journal.path is not None:
-            self.weights.adopt()
+            self.weights.adopt(self._identity())
 
     def measure_noise(self, batch: Any, directions: int = 2) -> LossNoise:
         """Rounding noise of the losses on a batch, against the signal of a step; takes no step."""
@@ -451,16 +453,21 @@ class Stepper:
             return None
         return Disk(
             tuple(map(Path, paths)),
-            Transfers(aio.block_size, aio.queue_depth * aio.intra_op_parallelism),
+            Aio(aio.block_size, aio.queue_depth, aio.intra_op_parallelism),
             before_write=lambda step: self.journal.sync_to(step),
-            lineage=self._lineage,
+            branch_of=self._branch_of,
         )
 
-    def _lineage(self, step: int) -> bytes:
-        """Digest of the run and its records up to a step; on any thread."""
-        header = canonical(as_stored(self.journal.header.fields))
-        records = bytes.fromhex(self.journal.records.lineage(step))
-        return hashlib.sha256(header + records).digest()
+    def _branch_of(self, step: int) -> int:
+        """Of the journal's line of history, where it has taken so many steps."""
+        records = self.journal.records
+        return records[step - 1].branch if 0 < step <= len(records) else 0
+
+    def _identity(self) -> Identity:
+        """Of the run, for files that are its own."""
+        fields = self.journal.header.fields
+        run = hashlib.sha256(canonical(as_stored(fields))).hexdigest()[:32]
+        return Identity(run, str(fields["base_sha256"]), "identity")
 
     def _updates_on_device(self) -> bool | None:
         """None: to be measured, where host and device have memories of their own."""

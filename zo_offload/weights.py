@@ -7,11 +7,10 @@ of the unit at hand is written; ambient parameters are substituted when code rea
 (``masters.py``).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,11 +20,11 @@ from zo_offload import ops
 from zo_offload.errors import StoreError
 from zo_offload.masters import Masters, fill_unit
 from zo_offload.offload.arena import Arena
-from zo_offload.offload.direct import Transfers
-from zo_offload.offload.nvme import NvmeFiles
 from zo_offload.offload.packing import Packer, pack
 from zo_offload.offload.residency import DEVICE, HOST, NVME
-from zo_offload.offload.staged import Staged, make_buffers, num_staged, resident_of, staged_bytes
+from zo_offload.offload.run_files import Disk, RunFiles
+from zo_offload.offload.slot import Identity
+from zo_offload.offload.staged import Staged, make_buffers, num_staged, staged_bytes, stored
 from zo_offload.offload.store import DeviceStore, HostStore, Store
 from zo_offload.offload.streamer import Slot, Streamer
 from zo_offload.offload.trial import Trial
@@ -35,23 +34,6 @@ from zo_offload.unmanageable import taken
 from zo_offload.views import address_of
 
 NAN_BYTE = 0xFF  # repeated, it is NaN in every floating-point format
-
-
-@dataclass(frozen=True)
-class Disk:
-    """Where units rest that rest on a disk.
-
-    Attributes:
-        directories: One a disk.
-        transfers: How they are asked.
-        before_write: See :class:`NvmeFiles`.
-        lineage: The same.
-    """
-
-    directories: tuple[Path, ...]
-    transfers: Transfers
-    before_write: Callable[[int], None]
-    lineage: Callable[[int], bytes]
 
 
 @dataclass(frozen=True)
@@ -109,7 +91,7 @@ class Weights(Masters):
         self._pins = placement.pin_memory and placement.device.type == "cuda"
         self._host_store = HostStore(self._pins)
         self._device_store = DeviceStore(self.arena)
-        self._files: NvmeFiles | None = None
+        self._files: RunFiles | None = None
         self._staged = self._open_disk(model_map, placement)
         holds: dict[str, Store] = {DEVICE: self._device_store, HOST: self._host_store}
         if self._staged is not None:
@@ -155,18 +137,10 @@ class Weights(Masters):
         units = [unit for unit in model_map.units if self.tiers[unit.index] == NVME]
         if not units:
             return None
-        disk = placement.disk
-        assert disk is not None
-        residents = [resident_of(unit) for unit in units]
-        self._files = NvmeFiles(
-            disk.directories, residents, disk.transfers, disk.before_write, disk.lineage
-        )
+        assert placement.disk is not None
+        self._files = RunFiles(placement.disk, [stored(unit) for unit in units])
         self._staging_bytes = num_staged(placement.num_slots) * staged_bytes(units)
-        try:
-            return Staged(self._files, make_buffers(units, placement.num_slots, self._pins))
-        except BaseException:
-            self._files.close()
-            raise
+        return Staged(self._files, make_buffers(units, placement.num_slots, self._pins))
 
     def _is_resident(self, unit: Unit) -> bool:
         return self.tiers[unit.index] == DEVICE
@@ -322,12 +296,14 @@ class Weights(Masters):
         self.forget_fetched()
         super().restore(unit, masters, step)
 
-    def adopt(self) -> None:
-        """Take what an earlier process of this run left on a disk, where it explains itself."""
+    def adopt(self, identity: Identity) -> None:
+        """Belong to a run, and take what an earlier process of it left on a disk."""
         if self._files is None or self._staged is None:
             return
         units = {unit.index: unit for unit in self.map.units}
-        adopted = self._files.adopt(lambda index: self.goal(units[index]))
+        self._staged.forget()
+        steps = len(self.history)
+        adopted = self._files.adopt(identity, steps, lambda index: self.goal(units[index]))
         for index, step in adopted.items():
             self._current_to[index] = step
             self._staged.let_base_go(units[index])
@@ -338,7 +314,7 @@ class Weights(Masters):
             self.pipeline.forget()
 
     @property
-    def files(self) -> NvmeFiles | None:
+    def files(self) -> RunFiles | None:
         """The files on a disk, if there are any."""
         return self._files
 
@@ -363,8 +339,9 @@ class Weights(Masters):
     def close(self) -> None:
         """Stop the pipeline and give the model its weights back.
 
-        As the forward sees them and where they rest, uncopied; what rests on a disk stays there. Before
-        the first step, exactly as they were given, so that a construction that fails costs nothing.
+        As the forward sees them and where they rest, uncopied; what rests on a disk stays there.
+        Before the first step, exactly as they were given, so that a construction that fails costs
+        nothing.
         """
         if self._closed or self._owners[0] not in taken:
             return  # the model may be another's by now, or is being collected together with this
@@ -493,4 +470,5 @@ class Base:
     values: Mapping[str, torch.Tensor]
 
     def __call__(self, wire: torch.Tensor, rest: torch.Tensor) -> None:
+        """Write them to zeroed memory."""
         fill_unit(self.unit, self.values, wire, rest)

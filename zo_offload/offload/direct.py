@@ -1,247 +1,305 @@
-"""Direct reads and writes: around the page cache, in pieces, several at a time, each one checked.
+"""Files read and written around the page cache, by a pool of threads, one future a request.
 
-Offsets, lengths and addresses are multiples of a page. Every piece's byte count is looked at; a
-transfer that ends short goes on, or is an error. DeepSpeed's own asynchronous I/O looks at no byte
-count, so that a full disk or a short file goes unnoticed there.
+A request is cut into transfers of ``aio.block_size``. Each is one ``preadv`` or ``pwritev``, which
+release the interpreter's lock; its byte count is checked, and its CRC-32C computed while the bytes
+are in the cache. With several files, stripes of equal size take turns (RAID-0).
+
+A request that fails settles when none of its transfers is under way any more: its memory is the
+caller's again.
 """
 
-import errno
-import logging
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
-from typing import NoReturn
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from zo_offload.errors import StoreError
+from zo_offload.offload.aio import PAGE, Aio
+from zo_offload.offload.disk import aligned, errors_of, open_direct, padded, refusal
+from zo_offload.ops import crc32c
+from zo_offload.ops.crc import combined
 
-PAGE = 4096
-MOST_THREADS = 64
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Transfers:
-    """How a disk is asked; see DeepSpeed's ``aio``.
+class Piece:
+    """Memory, and where in the file it belongs.
 
     Attributes:
-        block_size: Bytes of a piece, and of a stripe.
-        num_threads: Pieces in flight.
+        offset: A multiple of 4,096.
+        data: uint8 ``[n]``, contiguous, in host memory. Copied on the way unless its address is a
+            multiple of 4,096. In the file zeros follow, to a multiple of 4,096.
     """
 
-    block_size: int = 1 << 20
-    num_threads: int = 8
-
-
-def padded(num_bytes: int) -> int:
-    """Up to the next multiple of a page.
-
-    Example:
-        >>> padded(1), padded(4096)
-        (4096, 4096)
-    """
-    return -(-num_bytes // PAGE) * PAGE
-
-
-def aligned(num_bytes: int, pin_memory: bool = False) -> torch.Tensor:
-    """A zeroed uint8 buffer of so many bytes, padded, that begins on a page."""
-    room = torch.zeros(padded(num_bytes) + PAGE, dtype=torch.uint8, pin_memory=pin_memory)
-    first = -room.data_ptr() % PAGE
-    return room[first : first + padded(num_bytes)]
+    offset: int
+    data: torch.Tensor
 
 
 class DirectFile:
-    """One run of bytes, striped over files in one or several directories.
-
-    Stripe k of ``block_size`` bytes is stripe ``k // n`` of file ``k % n``.
+    """One stretch of bytes, in one file or in stripes over several.
 
     Args:
-        paths: The files, one a directory.
-        transfers: Sizes and threads.
-        writable: Make them where they are missing, and write to them.
+        paths: The files; they exist.
+        aio: Size and number of transfers.
+        writable: Open them for writing too.
+        stripe_bytes: Of the stripes (default: ``aio.block_size``); a multiple of 4,096.
+
+    Attributes:
+        bytes_read: Whole pages, since the file was opened.
+        bytes_written: Likewise.
 
     Raises:
-        StoreError: One cannot be opened.
+        StoreError: One of them cannot be opened.
     """
 
-    def __init__(self, paths: Sequence[Path], transfers: Transfers, writable: bool = True) -> None:
-        self.paths = tuple(paths)
-        self._stripe = padded(transfers.block_size)
-        self._fds: list[int] = []
-        self._cached: list[bool] = []
-        try:
-            for path in paths:
-                fd, cached = _open(path, writable)
-                self._fds.append(fd)
-                self._cached.append(cached)
-        except BaseException:
-            self.close()
-            raise
-        threads = min(transfers.num_threads, MOST_THREADS)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="zo-disk")
-        self._counting = Lock()
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        aio: Aio | None = None,
+        writable: bool = False,
+        stripe_bytes: int | None = None,
+    ) -> None:
+        self._aio = aio or Aio()
+        self._paths = list(paths)
+        self._stripe_bytes = stripe_bytes or self._aio.block_size
+        self._lock = threading.Lock()
         self.bytes_read = self.bytes_written = 0
+        self._files: list[tuple[int, bool]] = []  # descriptor, whether it is direct
+        try:
+            for path in self._paths:
+                self._files.append(open_direct(path, writable))
+        except BaseException:
+            self._close_files()
+            raise
+        self._pool = ThreadPoolExecutor(self._aio.num_threads, "zo-offload-disk")
 
-    def allocate(self, num_bytes: int) -> None:
-        """Make room for so many bytes in all.
+    def read(
+        self,
+        pieces: Sequence[Piece],
+        finish: Callable[[list[int]], T] = list,
+        release: Callable[[], None] | None = None,
+    ) -> "Future[T]":
+        """Fill memory from the file.
 
-        Raises:
-            StoreError: The disk has less, or refuses.
+        Args:
+            pieces: What goes where.
+            finish: Given the CRC-32C of each piece, makes the future's result, in the pool.
+            release: Called at the end in any case, before the future settles.
+
+        Returns:
+            A future that cannot be cancelled; its StoreError names path, offset and sizes.
         """
-        share = -(-num_bytes // (self._stripe * len(self._fds))) * self._stripe
-        for path, fd in zip(self.paths, self._fds, strict=True):
-            with _errors_of(path, "make room in"):
-                disk, held = os.fstatvfs(fd), os.fstat(fd)
-                free = disk.f_bavail * disk.f_frsize + held.st_blocks * 512
-                if free < share:
-                    raise StoreError(
-                        f"{path}: {share:,} bytes are needed for weights, and the disk has "
-                        f"{free:,}; make room, or name another disk in offload_param.nvme_path"
-                    )
-                if held.st_size < share or held.st_blocks * 512 < share:
-                    os.posix_fallocate(fd, 0, share)
+        return self._submit(pieces, False, finish, release)
 
-    def size(self) -> int:
-        """Bytes that are there."""
-        return min(os.fstat(fd).st_size for fd in self._fds) * len(self._fds)
+    def write(
+        self,
+        pieces: Sequence[Piece],
+        finish: Callable[[list[int]], T] = list,
+        release: Callable[[], None] | None = None,
+    ) -> "Future[T]":
+        """Write memory to the file; durable after :meth:`sync` only. As :meth:`read`."""
+        return self._submit(pieces, True, finish, release)
 
-    def read(self, offset: int, buffer: torch.Tensor) -> "Future[None]":
-        """Fill a buffer; both begin on a page and are whole pages."""
-        return self._start(offset, buffer, self._read_piece)
+    def read_now(self, piece: Piece) -> int:
+        """Read in the calling thread; gives the piece's CRC-32C."""
+        return _joined([self._transfer(each, False) for each in self._cut(piece)])
 
-    def write(self, offset: int, buffer: torch.Tensor) -> "Future[None]":
-        """Write a buffer, which must stay as it is until the future is done."""
-        return self._start(offset, buffer, self._write_piece)
+    def write_now(self, piece: Piece) -> int:
+        """Write in the calling thread; gives the piece's CRC-32C."""
+        return _joined([self._transfer(each, True) for each in self._cut(piece)])
 
     def sync(self) -> None:
-        """Make what was written survive a power cut.
+        """Make everything that was written before the call survive a power cut."""
+        jobs = [self._pool.submit(self._sync, i) for i in range(len(self._files))]
+        for job in jobs:
+            job.exception()  # all are done before one is reported
+        for job in jobs:
+            job.result()
 
-        Raises:
-            StoreError: It may not.
-        """
-        for path, fd, cached in zip(self.paths, self._fds, self._cached, strict=True):
-            with _errors_of(path, "sync"):
-                os.fdatasync(fd)
-                if cached:
-                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    def where(self, offset: int) -> tuple[Path, int]:
+        """The file that holds an offset, and the offset there."""
+        place, at = self._located(offset)
+        return self._paths[place], at
 
     def close(self) -> None:
-        """End the threads and close the files."""
-        pool = self.__dict__.get("_pool")
-        if pool is not None:
-            pool.shutdown()
-        while self._fds:
-            os.close(self._fds.pop())
+        """Wait for what is under way, and close the files."""
+        self._pool.shutdown()
+        self._close_files()
 
-    def _start(
-        self, offset: int, buffer: torch.Tensor, move: Callable[[int, int, memoryview], None]
-    ) -> "Future[None]":
-        assert offset % PAGE == buffer.nbytes % PAGE == buffer.data_ptr() % PAGE == 0
-        view, pieces, first = buffer.numpy().data, [], 0
-        while first < buffer.nbytes:
-            stripe, within = divmod(offset + first, self._stripe)
-            last = min(first + self._stripe - within, buffer.nbytes)
-            row, file = divmod(stripe, len(self._fds))
-            pieces.append((file, row * self._stripe + within, view[first:last]))
-            first = last
-        return _all_of([self._pool.submit(move, *piece) for piece in pieces])
+    def _submit(
+        self,
+        pieces: Sequence[Piece],
+        is_write: bool,
+        finish: Callable[[list[int]], T],
+        release: Callable[[], None] | None,
+    ) -> "Future[T]":
+        chunks = [self._cut(piece) for piece in pieces]
+        request = _Request(chunks, lambda chunk: self._transfer(chunk, is_write), finish, release)
+        for place in range(max(1, request.num_chunks)):
+            self._pool.submit(request.run, place)
+        return request.future
 
-    def _read_piece(self, file: int, offset: int, view: memoryview) -> None:
-        fd, path, done = self._fds[file], self.paths[file], 0
-        with _errors_of(path, "read"):
-            while done < len(view):
-                count = os.preadv(fd, [view[done:]], offset + done)
-                if not count:
-                    raise StoreError(
-                        f"{path}: ends at byte {offset + done:,}, where {len(view) - done:,} more "
-                        "are expected; it was cut short: restore it, or remove the directory and "
-                        "start again from the base or a snapshot"
-                    )
-                done += count
-        if self._cached[file]:
-            os.posix_fadvise(fd, offset, len(view), os.POSIX_FADV_DONTNEED)
-        with self._counting:
-            self.bytes_read += len(view)
+    def _cut(self, piece: Piece) -> list[Piece]:
+        assert piece.offset % PAGE == 0
+        assert piece.data.dtype == torch.uint8
+        assert piece.data.is_contiguous()
+        chunks, start = [], 0
+        while start < piece.data.numel():
+            offset = piece.offset + start
+            left = self._stripe_bytes - offset % self._stripe_bytes
+            data = piece.data[start : start + min(left, self._aio.block_size)]
+            chunks.append(Piece(offset, data))
+            start += data.numel()
+        return chunks
 
-    def _write_piece(self, file: int, offset: int, view: memoryview) -> None:
-        fd, path, done = self._fds[file], self.paths[file], 0
-        with _errors_of(path, "write"):
-            while done < len(view):
-                count = os.pwritev(fd, [view[done:]], offset + done)
-                if not count:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                done += count
-        with self._counting:
-            self.bytes_written += len(view)
+    def _located(self, offset: int) -> tuple[int, int]:
+        number, within = divmod(offset, self._stripe_bytes)
+        turn, place = divmod(number, len(self._paths))
+        return place, turn * self._stripe_bytes + within
+
+    def _transfer(self, chunk: Piece, is_write: bool) -> tuple[int, int]:
+        """Move one chunk; gives its CRC and length."""
+        data, num_bytes = chunk.data, chunk.data.numel()
+        in_place = num_bytes // PAGE * PAGE if data.data_ptr() % PAGE == 0 else 0
+        rest = data[in_place:]  # goes through memory of our own
+        beside = aligned(padded(rest.numel())) if rest.numel() else rest
+        if is_write:
+            beside[: rest.numel()] = rest
+        views = [part.numpy().data for part in (data[:in_place], beside) if part.numel()]
+        self._move(views, chunk.offset, is_write)
+        if not is_write and rest.numel():
+            rest.copy_(beside[: rest.numel()])
+        return crc32c(data, num_threads=1), num_bytes
+
+    def _move(self, views: list[memoryview], offset: int, is_write: bool) -> None:
+        place, at = self._located(offset)
+        path, (fd, is_direct) = self._paths[place], self._files[place]
+        call: Any = os.pwritev if is_write else os.preadv
+        wanted = sum(len(view) for view in views)
+        done = 0
+        while done < wanted:
+            try:
+                moved = call(fd, _after(views, done), at + done)
+            except OSError as error:
+                doing = f"{_verb(is_write)} {wanted:,} bytes at offset {at:,} ({done:,} done)"
+                raise StoreError(refusal(path, doing, error)) from error
+            if moved < PAGE:
+                raise StoreError(_short(path, at, wanted, done + moved, is_write))
+            done += moved // PAGE * PAGE  # the next transfer starts at a page again
+        if not is_direct and not is_write:
+            os.posix_fadvise(fd, at, wanted, os.POSIX_FADV_DONTNEED)
+        with self._lock:
+            self.bytes_written += wanted * is_write
+            self.bytes_read += wanted * (not is_write)
+
+    def _sync(self, place: int) -> None:
+        fd, is_direct = self._files[place]
+        with errors_of(self._paths[place], "sync it"):
+            os.fdatasync(fd)
+        if not is_direct:  # what was written could not leave the cache before
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def _close_files(self) -> None:
+        for fd, _ in self._files:
+            os.close(fd)
+        self._files.clear()
 
 
-class _errors_of:  # noqa: N801  (reads as a function)
-    """Turns the system's errors into one line with the file's name and the mend."""
+class _Request(Generic[T]):
+    """Chunks that any thread may run; the last one settles the future."""
 
-    def __init__(self, path: Path, doing: str) -> None:
-        self._path, self._doing = path, doing
+    def __init__(
+        self,
+        pieces: list[list[Piece]],
+        transfer: Callable[[Piece], tuple[int, int]],
+        finish: Callable[[list[int]], T],
+        release: Callable[[], None] | None,
+    ) -> None:
+        self._chunks = [chunk for piece in pieces for chunk in piece]
+        self._counts = [len(piece) for piece in pieces]
+        self._found = [(0, 0)] * len(self._chunks)
+        self._transfer, self._finish, self._release = transfer, finish, release
+        self._lock = threading.Lock()
+        self._left = max(1, len(self._chunks))
+        self._error: BaseException | None = None
+        self.future: Future[T] = Future()
+        self.future.set_running_or_notify_cancel()
 
-    def __enter__(self) -> None:
-        """Nothing is to be done."""
+    @property
+    def num_chunks(self) -> int:
+        return len(self._chunks)
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            _refuse(self._path, self._doing, error)
-
-
-def _refuse(path: Path, doing: str, error: OSError) -> NoReturn:
-    mends = {
-        errno.ENOSPC: "make room on the disk; nothing that was saved is lost",
-        errno.EDQUOT: "raise the quota; nothing that was saved is lost",
-        errno.EFBIG: "raise the limit on file sizes (ulimit -f); nothing that was saved is lost",
-        errno.EIO: "the disk fails: check it, and continue on another",
-        errno.ENOENT: "is offload_param.nvme_path right?",
-        errno.EACCES: "check who owns it",
-    }
-    mend = mends.get(error.errno or 0)
-    raise StoreError(
-        f"{path}: cannot {doing} it: {error.strerror or error}" + (f"; {mend}" if mend else "")
-    ) from error
-
-
-def _open(path: Path, writable: bool) -> tuple[int, bool]:
-    """A descriptor, and whether it goes through the page cache all the same."""
-    flags = os.O_CLOEXEC | (os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY)
-    with _errors_of(path, "open"):
+    def run(self, place: int) -> None:
+        """Transfer one chunk, unless another failed already."""
         try:
-            return os.open(path, flags | os.O_DIRECT, 0o600), False
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-        logger.warning(
-            "%s: this file system has no direct I/O; transfers go through the page cache, which "
-            "takes memory and time: a directory on a local disk (ext4, xfs) is faster",
-            path,
+            if self._chunks and self._error is None:
+                self._found[place] = self._transfer(self._chunks[place])
+        except BaseException as error:
+            self._error = error
+        with self._lock:
+            self._left -= 1
+            is_last = not self._left
+        if is_last:
+            self._settle()
+
+    def _settle(self) -> None:
+        result: Any = None
+        try:
+            if self._error is None:
+                result = self._finish(self._crcs())
+        except BaseException as error:
+            self._error = error
+        if self._release:
+            self._release()
+        if self._error is None:
+            self.future.set_result(result)
+        else:
+            self.future.set_exception(self._error)
+
+    def _crcs(self) -> list[int]:
+        crcs, start = [], 0
+        for count in self._counts:
+            crcs.append(_joined(self._found[start : start + count]))
+            start += count
+        return crcs
+
+
+def _joined(parts: Sequence[tuple[int, int]]) -> int:
+    crc = 0
+    for part, num_bytes in parts:
+        crc = combined(crc, part, num_bytes)
+    return crc
+
+
+def _after(views: list[memoryview], done: int) -> list[memoryview]:
+    """What is left of the views when ``done`` bytes have moved."""
+    left = []
+    for view in views:
+        skipped = min(done, len(view))
+        done -= skipped
+        if skipped < len(view):
+            left.append(view[skipped:])
+    return left
+
+
+def _verb(is_write: bool) -> str:
+    return "write" if is_write else "read"
+
+
+def _short(path: Path, offset: int, wanted: int, got: int, is_write: bool) -> str:
+    if is_write:
+        return (
+            f"{path}: wrote {got:,} of {wanted:,} bytes at offset {offset:,}; is the disk full, "
+            "or a limit on a file's size in the way?"
         )
-        return os.open(path, flags, 0o600), True
-
-
-def _all_of(parts: "Sequence[Future[None]]") -> "Future[None]":
-    """Done when all are; fails as the first that failed, once nothing is in flight any more."""
-    whole: Future[None] = Future()
-    whole.set_running_or_notify_cancel()
-    lock, left = Lock(), len(parts)
-
-    def one_less(_: "Future[None]") -> None:
-        nonlocal left
-        with lock:
-            left -= 1
-            over = left == 0
-        if over:
-            error = next((e for part in parts if (e := part.exception()) is not None), None)
-            whole.set_result(None) if error is None else whole.set_exception(error)
-
-    if not parts:
-        whole.set_result(None)
-    for part in parts:
-        part.add_done_callback(one_less)
-    return whole
+    return (
+        f"{path}: read {got:,} of {wanted:,} bytes at offset {offset:,}: the file has "
+        f"{path.stat().st_size:,}; it was cut short: restore it, or remove its folder and start "
+        "again"
+    )

@@ -1,297 +1,321 @@
-"""A run's units in files on a disk, so that at every instant a whole version of each is there.
+"""Units on disk: the store that a run writes, over the base that runs share.
 
-A unit is written to a spare slot. Its old slot is used again only after an ``fdatasync`` that
-follows the write of its successor. What is in a slot is believed only if the checks in its header
-are right, so that header and content may be written in any order, and torn ones are passed over.
-Which of a unit's slots is right is decided by the run's journal (:meth:`NvmeFiles.adopt`): each
-carries the digest of the run's records up to its step.
+A whole version of every unit exists at every instant (``slots``); every byte that comes back is
+compared with what was written (``slot``, ``ops.crc32c``); after any end the newest whole versions
+are found (``recovery``). What is needed before them is the owner's: a journal that is synced before
+a unit that carries its steps is written, and a snapshot or base for a unit that none is left of.
 """
 
 import logging
-import os
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import Future
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from threading import Lock
+from types import TracebackType
 
 import torch
 
-from zo_offload import files
 from zo_offload.errors import StoreError
-from zo_offload.offload.direct import PAGE, DirectFile, Transfers, aligned, padded
-from zo_offload.offload.slots import Resident, SlotHeader, read_header
-from zo_offload.ops.crc32c import check_of, page_crcs
+from zo_offload.offload.aio import Aio
+from zo_offload.offload.base_files import BaseFiles, Version, check_sizes
+from zo_offload.offload.direct import DirectFile, Piece
+from zo_offload.offload.disk import aligned
+from zo_offload.offload.folders import check_files, held
+from zo_offload.offload.manifest import (
+    SLOTS,
+    mark_clean,
+    read_clean,
+    read_manifests,
+    unmark_clean,
+)
+from zo_offload.offload.recovery import read_version, recover, slot_pieces
+from zo_offload.offload.slot import HEADER_BYTES, Identity, SlotHeader, StoredUnit
+from zo_offload.offload.slots import SlotTable
 
-FILE = "units.zo"
-CLEAN = "clean"
-SPARE_SLOTS = 4
-NO_LINEAGE = bytes(32)
 logger = logging.getLogger(__name__)
 
 
-class NvmeFiles:
-    """Slots for units, in directories that this run holds alone.
+class UnitStore:
+    """The units of one run.
 
     Args:
-        directories: One a disk; made where they are missing. Bytes are striped over them.
-        units: Those that rest here.
-        transfers: How the disks are asked.
-        before_write: Called before anything that carries a step is written: what explains that step
-            must survive a power cut first.
-        lineage: From a number of steps to 32 bytes that name the run and its records up to there.
+        folders: One for each path, as given to :func:`create_store`.
+        identity: Whose weights they are.
+        units: What they are.
+        aio: Size and number of transfers.
+        before_write: Called before anything is written: the owner syncs its journal.
+        base: Serves the units that the run has not written.
 
     Attributes:
-        bytes_read: Since the files were opened.
-        bytes_written: Since then; what a disk's wear is made of.
+        missing: Indices of units of which no whole version is left, here or in the base; the owner
+            restores them.
+        torn: Versions that a crash cut off, or that were damaged since, in words.
 
     Raises:
-        StoreError: Another run holds a directory, or the disk is too small.
+        StoreError: Another run has the files, or they are missing, cut short, damaged or of
+            another run, base, codec or model.
+
+    Example:
+        >>> import tempfile
+        >>> from zo_offload.offload.folders import create_store
+        >>> unit = StoredUnit(0, "block", 5000, 5000, "00" * 32)
+        >>> identity = Identity("11" * 16, "22" * 32, "bf16")
+        >>> wire, rest, found = (aligned(5000) for _ in range(3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     create_store([Path(folder)], identity, [unit])
+        ...     with UnitStore([Path(folder)], identity, [unit]) as store:
+        ...         store.write(0, wire.fill_(7), rest, step=3).result()
+        ...         store.read(0, found).result(), bool((found == wire).all())
+        (3, True)
     """
 
     def __init__(
         self,
-        directories: Sequence[Path],
-        units: Sequence[Resident],
-        transfers: Transfers,
-        before_write: Callable[[int], None],
-        lineage: Callable[[int], bytes],
+        folders: Sequence[Path],
+        identity: Identity,
+        units: Sequence[StoredUnit],
+        aio: Aio | None = None,
+        before_write: Callable[[], None] | None = None,
+        base: BaseFiles | None = None,
     ) -> None:
+        self._folder, self._identity, self._base = folders[0], identity, base
         self._units = {unit.index: unit for unit in units}
-        self._slot_bytes = max(unit.slot_bytes for unit in units)
-        self._num_slots = len(units) + SPARE_SLOTS
-        self._before_write, self._lineage = before_write, lineage
-        self._changing = Lock()
-        self._slot: dict[int, int] = {}  # of a unit
-        self._headers: dict[int, SlotHeader] = {}  # of a slot that is trusted, or was found
-        self._free = list(range(self._num_slots))
-        self._left: list[int] = []  # slots with a successor that no sync has followed yet
-        self._sequence = self._written = 0
-        self._open = ExitStack()
-        try:
-            self._file = self._open_files(directories, transfers)
-            self._found = self._scan()
-            self._marker = directories[0] / CLEAN
-            self._sound = self._take_marker()
-            self._file.allocate(self._num_slots * self._slot_bytes)
-        except BaseException:
-            self._open.close()
-            raise
-        self._readers = ThreadPoolExecutor(4, thread_name_prefix="zo-disk-read")
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="zo-disk-write")
+        self._before_write = before_write
+        self._changed = threading.Condition()
+        self._failure: str | None = None  # of a sync: nothing is written after it
+        self._is_doubtful = False  # the next opening verifies everything
+        with ExitStack() as stack:
+            stack.enter_context(held(folders))
+            self._geometry = read_manifests(folders, identity, units)
+            check_files(folders, self._geometry)
+            paths = [folder / SLOTS for folder in folders]
+            stripe_bytes = self._geometry.stripe_bytes
+            self._file = DirectFile(paths, aio, writable=True, stripe_bytes=stripe_bytes)
+            stack.callback(self._file.close)
+            self._recover()
+            self._open = stack.pop_all()
+
+    def __enter__(self) -> "UnitStore":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
     @property
     def bytes_read(self) -> int:
-        """See the class."""
+        """Since the store was opened, without the base."""
         return self._file.bytes_read
 
     @property
     def bytes_written(self) -> int:
-        """See the class."""
+        """Since the store was opened."""
         return self._file.bytes_written
 
     @property
-    def written_ever(self) -> int:
-        """Bytes that the files have taken since they were made."""
-        return self._written
+    def life_bytes(self) -> int:
+        """Written since the store was made: what its disks have worn."""
+        return self._life_bytes
 
-    @property
-    def disk_bytes(self) -> int:
-        """Of all slots."""
-        return self._num_slots * self._slot_bytes
+    def version(self, index: int) -> Version | None:
+        """What there is of a unit, after a write of it that is under way."""
+        with self._changed:
+            self._changed.wait_for(lambda: index not in self._table.writing)
+            header = self._headers.get(index)
+        if header is not None:
+            return Version(header.step, header.branch, is_base=False)
+        return self._base.version(index) if self._base else None
 
-    def holds(self, unit: int) -> bool:
-        """Whether the unit has been written, or adopted."""
-        return unit in self._slot
-
-    def adopt(self, most: Callable[[int], int]) -> dict[int, int]:
-        """Take what an earlier process left: each unit's newest whole slot on this run's line.
+    def read(
+        self, index: int, wire_out: torch.Tensor, rest_out: torch.Tensor | None = None
+    ) -> "Future[int]":
+        """Read a unit, after a write of it that is under way.
 
         Args:
-            most: From a unit's index to the number of steps that it may carry at most.
+            index: Of the unit.
+            wire_out: Memory for what travels, uint8 ``[wire_bytes]``; in place where its address is
+                a multiple of 4,096.
+            rest_out: Memory for what stays, if it is wanted.
 
         Returns:
-            The steps that each adopted unit carries.
-        """
-        carries: dict[int, int] = {}
-        for slot, header in sorted(self._found.items(), key=lambda item: -item[1].sequence):
-            unit = header.unit
-            if unit in carries or header.step > most(unit) or not self._is_ours(slot, header):
-                continue
-            carries[unit] = header.step
-            self._slot[unit], self._headers[slot] = slot, header
-            self._free.remove(slot)
-        self._found = {}
-        return carries
+            A future of the step that the weights carry; a StoreError where the bytes are not
+            those that were written.
 
-    def read(self, unit: int, wire: torch.Tensor, rest: torch.Tensor | None) -> "Future[int]":
-        """Fill page-aligned buffers of whole pages; the future holds the steps that they carry.
+        Raises:
+            StoreError: There is no version of it.
+        """
+        unit = self._units[index]
+        check_sizes(unit, wire_out, rest_out)
+        with self._changed:
+            self._changed.wait_for(lambda: index not in self._table.writing)
+            header = self._headers.get(index)
+            slot = self._table.current.get(index, -1)
+            if header is not None:
+                self._table.read_begins(slot)
+        if header is None:
+            if self._base:
+                return self._base.read(index, wire_out, rest_out)
+            raise StoreError(f"{self._folder}: no version of {unit} is whole; restore it first")
+
+        def release(is_right: bool) -> None:
+            if not is_right:
+                self._doubt()
+            with self._changed:
+                self._table.read_ends(slot)
+                self._changed.notify_all()
+
+        offset = slot * self._geometry.slot_bytes
+        return read_version(self._file, offset, unit, header, (wire_out, rest_out), release)
+
+    def write(
+        self, index: int, wire: torch.Tensor, rest: torch.Tensor, step: int, branch: int = 0
+    ) -> "Future[None]":
+        """Write a unit to a spare slot; when the future is done it is the unit's newest version.
+
+        Waits where no slot is free: for writes under way, and for a sync. Not to be called from a
+        future's callback.
 
         Args:
-            unit: Its index.
-            wire: uint8, of the unit's padded wire bytes.
-            rest: The same for what stays with the master; None where it is not wanted.
+            index: Of the unit.
+            wire: uint8 ``[wire_bytes]``, not changed until the future is done.
+            rest: uint8 ``[rest_bytes]``, likewise.
+            step: That the weights carry.
+            branch: Of the journal.
+
+        Raises:
+            StoreError: A sync failed before.
         """
-        slot = self._slot[unit]
-        return self._readers.submit(self._read, slot, self._headers[slot], wire, rest)
+        unit = self._units[index]
+        check_sizes(unit, wire, rest)
+        if self._before_write:
+            self._before_write()
+        slot, sequence = self._take(index)
+        offset = slot * self._geometry.slot_bytes
+        written: list[SlotHeader] = []
 
-    def write(self, unit: int, wire: torch.Tensor, rest: torch.Tensor, step: int) -> "Future[None]":
-        """Keep page-aligned buffers, which must stay as they are until the future is done."""
-        return self._writer.submit(self._write, self._units[unit], wire, rest, step)
+        def finish(crcs: list[int]) -> None:
+            header = self._header(unit, step, branch, sequence, crcs)
+            self._file.write_now(Piece(offset, header.pack()))  # after what it vouches for
+            written.append(header)
 
-    def forget(self) -> None:
-        """Nothing that was written counts any more."""
-        self._writer.submit(self._forget).result()
+        pieces = slot_pieces(offset, unit, wire, rest)
+        return self._file.write(pieces, finish, lambda: self._settled(index, written))
 
-    def close(self) -> None:
-        """Sync, and leave a note that nothing needs to be checked at the next start."""
-        self._readers.shutdown()
-        self._writer.shutdown()
+    def sync(self) -> None:
+        """Make what was written survive a power cut; slots of older versions become free.
+
+        Raises:
+            StoreError: It could not; nothing more is written by this store.
+        """
+        self._refuse_after_failure()
+        with self._changed:
+            retired = self._table.retired  # their successors have landed: this sync is for those
         try:
             self._file.sync()
-            sound = sorted(self._slot.values())
-            files.write_file(self._marker, " ".join(map(str, [self._sequence, *sound])).encode())
-        finally:
-            self._open.close()
-
-    # -- opening --
-
-    def _open_files(self, directories: Sequence[Path], transfers: Transfers) -> DirectFile:
-        for directory in directories:
-            try:
-                directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-                self._open.enter_context(files.locked(directory))
-            except BlockingIOError:
-                raise StoreError(
-                    f"{directory}: another run keeps its weights here; wait for its end, or name "
-                    "another directory in offload_param.nvme_path"
-                ) from None
-            except OSError as error:
-                raise StoreError(
-                    f"{directory}: cannot keep weights here: {error.strerror or error}; "
-                    "is offload_param.nvme_path right?"
-                ) from error
-        found = DirectFile([each / FILE for each in directories], transfers)
-        self._open.callback(found.close)
-        return found
-
-    def _scan(self) -> dict[int, SlotHeader]:
-        """The headers that earlier processes left, by slot."""
-        found: dict[int, SlotHeader] = {}
-        page = aligned(PAGE)
-        there = min(self._num_slots, self._file.size() // self._slot_bytes)
-        for slot in range(there):
-            self._file.read(slot * self._slot_bytes, page).result()
-            header = read_header(page)
-            unit = self._units.get(header.unit) if header is not None else None
-            if header is not None and unit is not None and header.is_of(unit):
-                found[slot] = header
-        self._sequence = max((header.sequence for header in found.values()), default=0)
-        self._written = max((header.written for header in found.values()), default=0)
-        return found
-
-    def _take_marker(self) -> set[int]:
-        """Slots that need not be checked; from here on the files are open."""
-        try:
-            lines = self._marker.read_text().split()
-            self._marker.unlink()
-            files.sync(self._marker.parent)
-        except FileNotFoundError:
-            return set()
-        except (OSError, ValueError) as error:
-            raise StoreError(f"{self._marker}: cannot be read: {error}; remove it") from error
-        if lines[:1] != [str(self._sequence)] or not all(line.isdecimal() for line in lines):
-            return set()
-        return set(map(int, lines[1:]))
-
-    def _is_ours(self, slot: int, header: SlotHeader) -> bool:
-        if header.lineage != self._lineage(header.step):
-            return False
-        if slot in self._sound:
-            return True
-        unit = self._units[header.unit]
-        wire, rest = aligned(unit.wire_bytes), aligned(unit.rest_bytes)
-        try:
-            self._read(slot, header, wire, rest)
         except StoreError as error:
-            logger.warning("%s; an older version, or replay, takes its place", error)
-            return False
-        return True
-
-    # -- on threads --
-
-    def _read(
-        self, slot: int, header: SlotHeader, wire: torch.Tensor, rest: torch.Tensor | None
-    ) -> int:
-        unit = self._units[header.unit]
-        first = slot * self._slot_bytes + PAGE
-        parts = [("wire", first, wire, header.wire_check)]
-        if rest is not None:
-            parts.append(("rest", first + padded(unit.wire_bytes), rest, header.rest_check))
-        arrivals = [self._file.read(offset, buffer) for _, offset, buffer, _ in parts]
-        for (part, _, buffer, expected), arrival in zip(parts, arrivals, strict=True):
-            arrival.result()
-            found = check_of(page_crcs(buffer))
-            if found != expected:
-                raise StoreError(
-                    f"{self._file.paths[0]}: slot {slot}, {part} of {unit.name}: CRC32C "
-                    f"{found:08x}, expected {expected:08x}; the disk has damaged it: the same "
-                    "command, with this directory removed, rebuilds it by replay"
-                )
-        return header.step
-
-    def _write(self, unit: Resident, wire: torch.Tensor, rest: torch.Tensor, step: int) -> None:
-        self._before_write(step)
-        if not self._free:
-            self._recycle()
-        slot = self._free.pop()
-        self._sequence += 1
-        self._written += unit.slot_bytes
-        header = SlotHeader(
-            unit.index, unit.shapes, self._lineage(step), self._sequence, step, self._written,
-            unit.wire_bytes, unit.rest_bytes, check_of(page_crcs(wire)), check_of(page_crcs(rest)),
-        )  # fmt: skip
-        page = aligned(PAGE)
-        header.pack(page)
-        first = slot * self._slot_bytes
-        parts = [(first, page), (first + PAGE, wire), (first + PAGE + padded(wire.nbytes), rest)]
-        try:
-            for departure in [self._file.write(*part) for part in parts if part[1].nbytes]:
-                departure.result()
-        except BaseException:
-            self._free.append(slot)
+            self._failure = f"{error}; nothing is written after that: start again"
             raise
-        with self._changing:
-            before = self._slot.get(unit.index)
-            self._slot[unit.index], self._headers[slot] = slot, header
-        if before is not None:
-            self._left.append(before)
+        with self._changed:
+            self._table.synced(retired)
+            self._changed.notify_all()
 
-    def _recycle(self) -> None:
-        """Slots that were left are free once what was written after them is safe."""
-        self._file.sync()
-        self._free += self._left
-        self._left.clear()
-        assert self._free, "units never hold more slots than there are"
+    def close(self) -> None:
+        """Wait for what is under way, sync, and say that this end is a clean one."""
+        with self._open:
+            with self._changed:
+                self._changed.wait_for(lambda: self._table.is_idle)
+            if self._failure is None and not self._is_marked:
+                self.sync()
+                if not self._is_doubtful:
+                    mark_clean(self._folder, self._sequence, self._life_bytes)
 
-    def _forget(self) -> None:
-        self._free = list(range(self._num_slots))
-        self._left.clear()
-        self._slot.clear()
-        self._headers.clear()
-        self._found = {}
+    def _recover(self) -> None:
+        clean = read_clean(self._folder)
+        units = list(self._units.values())
+        found = recover(self._file, self._geometry, self._identity, units, clean)
+        self._headers, self._sequence = found.headers, found.sequence
+        self._life_bytes = found.life_bytes
+        self._is_marked = clean is not None
+        if found.verified:
+            self._unmark()
+        self.torn = list(found.torn.values())
+        self.missing = [i for i in self._units if i not in found.headers and not self._base]
+        for fault in self.torn:
+            logger.warning("%s: not whole, left out: %s", self._folder, fault)
+        for slot in found.torn:  # or the next clean end would make it trusted
+            block = aligned(HEADER_BYTES)
+            self._file.write_now(Piece(slot * self._geometry.slot_bytes, block))
+        if found.verified:
+            self._file.sync()  # what was read may not be durable, and all other slots are free now
+        self._table = SlotTable(self._geometry.num_slots, found.slots)
 
+    def _take(self, index: int) -> tuple[int, int]:
+        """A slot for the unit's next version, and its number."""
+        table = self._table
+        while True:
+            self._refuse_after_failure()
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: (
+                        index not in table.writing
+                        and (table.has_free or table.is_sync_due or table.is_idle)
+                    )
+                )
+                self._unmark()
+                slot = table.take(index)
+                if slot is not None:
+                    self._sequence += 1
+                    return slot, self._sequence
+                if not table.is_sync_due:
+                    raise StoreError(
+                        f"{self._folder}: {self._units[index]} is there already, and a store "
+                        "without spare slots is written once"
+                    )
+            self.sync()
 
-def directory_bytes(units: Sequence[Resident]) -> int:
-    """What the files of these units take."""
-    return (len(units) + SPARE_SLOTS) * max(unit.slot_bytes for unit in units) if units else 0
+    def _header(
+        self, unit: StoredUnit, step: int, branch: int, sequence: int, crcs: list[int]
+    ) -> SlotHeader:
+        with self._changed:
+            self._life_bytes += unit.slot_bytes
+            return SlotHeader(
+                self._identity,
+                unit.index,
+                unit.shapes,
+                branch,
+                step,
+                sequence,
+                unit.wire_bytes,
+                unit.rest_bytes,
+                *crcs,
+                life_bytes=self._life_bytes,
+            )
 
+    def _settled(self, index: int, written: list[SlotHeader]) -> None:
+        with self._changed:
+            if written:
+                (self._headers[index],) = written
+                self._table.landed(index)
+            else:
+                self._is_doubtful = True
+                self._table.failed(index)
+            self._changed.notify_all()
 
-def remove(directories: Sequence[Path]) -> None:
-    """Take the files away."""
-    for directory in directories:
-        for name in (FILE, CLEAN):
-            (directory / name).unlink(missing_ok=True)
-    for directory in directories:
-        if not any(os.scandir(directory)):
-            directory.rmdir()
+    def _doubt(self) -> None:
+        with self._changed, suppress(StoreError):  # the caller has an error to tell already
+            self._is_doubtful = True
+            self._unmark()
+
+    def _unmark(self) -> None:
+        if self._is_marked:
+            unmark_clean(self._folder)
+            self._is_marked = False
+
+    def _refuse_after_failure(self) -> None:
+        if self._failure:
+            raise StoreError(self._failure)

@@ -4,10 +4,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from zo_offload.errors import StoreError
-from zo_offload.offload.nvme import directory_bytes
+from zo_offload.offload.folders import SPARES
 from zo_offload.offload.packing import NUM_BUFFERS
 from zo_offload.offload.residency import DEVICE, HOST, NVME, most_that_fit
-from zo_offload.offload.staged import num_staged, resident_of, staged_bytes
+from zo_offload.offload.staged import num_staged, staged_bytes, stored
 from zo_offload.offload.streamer import slot_size
 from zo_offload.ops import Segment, Span
 from zo_offload.units import AMBIENT, ModelMap, Unit
@@ -117,7 +117,7 @@ class Needs:
             )
             + self._packing(streamed)
             + num_staged(self.num_slots) * staged_bytes(on_disk),
-            nvme_bytes=directory_bytes([resident_of(unit) for unit in on_disk]),
+            nvme_bytes=_disk_bytes(on_disk),
         )
 
     def least(self, tier: str) -> Plan:
@@ -172,6 +172,11 @@ class Needs:
     def _lag_there(self, units: Iterable[Unit]) -> bool:
         """Whether copies of some of these are asked for; ambient parameters never lag."""
         return self.lags and any(unit.index != AMBIENT for unit in units)
+
+
+def _disk_bytes(units: Collection[Unit]) -> int:
+    slot = max((stored(unit).slot_bytes for unit in units), default=0)
+    return (len(units) + SPARES) * slot if units else 0
 
 
 def _wire(unit: Unit) -> int:

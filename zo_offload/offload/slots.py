@@ -1,97 +1,92 @@
-r"""A slot of the unit files, and its first page: which unit, of which run, after which step.
+"""Which slot holds what: numbers only, so that the rule can be read and tested by itself.
 
-::
-
-    magic     8 bytes   "ZOUNIT\x00\x01", the last byte is the format's version
-    unit      u32       index in the model
-    shapes   16 bytes   digest of the unit's parameters: names, shapes, dtypes, kind of master
-    lineage  32 bytes   digest of the run and its records up to the step
-    sequence  u64       of the write among all writes of these files
-    step      u64       number of steps in the masters
-    written   u64       bytes that these files have taken in all, this slot among them
-    wire, rest   u64 each    bytes, without padding
-    wire, rest   u32 each    checks (``ops/crc32c.py``)
-    check     u32       CRC32C of the page with this field zero
-    zeros to 4,096 bytes
-
-Then follow wire and rest, each padded to whole pages. Little-endian throughout.
+A unit is written to a free slot. When that has landed, the slot is the unit's, and its old one is
+*retired*: it may be written again only after a sync that began later, since until then a power cut
+may take the new version back. A slot that is being read is not written either.
 """
 
-import struct
-from dataclasses import dataclass
-
-import torch
-
-from zo_offload.offload.direct import PAGE, padded
-from zo_offload.ops.crc32c import page_crcs
-
-MAGIC = b"ZOUNIT\x00\x01"
-PACKED = struct.Struct("<8sI16s32sQQQQQII")
-CHECK = struct.Struct("<I")
+from collections import Counter, deque
+from collections.abc import Iterable
 
 
-@dataclass(frozen=True)
-class Resident:
-    """A unit, as the files know it.
+class SlotTable:
+    """Slots of one store, each free, being written, current or retired.
 
-    Attributes:
-        index: In the model.
-        name: For messages.
-        wire_bytes: Of its wire.
-        rest_bytes: Of its rest.
-        shapes: Sixteen bytes: digest of what its parameters are.
+    Args:
+        num_slots: In all.
+        current: Slots by the unit whose newest version they hold; all others are free.
+
+    Example:
+        >>> table = SlotTable(2, {})
+        >>> table.take(7), table.landed(7)
+        (0, None)
+        >>> table.take(7), table.landed(7)  # the old slot waits for a sync
+        (1, None)
+        >>> table.take(7) is None
+        True
+        >>> table.synced(table.retired)
+        >>> table.take(7)
+        0
     """
 
-    index: int
-    name: str
-    wire_bytes: int
-    rest_bytes: int
-    shapes: bytes
+    def __init__(self, num_slots: int, current: dict[int, int]) -> None:
+        self.current = dict(current)
+        self.writing: dict[int, int] = {}
+        self._retired: list[int] = []
+        self._readers: Counter[int] = Counter()
+        held = set(current.values())
+        # the one that was free longest is written next: wear spreads
+        self._free = deque(slot for slot in range(num_slots) if slot not in held)
 
     @property
-    def slot_bytes(self) -> int:
-        """With the first page."""
-        return PAGE + padded(self.wire_bytes) + padded(self.rest_bytes)
+    def retired(self) -> list[int]:
+        """Slots whose versions have a successor that has landed."""
+        return list(self._retired)
 
+    @property
+    def has_free(self) -> bool:
+        """Whether :meth:`take` gives one."""
+        return bool(self._free)
 
-@dataclass(frozen=True)
-class SlotHeader:
-    """See the module."""
+    @property
+    def is_sync_due(self) -> bool:
+        """Whether a sync would free a slot."""
+        return any(not self._readers[slot] for slot in self._retired)
 
-    unit: int
-    shapes: bytes
-    lineage: bytes
-    sequence: int
-    step: int
-    written: int
-    wire_bytes: int
-    rest_bytes: int
-    wire_check: int
-    rest_check: int
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being read or written."""
+        return not self.writing and not +self._readers
 
-    def pack(self, page: torch.Tensor) -> None:
-        """Write it to a page, uint8 ``[4096]``."""
-        page.zero_()
-        view = page.numpy().data
-        PACKED.pack_into(
-            view, 0, MAGIC, self.unit, self.shapes, self.lineage, self.sequence, self.step,
-            self.written, self.wire_bytes, self.rest_bytes, self.wire_check, self.rest_check,
-        )  # fmt: skip
-        CHECK.pack_into(view, PACKED.size, int(page_crcs(page)[0]))
+    def take(self, unit: int) -> int | None:
+        """A free slot for the unit's next version; None where there is none."""
+        assert unit not in self.writing
+        if not self._free:
+            return None
+        slot = self.writing[unit] = self._free.popleft()
+        return slot
 
-    def is_of(self, unit: Resident) -> bool:
-        """Whether the slot holds such a unit."""
-        held = (self.unit, self.shapes, self.wire_bytes, self.rest_bytes)
-        return held == (unit.index, unit.shapes, unit.wire_bytes, unit.rest_bytes)
+    def landed(self, unit: int) -> None:
+        """The version that was being written is the unit's newest."""
+        before = self.current.get(unit)
+        self.current[unit] = self.writing.pop(unit)
+        if before is not None:
+            self._retired.append(before)
 
+    def failed(self, unit: int) -> None:
+        """It could not be written: its slot is free again."""
+        self._free.append(self.writing.pop(unit))
 
-def read_header(page: torch.Tensor) -> SlotHeader | None:
-    """What a page says; None where it is no header, or a damaged one."""
-    raw = bytes(page.numpy().data)
-    magic, *fields = PACKED.unpack_from(raw)
-    (check,) = CHECK.unpack_from(raw, PACKED.size)
-    bare = page.clone()
-    bare[PACKED.size : PACKED.size + CHECK.size] = 0
-    if magic != MAGIC or int(page_crcs(bare)[0]) != check or any(raw[PACKED.size + CHECK.size :]):
-        return None
-    return SlotHeader(*fields)
+    def synced(self, retired: Iterable[int]) -> None:
+        """A sync is done that began when these were retired."""
+        freed = [slot for slot in retired if slot in self._retired and not self._readers[slot]]
+        self._retired = [slot for slot in self._retired if slot not in freed]
+        self._free.extend(freed)
+
+    def read_begins(self, slot: int) -> None:
+        """Keep a slot as it is."""
+        self._readers[slot] += 1
+
+    def read_ends(self, slot: int) -> None:
+        """Let go of it."""
+        self._readers[slot] -= 1

@@ -9,16 +9,18 @@ are let go once the unit is on the disk.
 """
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
-from zo_offload.offload.direct import PAGE, aligned, padded
-from zo_offload.offload.slots import Resident
+from zo_offload.errors import StoreError
+from zo_offload.offload.aio import PAGE
+from zo_offload.offload.disk import aligned, padded
+from zo_offload.offload.slot import StoredUnit
 from zo_offload.offload.store import Lease
 from zo_offload.units import Unit
 
@@ -26,10 +28,18 @@ LEAST_BUFFERS = 3  # one is lent, one holds a copy made of it, one is read or wr
 
 
 class UnitFiles(Protocol):
-    """Where units rest between leases; see :class:`zo_offload.offload.nvme.NvmeFiles`."""
+    """Where units rest between leases; see :class:`zo_offload.offload.run_files.RunFiles`."""
 
     def holds(self, unit: int) -> bool:
         """Whether the unit has been written."""
+        ...
+
+    def carries(self, unit: int) -> int:
+        """Steps that it carries there, or will when it is written."""
+        ...
+
+    def close(self) -> None:
+        """Nothing is asked for any more."""
         ...
 
     def read(self, unit: int, wire: torch.Tensor, rest: torch.Tensor | None) -> "Future[int]":
@@ -50,6 +60,7 @@ class Buffer:
         rest: The same.
         unit: Index of the unit that it holds, or is about to.
         whole: Whether it holds the rest, too.
+        expects: Steps that what is read should carry.
         arrival: The read that fills it.
         departure: The write that empties it.
         lent: Whether somebody works on it.
@@ -61,6 +72,7 @@ class Buffer:
     rest: torch.Tensor
     unit: int | None = None
     whole: bool = False
+    expects: int = 0
     arrival: "Future[int] | None" = None
     departure: "Future[None] | None" = None
     lent: bool = False
@@ -81,8 +93,11 @@ class Buffer:
         arrival, departure, after = self.arrival, self.departure, self.after
         self.arrival = self.departure = self.after = None
         try:
-            if arrival is not None:
-                arrival.result()
+            if arrival is not None and (found := arrival.result()) != self.expects:
+                raise StoreError(
+                    f"unit {self.unit}: the disk has it after {found:,} steps, {self.expects:,} "
+                    "were to be written: an earlier write failed; start the same command again"
+                )
             if departure is not None:
                 departure.result()
         except BaseException:
@@ -129,9 +144,14 @@ class StagedLease:
 class FirstValues(Protocol):
     """What a unit came with: writes it to zeroed wire and rest when called."""
 
-    values: Any
+    def __call__(self, wire: torch.Tensor, rest: torch.Tensor) -> None:
+        """Write them."""
+        ...
 
-    def __call__(self, wire: torch.Tensor, rest: torch.Tensor) -> None: ...
+    @property
+    def values(self) -> Mapping[str, torch.Tensor]:
+        """By parameter name."""
+        ...
 
 
 class Staged:
@@ -232,7 +252,7 @@ class Staged:
         """Write what was changed, which carries ``step`` steps now."""
         if step is not None:
             self.let_base_go(unit)
-            buffer.departure = self._files.write(unit.index, *_pages(unit, buffer), step)
+            buffer.departure = self._files.write(unit.index, *_parts(unit, buffer), step)
         self.release(buffer, after)
 
     def forget(self) -> None:
@@ -287,7 +307,8 @@ class Staged:
             return False
         self.reads += 1
         buffer.unit, buffer.whole = unit.index, whole
-        wire, rest = _pages(unit, buffer)
+        buffer.expects = self._files.carries(unit.index)
+        wire, rest = _parts(unit, buffer)
         buffer.arrival = self._files.read(unit.index, wire, rest if whole else None)
         return True
 
@@ -301,11 +322,6 @@ class Staged:
 
 def _parts(unit: Unit, buffer: Buffer) -> tuple[torch.Tensor, torch.Tensor]:
     return buffer.wire[: unit.wire_bytes], buffer.rest[: unit.rest_bytes]
-
-
-def _pages(unit: Unit, buffer: Buffer) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same with their padding."""
-    return buffer.wire[: padded(unit.wire_bytes)], buffer.rest[: padded(unit.rest_bytes)]
 
 
 def _unclaimed(buffer: Buffer) -> bool:
@@ -326,9 +342,18 @@ def make_buffers(units: Collection[Unit], num_slots: int, pin_memory: bool) -> l
     """Staging memory for these units."""
     wire, rest = _largest(units)
     return [
-        Buffer(aligned(wire, pin_memory), aligned(rest, pin_memory))
+        Buffer(_room(wire, pin_memory), _room(rest, pin_memory))
         for _ in range(num_staged(num_slots))
     ]
+
+
+def _room(num_bytes: int, pin_memory: bool) -> torch.Tensor:
+    """Zeroed, from a page on, and page-locked where an accelerator will copy from it."""
+    if not pin_memory:
+        return aligned(num_bytes)
+    room = torch.zeros(num_bytes + PAGE, dtype=torch.uint8, pin_memory=True)
+    first = -room.data_ptr() % PAGE
+    return room[first : first + num_bytes]
 
 
 def staged_bytes(units: Collection[Unit]) -> int:
@@ -336,14 +361,14 @@ def staged_bytes(units: Collection[Unit]) -> int:
     return sum(padded(size) + PAGE for size in _largest(units)) if units else 0
 
 
-def resident_of(unit: Unit) -> Resident:
+def stored(unit: Unit) -> StoredUnit:
     """A unit, as files know it."""
     parts = [
         (segment.name, segment.shape, segment.start, str(span.dtype), span.format, span.trainable)
         for span, segment in unit.segments
     ]
-    digest = hashlib.sha256(repr(parts).encode()).digest()[:16]
-    return Resident(unit.index, unit.name, unit.wire_bytes, unit.rest_bytes, digest)
+    digest = hashlib.sha256(repr(parts).encode()).hexdigest()
+    return StoredUnit(unit.index, unit.name, unit.wire_bytes, unit.rest_bytes, digest)
 
 
 def _largest(units: Collection[Unit]) -> tuple[int, int]:

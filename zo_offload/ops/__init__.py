@@ -1,5 +1,6 @@
 """Kernels: noise, perturbation, update; one contract (``reference``), several implementations."""
 
+from zo_offload.ops.crc import crc32c
 from zo_offload.ops.draws import Draw, Point, StepUpdate
 from zo_offload.ops.kernels import (
     encode,
@@ -22,6 +23,7 @@ __all__ = [
     "Segment",
     "Span",
     "StepUpdate",
+    "crc32c",
     "encode",
     "layout_of",
     "load_master",

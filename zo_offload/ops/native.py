@@ -316,6 +316,20 @@ class Native:
         _check(status)
         return found.value
 
+    def crc32c(self, data: torch.Tensor, initial: int = 0, num_threads: int | None = None) -> int:
+        """See :func:`zo_offload.ops.crc32c`."""
+        found = ctypes.c_uint32()
+        status = self._library.zo_crc32c(
+            ctypes.c_void_p(data.data_ptr()),
+            ctypes.c_uint64(data.nbytes),
+            ctypes.c_uint32(initial),
+            torch.get_num_threads() if num_threads is None else num_threads,
+            self._isa,
+            ctypes.byref(found),
+        )
+        _check(status)
+        return found.value
+
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL:

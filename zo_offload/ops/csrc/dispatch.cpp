@@ -1,9 +1,12 @@
 /* The exported functions: which instruction set, how many threads, which part for whom. */
 
 #include "codec_dispatch.h"
+#include "crc.h"
 #include "parallel.h"
 
 namespace {
+
+constexpr uint64_t kCrcPart = uint64_t{1} << 20; /* bytes */
 
 bool is_sound(const zo_job &job) {
   if (job.format > ZO_BF16_SR || job.direction > ZO_GAUSSIAN) return false;
@@ -122,6 +125,35 @@ int zo_digest(const uint32_t *words, uint64_t count, uint64_t first, uint32_t nu
     sum += parts->digest(words + start, length, first + start);
   });
   *digest = sum;
+  return ZO_OK;
+}
+
+int zo_crc32c(const void *data, uint64_t bytes, uint32_t initial, uint32_t num_threads,
+              uint32_t isa, uint32_t *crc) {
+  const zo_parts *parts = parts_of(isa);
+  if (!parts) return ZO_NO_SUCH_ISA;
+  const unsigned char *at = static_cast<const unsigned char *>(data);
+  const uint64_t count = (bytes + kCrcPart - 1) / kCrcPart;
+  if (count <= 1 || num_threads <= 1) {
+    *crc = parts->crc32c(initial, at, bytes);
+    return ZO_OK;
+  }
+  std::vector<uint32_t> found;
+  try {
+    found.resize(count);
+  } catch (const std::bad_alloc &) {
+    return ZO_NO_MEMORY;
+  }
+  const auto length = [&](uint64_t i) {
+    return i + 1 < count ? kCrcPart : bytes - i * kCrcPart;
+  };
+  in_parallel(count, num_threads, [&](uint64_t i) {
+    found[i] = parts->crc32c(i ? 0 : initial, at + i * kCrcPart, length(i));
+  });
+  const uint32_t shift = crc_shift(kCrcPart);
+  *crc = found[0];
+  for (uint64_t i = 1; i < count; ++i)
+    *crc = crc_times(i + 1 < count ? shift : crc_shift(length(i)), *crc) ^ found[i];
   return ZO_OK;
 }
 

@@ -2,6 +2,7 @@
 
 #include <type_traits>
 
+#include "crc.h"
 #include "parts.h"
 #include "tile.h"
 #if defined(ZO_BUILD_AVX512)
@@ -152,6 +153,14 @@ uint64_t digest_part(const uint32_t *words, uint64_t count, uint64_t first) {
   return sum;
 }
 
+uint32_t crc32c_part(uint32_t crc, const void *data, uint64_t bytes) {
+  const unsigned char *at = static_cast<const unsigned char *>(data);
+#if !defined(ZO_BUILD_SCALAR)
+  if (has_crc()) return ~crc_walk(CrcByInstruction{}, ~crc, at, bytes);
+#endif
+  return ~crc_walk(CrcByTable{}, ~crc, at, bytes);
+}
+
 }  // namespace
 
 #if defined(ZO_BUILD_AVX512)
@@ -163,5 +172,5 @@ uint64_t digest_part(const uint32_t *words, uint64_t count, uint64_t first) {
 #else
 #define ZO_PARTS zo_scalar
 #endif
-extern const zo_parts ZO_PARTS = {run_part,    run_rows_part, encode_part,     copy_part,  digest_part,
-                                  unpack_part, pack_part,     count_exponents, pack_twelve};
+extern const zo_parts ZO_PARTS = {run_part,    run_rows_part, encode_part, copy_part,       digest_part,
+                                  crc32c_part, unpack_part,   pack_part,   count_exponents, pack_twelve};

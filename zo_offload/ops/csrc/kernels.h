@@ -144,8 +144,9 @@ ZO_API int zo_copy(void *out, const void *from, uint64_t bytes, uint32_t num_thr
 /* Sum over 32-bit words w_i, i from `first`, of mix(w_i + 2^32 i), modulo 2^64: any division adds up. */
 ZO_API int zo_digest(const uint32_t *words, uint64_t count, uint64_t first, uint32_t num_threads,
                      uint32_t isa, uint64_t *digest);
-/* CRC32C of every page of 4,096 bytes. */
-ZO_API void zo_page_crcs(const void *data, uint64_t pages, uint32_t *out);
+/* CRC-32C of bytes that follow those of CRC `initial` (0: none). */
+ZO_API int zo_crc32c(const void *data, uint64_t bytes, uint32_t initial, uint32_t num_threads,
+                     uint32_t isa, uint32_t *crc);
 
 #ifdef __cplusplus
 }

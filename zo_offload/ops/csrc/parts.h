@@ -9,6 +9,7 @@ struct zo_parts {
   void (*encode)(const zo_values &job, uint64_t start, uint64_t stop);
   void (*copy)(void *out, const void *from, uint64_t bytes);
   uint64_t (*digest)(const uint32_t *words, uint64_t count, uint64_t first);
+  uint32_t (*crc32c)(uint32_t crc, const void *data, uint64_t bytes);
   bool (*unpack)(const zo_pack &pack, uint64_t start, uint64_t stop); /* false: damaged */
   void (*pack)(const zo_pack &pack, uint64_t start, uint64_t stop);
   void (*count_exponents)(const uint16_t *wire, uint64_t count, uint64_t *histogram);

@@ -1,0 +1,151 @@
+"""Units that rest on a disk: the same weights to the bit as in memory, and the plan's bytes."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models.table import ROWS, Plain, vectors
+from torch import nn
+
+from zo_offload.config import ZOConfig
+from zo_offload.errors import StoreError
+from zo_offload.offload.planner import Plan
+from zo_offload.step import Stepper
+
+LR = 1e-2
+
+
+def net(num_blocks: int = 6) -> Plain:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Plain(num_blocks, width=24)
+
+
+def batch(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    found = vectors(3)
+    return {**found, "x": found["x"].to(dtype)}
+
+
+def stepper_of(folder: Path | None, model: nn.Module, dtype: torch.dtype, **block: Any) -> Stepper:
+    offload: dict[str, Any] = {"device": "none"}
+    if folder is not None:
+        offload = {"device": "nvme", "nvme_path": [str(folder / "a"), str(folder / "b")]}
+        offload |= block.pop("offload", {})
+        block["aio"] = {"block_size": 8192}
+    config = {"eps": 1e-2, "offload_param": offload, **block}
+    return Stepper(model, ZOConfig.model_validate(config), dtype=dtype)
+
+
+def masters(
+    folder: Path | None, dtype: torch.dtype, looks: bool = True, **block: Any
+) -> dict[str, torch.Tensor]:
+    """After six steps, with looks and weight decay between."""
+    with closing(stepper_of(folder, net(), dtype, **block)) as stepper:
+        for _ in range(6):
+            stepper.train_step([batch(dtype)], LR, weight_decay=1e-2)
+            if looks:
+                stepper.evaluate(batch(dtype))
+                stepper.model.state_dict()
+        weights, plan = stepper.weights, stepper.plan
+        assert weights.arena.peak_bytes == plan.device_bytes
+        assert weights.host_bytes == plan.host_bytes
+        return dict(weights.masters())
+
+
+def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
+    return [name for name in a if not torch.equal(a[name], b[name])]
+
+
+@pytest.mark.parametrize("lag", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("dtype", "block"),
+    [
+        (torch.bfloat16, {}),
+        (torch.bfloat16, {"wire": "lossless12"}),
+        (torch.bfloat16, {"wire": "nf4", "master": "bf16+8"}),
+        (torch.float16, {"wire": "int8"}),
+        (torch.float32, {}),
+    ],
+    ids=str,
+)
+def test_no_tier_changes_a_bit(tmp_path: Path, dtype: torch.dtype, block: dict, lag: int):
+    block = {**block, "update": {"lag": lag}}
+    expected = masters(None, dtype, **block)
+    for more in (
+        {},
+        {"offload": {"buffer_count": 1}},
+        {"host_budget": 60_000, "device_budget": 25_000},
+    ):
+        assert differing(expected, masters(tmp_path, dtype, **block, **more)) == [], more
+    assert not (tmp_path / "a").exists()  # a run without a journal leaves nothing
+
+
+def test_budgets_fill_every_tier(tmp_path: Path):
+    """Twelve blocks so large that staging them takes less memory than keeping them."""
+
+    def plan(**block: Any) -> tuple[Plan, list[str], int]:
+        model = Plain(12, width=128)
+        with closing(stepper_of(tmp_path, model, torch.bfloat16, **block)) as stepper:
+            units = stepper.weights.map.units
+            whole = max(unit.wire_bytes + unit.rest_bytes for unit in units)
+            return stepper.plan, [stepper.weights.tiers[unit.index] for unit in units], whole
+
+    least, tiers, whole = plan()
+    assert set(tiers) == {"nvme"}
+    budgets = {
+        "device_budget": least.device_bytes + whole,
+        "host_budget": least.host_bytes + 3 * whole,
+    }
+    found, tiers, _ = plan(**budgets)
+    assert {tier: tiers.count(tier) for tier in tiers} == {"device": 1, "host": 3, "nvme": 8}
+    assert found.device_bytes <= budgets["device_budget"]
+    assert found.host_bytes <= budgets["host_budget"]
+    assert found.nvme_bytes < least.nvme_bytes
+
+
+@pytest.mark.parametrize("name", ["opt", "albert", "qwen3-moe", "t5"])
+def test_models_of_any_kind(tmp_path: Path, name: str):
+    row = ROWS[name]
+    found = []
+    for folder in (None, tmp_path):
+        with closing(stepper_of(folder, row.build(), torch.float32)) as stepper:
+            results = [stepper.train_step([row.inputs(5)], 1e-4) for _ in range(3)]
+            found.append((results, dict(stepper.weights.masters())))
+    assert found[0][0] == found[1][0]
+    assert differing(found[0][1], found[1][1]) == []
+
+
+def test_frozen_units_are_read_as_they_were_written(tmp_path: Path):
+    found = []
+    for folder in (None, tmp_path):
+        model = net()
+        model.blocks[1].requires_grad_(False)
+        with closing(stepper_of(folder, model, torch.bfloat16)) as stepper:
+            for _ in range(3):
+                stepper.train_step([batch(torch.bfloat16)], LR)
+            found.append(dict(stepper.weights.masters()))
+    assert differing(*found) == []
+
+
+def test_a_model_is_given_back_as_it_was_if_nothing_was_trained(tmp_path: Path):
+    model, before = net(), net().state_dict()
+    with closing(stepper_of(tmp_path, model, torch.bfloat16)) as stepper:
+        stepper.evaluate(batch(torch.bfloat16))
+    assert differing(before, model.state_dict()) == []
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path):
+    def two_steps(stepper: Stepper) -> None:
+        for _ in range(2):
+            stepper.train_step([batch(torch.bfloat16)], LR)
+
+    with (
+        closing(stepper_of(tmp_path, net(), torch.bfloat16)) as one,
+        closing(stepper_of(tmp_path, net(), torch.bfloat16)) as other,
+    ):
+        two_steps(one)
+        with pytest.raises(StoreError, match="another run has these files; end that run"):
+            two_steps(other)
+        two_steps(one)

@@ -1,0 +1,162 @@
+"""What the files of a store are: ``store.json`` in each of its folders (``docs/format.md``)."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zo_offload.errors import StoreError
+from zo_offload.files import sync, write_file
+from zo_offload.offload.aio import PAGE
+from zo_offload.offload.disk import errors_of
+from zo_offload.offload.slot import FORMAT_VERSION, Identity, StoredUnit, differences
+from zo_offload.ops import crc32c
+
+MANIFEST, SLOTS, CLEAN = "store.json", "units.bin", "clean"
+AGAIN = "remove its folder to begin again from the base"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where slots lie.
+
+    Attributes:
+        num_paths: Files that the stripes go over.
+        stripe_bytes: Of each stripe.
+        slot_bytes: Of each slot: the largest unit's.
+        num_slots: Units and spares.
+    """
+
+    num_paths: int
+    stripe_bytes: int
+    slot_bytes: int
+    num_slots: int
+
+    @property
+    def file_bytes(self) -> int:
+        """Of each path's file: whole stripes."""
+        stripes = -(-self.num_slots * self.slot_bytes // self.stripe_bytes)
+        return -(-stripes // self.num_paths) * self.stripe_bytes
+
+
+def geometry_for(
+    num_paths: int, units: Sequence[StoredUnit], spares: int, stripe_bytes: int
+) -> Geometry:
+    """How much is to be made.
+
+    Example:
+        >>> unit = StoredUnit(0, "block", 5000, 100, "00" * 32)
+        >>> geometry_for(2, [unit, unit], 2, 4096)
+        Geometry(num_paths=2, stripe_bytes=4096, slot_bytes=16384, num_slots=4)
+    """
+    assert stripe_bytes % PAGE == 0
+    slot_bytes = max(unit.slot_bytes for unit in units)
+    return Geometry(num_paths, stripe_bytes, slot_bytes, len(units) + spares)
+
+
+def write_manifests(
+    folders: Sequence[Path], geometry: Geometry, identity: Identity, units: Sequence[StoredUnit]
+) -> None:
+    """Say what the files are; the first folder's comes last, and makes it a store."""
+    for place in reversed(range(len(folders))):
+        content = {
+            "format": FORMAT_VERSION,
+            "path": place,
+            "identity": asdict(identity),
+            "geometry": asdict(geometry),
+            "units": [asdict(unit) for unit in units],
+        }
+        sealed = {"content": content, "crc32c": _crc(content)}
+        path = folders[place] / MANIFEST
+        with errors_of(path, "write it"):
+            write_file(path, (json.dumps(sealed, indent=1) + "\n").encode())
+
+
+def read_manifests(
+    folders: Sequence[Path], identity: Identity, units: Sequence[StoredUnit]
+) -> Geometry:
+    """Where slots lie, after the files are found to be what the caller expects.
+
+    Raises:
+        StoreError: One is missing, damaged, or of another format, run, base, codec or model, or
+            the paths are others or in another order.
+    """
+    found: list[Geometry] = []
+    for place, folder in enumerate(folders):
+        path = folder / MANIFEST
+        content = _content(path)
+        found.append(Geometry(**content["geometry"]))
+        if found[-1].num_paths != len(folders) or content["path"] != place:
+            raise StoreError(
+                f"{path}: path {content['path'] + 1} of {found[-1].num_paths} of a store, named as "
+                f"path {place + 1} of {len(folders)}; name all of them, in the order of its making"
+            )
+        differing = differences(Identity(**content["identity"]), identity)
+        differing += _differing_units([StoredUnit(**unit) for unit in content["units"]], units)
+        if differing:
+            raise StoreError(f"{path}: weights of something else: {differing[0]}; {AGAIN}")
+    assert all(geometry == found[0] for geometry in found)
+    return found[0]
+
+
+def manifest_run(path: Path) -> str:
+    """The run that a folder's manifest names."""
+    return str(_content(path)["identity"]["run"])
+
+
+def mark_clean(folder: Path, sequence: int, life_bytes: int) -> None:
+    """Say, durably, that all slots are whole."""
+    content = {"sequence": sequence, "life_bytes": life_bytes}
+    path = folder / CLEAN
+    with errors_of(path, "write it"):
+        write_file(path, json.dumps(content).encode())
+
+
+def read_clean(folder: Path) -> tuple[int, int] | None:
+    """The last sequence number and the bytes written in all; None after an unclean end."""
+    try:
+        content = json.loads((folder / CLEAN).read_bytes())
+        return int(content["sequence"]), int(content["life_bytes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # everything is verified then
+
+
+def unmark_clean(folder: Path) -> None:
+    """Take the mark away, durably, before anything is written."""
+    with errors_of(folder / CLEAN, "remove it"):
+        (folder / CLEAN).unlink(missing_ok=True)
+        sync(folder)
+
+
+def _content(path: Path) -> dict[str, Any]:
+    with errors_of(path, "read it"):
+        text = path.read_bytes()
+    try:
+        sealed = json.loads(text)
+        content, crc = sealed["content"], sealed["crc32c"]
+    except (ValueError, KeyError, TypeError):
+        content = crc = None
+    if not isinstance(content, dict) or _crc(content) != crc:
+        raise StoreError(f"{path}: damaged; {AGAIN}")
+    if content.get("format") != FORMAT_VERSION:
+        raise StoreError(
+            f"{path}: format {content.get('format')}, but this zo_offload reads format "
+            f"{FORMAT_VERSION}; {AGAIN}"
+        )
+    return content
+
+
+def _differing_units(found: Sequence[StoredUnit], expected: Sequence[StoredUnit]) -> list[str]:
+    if len(found) != len(expected):
+        return [f"units: the disk has {len(found)}, this run has {len(expected)}"]
+    return [
+        f"{a}: {line}" for a, b in zip(found, expected, strict=True) for line in differences(a, b)
+    ]
+
+
+def _crc(content: dict[str, Any]) -> int:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    return crc32c(torch.frombuffer(bytearray(text), dtype=torch.uint8))
