@@ -66,12 +66,15 @@ def make_task(folder: Path) -> Task:
     return Task(folder)
 
 
-def write_config(path: Path, lag: int = 0, snapshot_interval: int = 1000) -> Path:
+def write_config(
+    path: Path, lag: int = 0, snapshot_interval: int = 1000, nvme: Path | None = None
+) -> Path:
+    on_disk = {"device": "nvme", "nvme_path": str(nvme)}
     config = {
         "train_batch_size": 4,
         "optimizer": {"type": "ZO", "params": {"lr": 1e-2}},
         "zeroth_order": {
-            "offload_param": {"device": "cpu"},
+            "offload_param": on_disk if nvme else {"device": "cpu"},
             "update": {"lag": lag},
             "journal": {"snapshot_interval": snapshot_interval},
         },

@@ -120,6 +120,37 @@ def test_kills_while_masters_lag(
     assert results(tmp_path / "run", done.stdout) == whole
 
 
+ON_DISK = [
+    [At("zo_offload.offload.folders", "write_manifests", 1, "before")],
+    [At("zo_offload.offload.folders", "write_manifests", 1)],
+    [At("zo_offload.offload.run_files", "RunFiles.write", 2, "before")],
+    [At("zo_offload.offload.direct", "DirectFile._transfer", 3)],  # of a unit, not its header
+    [At("zo_offload.offload.nvme", "UnitStore._settled", 4)],
+    [At("zo_offload.offload.nvme", "UnitStore.sync", 1)],
+    [At("zo_offload.offload.manifest", "write_file", 3, "before")],  # of the mark of a clean end
+    [
+        At("zo_offload.metrics", "Metrics.add_step", 2),
+        At("zo_offload.offload.direct", "DirectFile._transfer", 9),
+        At("zo_offload.offload.nvme", "recover", 1),
+        At("zo_offload.offload.run_files", "RunFiles.write", 3),
+    ],
+]
+
+
+@pytest.mark.parametrize("points", ON_DISK, ids=lambda points: ", ".join(map(str, points)))
+def test_kills_while_weights_rest_on_a_disk(
+    task: Task, finished: Finished, tmp_path, points: list[At]
+):
+    config = write_config(tmp_path / "ds.json", nvme=tmp_path / "disk")
+    command = task.arguments(tmp_path / "run", config=config)
+    for at in points:
+        child = Child(command, tmp_path / "log", at)
+        assert child.wait() == -signal.SIGKILL, (str(at), child.stderr)
+    done = invoke(command)
+    assert done.exit_code == 0, done.output
+    assert results(tmp_path / "run", done.stdout) == finished.results
+
+
 def test_an_interrupt_is_one_line_and_the_run_continues(task: Task, finished: Finished, tmp_path):
     command = task.arguments(tmp_path / "run")
     at = At("zo_offload.journal", "Journal.append", 3, "before", signal.SIGINT)
