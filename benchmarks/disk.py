@@ -110,9 +110,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--directory", type=Path, help="on the disk to measure"
-    )
+    parser.add_argument("--directory", type=Path, help="on the disk to measure")
     parser.add_argument("--mib", type=int, default=256, help="bytes of all units, in 2^20")
     parser.add_argument("--unit-mib", type=int, default=32, help="bytes of one, in 2^20")
     parser.add_argument("--queue-depth", type=int, default=Aio().queue_depth)
