@@ -130,9 +130,9 @@ ON_DISK = [
     [At("zo_offload.offload.manifest", "write_file", 3, "before")],  # of the mark of a clean end
     [
         At("zo_offload.metrics", "Metrics.add_step", 2),
-        At("zo_offload.offload.direct", "DirectFile._transfer", 9),
         At("zo_offload.offload.nvme", "recover", 1),
-        At("zo_offload.offload.run_files", "RunFiles.write", 3),
+        At("zo_offload.offload.nvme", "UnitStore._settled", 1),
+        At("zo_offload.offload.run_files", "RunFiles.write", 2, "before"),
     ],
 ]
 

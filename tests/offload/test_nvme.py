@@ -5,6 +5,7 @@ import stat
 import tempfile
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,31 @@ def test_two_runs_cannot_have_it(tmp_path: Path):
     ):
         opened(places)
     opened(places).close()
+
+
+def test_a_second_close_does_nothing(tmp_path: Path):
+    places = created(tmp_path)
+    store = opened(places)
+    store.close()
+    with opened(places) as other:
+        write(other, 0, step=1)
+        store.close()
+        assert not (places[0] / "clean").exists()
+
+
+def test_threads_share_a_store(tmp_path: Path):
+    """Each with a unit of its own; spares and syncs are everyone's."""
+    with opened(created(tmp_path, spares=2)) as store:
+
+        def work(index: int) -> list[int]:
+            found = []
+            for step in range(25):
+                write(store, index, step)
+                found.append(read(store, index))
+            return found
+
+        with ThreadPoolExecutor(len(SIZES)) as pool:
+            assert list(pool.map(work, SIZES)) == [list(range(25))] * len(SIZES)
 
 
 def test_only_this_user_reads_it(tmp_path: Path):

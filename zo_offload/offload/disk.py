@@ -62,8 +62,8 @@ def aligned(num_bytes: int, pin_memory: bool = False) -> torch.Tensor:
         pin_memory: Page-locked, for an accelerator's copies.
 
     Returns:
-        uint8 ``[num_bytes]``, at an address that is a multiple of 4,096; from 2 MiB on in huge
-        pages where the system has them, since a disk is told of every page of a transfer.
+        uint8 ``[num_bytes]``, at an address that is a multiple of 4,096. From 2 MiB on in huge
+        pages, where the system has them: a disk is told of every page of a transfer.
 
     Raises:
         StoreError: There is no memory for it.

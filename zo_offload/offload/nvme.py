@@ -84,6 +84,7 @@ class UnitStore:
         self._before_write = before_write
         self._changed = threading.Condition()
         self._failure: str | None = None  # of a sync: nothing is written after it
+        self._is_closed = False
         self._is_doubtful = False  # the next opening verifies everything
         with ExitStack() as stack:
             stack.enter_context(held(folders))
@@ -225,7 +226,13 @@ class UnitStore:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Wait for what is under way, sync, and say that this end is a clean one."""
+        """Wait for what is under way, sync, and say that this end is a clean one.
+
+        A second call does nothing.
+        """
+        if self._is_closed:
+            return
+        self._is_closed = True
         with self._open:
             with self._changed:
                 self._changed.wait_for(lambda: self._table.is_idle)

@@ -18,7 +18,6 @@ from typing import Protocol
 import torch
 
 from zo_offload.errors import StoreError
-from zo_offload.offload.aio import PAGE
 from zo_offload.offload.disk import aligned, padded
 from zo_offload.offload.slot import StoredUnit
 from zo_offload.offload.store import Lease
@@ -342,23 +341,14 @@ def make_buffers(units: Collection[Unit], num_slots: int, pin_memory: bool) -> l
     """Staging memory for these units."""
     wire, rest = _largest(units)
     return [
-        Buffer(_room(wire, pin_memory), _room(rest, pin_memory))
+        Buffer(aligned(wire, pin_memory), aligned(rest, pin_memory))
         for _ in range(num_staged(num_slots))
     ]
 
 
-def _room(num_bytes: int, pin_memory: bool) -> torch.Tensor:
-    """Zeroed, from a page on, and page-locked where an accelerator will copy from it."""
-    if not pin_memory:
-        return aligned(num_bytes)
-    room = torch.zeros(num_bytes + PAGE, dtype=torch.uint8, pin_memory=True)
-    first = -room.data_ptr() % PAGE
-    return room[first : first + num_bytes]
-
-
 def staged_bytes(units: Collection[Unit]) -> int:
     """Host memory of one buffer."""
-    return sum(padded(size) + PAGE for size in _largest(units)) if units else 0
+    return sum(padded(size) for size in _largest(units)) if units else 0
 
 
 def stored(unit: Unit) -> StoredUnit:
