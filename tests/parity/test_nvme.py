@@ -11,6 +11,7 @@ from torch import nn
 
 from zo_offload.config import ZOConfig
 from zo_offload.errors import StoreError
+from zo_offload.journal import Journal
 from zo_offload.offload.planner import Plan
 from zo_offload.step import Stepper
 
@@ -149,3 +150,67 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path):
         with pytest.raises(StoreError, match="another run has these files; end that run"):
             two_steps(other)
         two_steps(one)
+
+
+def test_what_is_on_the_disk_is_taken_over(tmp_path: Path):
+    """A run that ends and starts again reads its units; they are neither replayed nor written."""
+
+    def run(steps: int) -> tuple[dict[str, torch.Tensor], list[int], int]:
+        with closing(stepper_of(tmp_path, net(), torch.bfloat16)) as stepper:
+            path = tmp_path / "run.journal"
+            stepper.follow(Journal.open(path, stepper.bit_header()))
+            files = stepper.weights.files
+            assert files is not None
+            carried = [stepper.weights.carried(unit) for unit in stepper.weights.map.units]
+            for _ in range(steps):
+                stepper.train_step([batch(torch.bfloat16)], LR)
+            found = dict(stepper.weights.masters())
+            return found, carried, files.bytes_written
+
+    first, carried, written = run(3)
+    assert carried == [0] * 6
+    assert written > 0
+    again, carried, written = run(0)
+    assert carried == [3] * 6
+    assert written == 0
+    assert differing(first, again) == []
+    assert differing(run(2)[0], first) != []
+    (tmp_path / "run.journal").unlink()
+    afresh, carried, _ = run(3)
+    assert carried == [0] * 6  # of a run that is no more nothing is believed
+    assert differing(first, afresh) == []
+
+
+def test_another_run_does_not_touch_what_is_there(tmp_path: Path):
+    for eps in (1e-2, 2e-2):
+        with closing(stepper_of(tmp_path, net(), torch.bfloat16, eps=eps)) as stepper:
+            journal = Journal.open(tmp_path / f"{eps}.journal", stepper.bit_header())
+            if eps == 1e-2:
+                stepper.follow(journal)
+                stepper.train_step([batch(torch.bfloat16)], LR)
+                continue
+            with pytest.raises(StoreError, match="weights of something else: run: the disk has"):
+                stepper.follow(journal)
+
+
+def test_a_unit_that_is_damaged_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """After an unclean end everything is checked: what is damaged is replayed from the base."""
+    whole: list[dict[str, torch.Tensor]] = []
+    for trial in range(3):
+        with closing(stepper_of(tmp_path, net(), torch.bfloat16)) as stepper:
+            stepper.follow(Journal.open(tmp_path / "run.journal", stepper.bit_header()))
+            carried = [stepper.weights.carried(unit) for unit in stepper.weights.map.units]
+            if trial == 0:
+                for _ in range(4):
+                    stepper.train_step([batch(torch.bfloat16)], LR)
+            whole.append(dict(stepper.weights.masters()))
+        if trial == 1:
+            assert carried == [4] * 6
+            (tmp_path / "a" / "clean").unlink()
+            path = tmp_path / "a" / "units.bin"
+            content = bytearray(path.read_bytes())
+            content[4096 + 100 :: 16384] = b"?" * len(content[4096 + 100 :: 16384])
+            path.write_bytes(content)
+    assert carried != [4] * 6
+    assert "not whole, left out" in caplog.text
+    assert differing(whole[0], whole[1]) == differing(whole[0], whole[2]) == []
