@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
             hidden_size=width, ffn_dim=4 * width, num_hidden_layers=layers, vocab_size=512,
             num_attention_heads=4, word_embed_proj_dim=width, max_position_embeddings=64,
         )  # fmt: skip
-        model = OPTForCausalLM(config).to(torch.bfloat16)
+        model: Any = OPTForCausalLM(config)
+        model = model.to(torch.bfloat16)
         found.append(str(tmp_path_factory.mktemp(name)))
         model.save_pretrained(found[-1], max_shard_size=SHARD)
     return found

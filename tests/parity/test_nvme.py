@@ -74,11 +74,12 @@ def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[st
 def test_no_tier_changes_a_bit(tmp_path: Path, dtype: torch.dtype, block: dict, lag: int):
     block = {**block, "update": {"lag": lag}}
     expected = masters(None, dtype, **block)
-    for more in (
+    variants: list[dict[str, Any]] = [
         {},
         {"offload": {"buffer_count": 1}},
         {"host_budget": 60_000, "device_budget": 25_000},
-    ):
+    ]
+    for more in variants:
         assert differing(expected, masters(tmp_path, dtype, **block, **more)) == [], more
     assert not (tmp_path / "a").exists()  # a run without a journal leaves nothing
 
@@ -196,6 +197,7 @@ def test_another_run_does_not_touch_what_is_there(tmp_path: Path):
 def test_a_unit_that_is_damaged_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     """After an unclean end everything is checked: what is damaged is replayed from the base."""
     whole: list[dict[str, torch.Tensor]] = []
+    carried: list[int] = []
     for trial in range(3):
         with closing(stepper_of(tmp_path, net(), torch.bfloat16)) as stepper:
             stepper.follow(Journal.open(tmp_path / "run.journal", stepper.bit_header()))
