@@ -88,7 +88,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     room = aligned(options.mib << 20)
     room.copy_(torch.randint(0, 256, room.shape, dtype=torch.uint8))
     parts = [unit.chunk(2) for unit in room.split(options.unit_mib << 20)]
-    aio = Aio.of({"queue_depth": options.queue_depth, "block_size": options.block_kib << 10})
+    aio = Aio(block_size=options.block_kib << 10, queue_depth=options.queue_depth)
     ours = Ours(folder / "ours", parts, aio)  # pyright: ignore[reportArgumentType]
     spare_bytes = SPARES * options.unit_mib << 20
     direct = Plain(folder / "direct", room, spare_bytes, is_direct=True)

@@ -9,6 +9,12 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 LAST_LINES = {
+    "stream.py --layers 4 --width 64 --device-mb 13.52 --host-mb 14 --rounds 1 --tokens 1 8": {
+        "step_vs_bound",
+        "peak_device_bytes",
+        "peak_host_bytes",
+        "model_bytes",
+    },
     "disk.py --mib 16 --unit-mib 4 --rounds 1": {"read_vs_plain", "write_vs_plain"},
     "noise.py --millions 16 --rounds 1": {
         "rademacher_vs_mezo",
