@@ -69,7 +69,7 @@ def test_what_host_memory_does_not_hold_rests_on_disk():
     assert found["host_bytes"] <= 64 * GIB < found["nvme_bytes"]
     assert found["bound_by"] == "disk"
     assert all(found["units"][tier] for tier in ("host", "nvme"))
-    assert any(note.startswith("training rests all units in one tier") for note in found["notes"])
+    assert any(note.startswith("units rest in several tiers") for note in found["notes"])
 
 
 def test_a_table_for_readers(tmp_path: Path):

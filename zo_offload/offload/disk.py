@@ -17,6 +17,7 @@ import torch
 
 from zo_offload.errors import StoreError
 from zo_offload.offload.aio import PAGE
+from zo_offload.offload.memory import host_buffer
 
 HUGE_PAGE = 2 << 20
 
@@ -77,7 +78,7 @@ def aligned(num_bytes: int, pin_memory: bool = False) -> torch.Tensor:
         if alignment == HUGE_PAGE:
             room = _huge(num_bytes + alignment)
         else:
-            room = torch.zeros(num_bytes + alignment, dtype=torch.uint8, pin_memory=pin_memory)
+            room = host_buffer(num_bytes + alignment, pin_memory)
     except (RuntimeError, OSError) as error:
         raise StoreError(f"host memory: no {num_bytes:,} bytes for a buffer: {error}") from error
     start = -room.data_ptr() % alignment

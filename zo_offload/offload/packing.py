@@ -5,6 +5,7 @@ from threading import Lock
 import torch
 
 from zo_offload import ops
+from zo_offload.offload.memory import host_buffer
 from zo_offload.units import IDENTITY, Unit
 
 NUM_BUFFERS = 2  # one is filled while a device reads the other
@@ -41,10 +42,7 @@ class Packer:
     """
 
     def __init__(self, largest: int, pin_memory: bool) -> None:
-        self._buffers = [
-            torch.zeros(largest, dtype=torch.uint8, pin_memory=pin_memory)
-            for _ in range(NUM_BUFFERS)
-        ]
+        self._buffers = [host_buffer(largest, pin_memory) for _ in range(NUM_BUFFERS)]
         self._until: list[torch.Event | None] = [None] * NUM_BUFFERS
         self._next = 0
         self._lock = Lock()

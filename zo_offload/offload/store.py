@@ -11,6 +11,7 @@ import torch
 
 from zo_offload.errors import StoreError
 from zo_offload.offload.arena import Arena
+from zo_offload.offload.memory import host_buffer
 from zo_offload.units import Unit
 
 
@@ -150,7 +151,7 @@ class HostStore:
 
     def _spare_wire(self, unit: Unit) -> torch.Tensor:
         if self._pin_memory:  # an earlier one may still be on its way: torch knows when it is free
-            return torch.empty(unit.wire_bytes, dtype=torch.uint8, pin_memory=True)
+            return host_buffer(unit.wire_bytes, pin_memory=True)
         return self._room()[0][: unit.wire_bytes]
 
     def _room(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -162,7 +163,7 @@ class HostStore:
 
     def _allocate(self, name: str, num_bytes: int) -> torch.Tensor:
         try:
-            room = torch.zeros(num_bytes, dtype=torch.uint8, pin_memory=self._pin_memory)
+            room = host_buffer(num_bytes, self._pin_memory)
         except RuntimeError as error:
             raise StoreError(
                 f"host memory: no {num_bytes:,} bytes for {name} beside {self.held_bytes:,} held: "

@@ -59,7 +59,10 @@ def notes(planned: Planned) -> list[str]:
         f"{n} on {tier}" for tier, n in zip(DEVICES, planned.tiers.residents, strict=True) if n
     ]
     if len(mixed) > 1:
-        found.append(f"training rests all units in one tier yet; here {', '.join(mixed)}")
+        found.append(
+            f"units rest in several tiers ({', '.join(mixed)}): training divides them by "
+            "device_budget and host_budget, which are of weights alone"
+        )
     if any(name.endswith("]") for name in planned.layout.names):
         found.append("training moves all experts of a layer as one unit; here each is one")
     if planned.request.trainable == "sparse":
