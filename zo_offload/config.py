@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from zo_offload.errors import ConfigError
-from zo_offload.ops.layout import layout_of
+from zo_offload.ops.layout import CODECS, layout_of
 from zo_offload.wording import hint
 
 BLOCK = "zeroth_order"
@@ -56,6 +56,9 @@ def _parse_unit(value: Any) -> Any:
 
 
 def _parse_wire(value: str) -> str:
+    kind = value.partition(":")[0]
+    if kind not in CODECS:
+        raise ValueError(f"expected a codec ({hint(kind, CODECS)})")
     try:
         return layout_of(value).name
     except ConfigError as error:
