@@ -8,7 +8,8 @@ machine's memory here, counted apart. The bound is the slower of
   the same size, as many reads as writes at once.
 
     python benchmarks/stream.py [--folder DIR] [--layers 28] [--width 2048] [--tokens 1 128]
-                                [--device-mb 600] [--host-mb 1000] [--lag 0] [--rounds 3]
+                                [--device-mb 600] [--host-mb 1000] [--lag 0] [--block-mib 1]
+                                [--rounds 3]
 
 The last line is JSON: ``step_vs_bound`` (a ratio of times), ``peak_device_bytes``,
 ``peak_host_bytes``, ``model_bytes`` (parameters x 2).
@@ -92,11 +93,11 @@ def kernels(units: list[Unit]) -> Callable[[], None]:
     return run
 
 
-def disk(folder: Path, piece_bytes: int) -> tuple[Callable[[], None], int]:
+def disk(folder: Path, piece_bytes: int, aio: Aio) -> tuple[Callable[[], None], int]:
     """As many reads as writes at once, in pieces; and the bytes that move."""
     path, count = folder / "reference.bin", min(MOST_PIECES, DISK_BYTES // piece_bytes)
     allocate([path], 2 * count * piece_bytes)
-    file = DirectFile([path], Aio(), writable=True)
+    file = DirectFile([path], aio, writable=True)
     pieces = [Piece(i * piece_bytes, aligned(piece_bytes)) for i in range(2 * count)]
     for written in [file.write([piece]) for piece in pieces]:  # reads are of what was written
         written.result()
@@ -121,6 +122,7 @@ def main() -> None:
     parser.add_argument("--host-mb", type=float, default=1000)
     parser.add_argument("--lag", type=int, default=0)
     parser.add_argument("--wire", default="identity")
+    parser.add_argument("--block-mib", type=int, default=1, help="of a transfer")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -138,6 +140,7 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
             "device_budget": int(options.device_mb * 1e6),
             "host_budget": int(options.host_mb * 1e6),
             "update": {"lag": options.lag},
+            "aio": {"block_size": options.block_mib << 20},
             "wire": options.wire,
         }
     )
@@ -146,7 +149,8 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
         if files is None:
             raise SystemExit("everything fits in memory: lower --device-mb and --host-mb")
         units = list(weights.map.units)
-        transfer, transferred = disk(folder, padded(max(unit.wire_bytes for unit in units)))
+        largest = padded(max(unit.wire_bytes for unit in units))
+        transfer, transferred = disk(folder, largest, Aio(options.block_mib << 20))
         contestants: dict[str, Callable[[], object]] = {
             "two bare forwards": forwards(folder / "model", batch),
             "kernels": kernels(units),
