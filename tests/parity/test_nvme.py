@@ -216,3 +216,19 @@ def test_a_unit_that_is_damaged_is_made_again(tmp_path: Path, caplog: pytest.Log
     assert carried != [4] * 6
     assert "not whole, left out" in caplog.text
     assert differing(whole[0], whole[1]) == differing(whole[0], whole[2]) == []
+
+
+def test_a_twin_does_not_remove_what_a_run_at_work_has(tmp_path: Path):
+    """The same settings, another journal: to the files they are one run."""
+    with (
+        closing(stepper_of(tmp_path, net(), torch.bfloat16)) as one,
+        closing(stepper_of(tmp_path, net(), torch.bfloat16)) as twin,
+    ):
+        one.follow(Journal.open(tmp_path / "one.journal", one.bit_header()))
+        one.train_step([batch(torch.bfloat16)], LR)
+        journal = Journal.open(tmp_path / "twin.journal", twin.bit_header())
+        with pytest.raises(StoreError, match="another run has these files; end that run"):
+            twin.follow(journal)
+        journal.close()
+        one.train_step([batch(torch.bfloat16)], LR)
+        assert (tmp_path / "a" / "store.json").exists()

@@ -81,7 +81,8 @@ class RunFiles:
         self._nameless = False
         folders = self._disk.folders
         if is_store(folders) and not steps and manifest_run(folders[0] / MANIFEST) == identity.run:
-            _remove(folders)
+            with held(folders):  # a run that is at work keeps what it has
+                _remove(folders)
         self._open(identity)
         assert self._store is not None
         for unit in self._units:
@@ -144,7 +145,7 @@ class RunFiles:
             with held(folders):  # its run is over, or this refuses
                 logger.warning("%s: weights of a run that was killed, which kept no journal, are "
                                "removed", folders[0])  # fmt: skip
-            _remove(folders)
+                _remove(folders)
         if not is_store(folders):
             create_store(folders, identity, self._units, self._disk.aio)
         self._store = UnitStore(folders, identity, self._units, self._disk.aio)
