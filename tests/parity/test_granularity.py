@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from models.table import ROWS
 from torch import nn
 
-from tests.models.table import ROWS
 from zo_offload.config import OffloadConfig, ZOConfig
 from zo_offload.errors import ModelError, StoreError
 from zo_offload.step import Stepper

@@ -9,7 +9,7 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.plan.test_arena import SMALLER, config_like
+from plan.smaller import SMALLER, config_like
 from zo_offload.plan.search import Layouts
 from zo_offload.plan.shapes import READY
 

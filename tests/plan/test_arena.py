@@ -8,29 +8,15 @@ import pytest
 import torch
 import transformers
 
+from plan.smaller import SMALLER, config_like
 from zo_offload.config import OffloadConfig, ZOConfig
 from zo_offload.plan.budget import Tiers, place
 from zo_offload.plan.request import Budgets, Request
 from zo_offload.plan.search import Layouts
-from zo_offload.plan.shapes import READY
 from zo_offload.step import Stepper
 
-SMALLER = {
-    "opt-175b": {"hidden_size": 96, "word_embed_proj_dim": 96, "ffn_dim": 384, "vocab_size": 512},
-    "llama-3-8b": {"hidden_size": 64, "intermediate_size": 224, "vocab_size": 640},
-    "qwen3-8b": {"hidden_size": 64, "intermediate_size": 192, "vocab_size": 512, "head_dim": 16},
-}
 BASE = Request(length=16, lowest="host", only=True, where="host")
 ACTIVATIONS = ("activations", "logits")
-
-
-def config_like(name: str) -> Any:
-    """Two layers of the shape, narrow."""
-    kind, values = READY[name]
-    few = {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
-    if "num_key_value_heads" in values:
-        few["num_key_value_heads"] = 2
-    return getattr(transformers, kind)(**values | few | SMALLER[name])
 
 
 def planned(config: Any, dtype: torch.dtype, request: Request) -> Tiers:

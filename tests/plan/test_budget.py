@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.plan.test_arena import config_like
+from plan.smaller import config_like
 from zo_offload.errors import ConfigError
 from zo_offload.plan.advice import nearest, quicker
 from zo_offload.plan.budget import SPARSE_BYTES, SPARSE_SHARE, place, sizes_of

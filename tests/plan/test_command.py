@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.plan.test_arena import config_like
+from plan.smaller import config_like
 from zo_offload import cli
 from zo_offload.plan.request import GIB
 
