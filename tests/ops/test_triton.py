@@ -91,7 +91,7 @@ def test_the_published_words(kernel, name: str):
 @pytest.mark.parametrize("width", [1, 100, 128, 2000])
 def test_rows_equal_the_reference(kernel, dtype: torch.dtype, direction: str, width: int):
     height, draw = 50, Draw(2**64 - 1, 3, 1, -1e-3)
-    span = span_of([(77,), (height, width)], [4, 2], [1.0, 0.37], dtype)
+    span = span_of([(77,), (height, width)], [4, 2**32 - 1], [1.0, 0.37], dtype)
     wire = random_master(span.elements, seed=width).to(dtype)
     rows = torch.tensor([0, height - 1, 7, 7, 31])
     segment, before = span.segments[1], wire.clone()

@@ -300,7 +300,6 @@ def work_rows(
     at = row * width + column
     value = seen(tl.load(values + at, mask, 0), FORMAT)
     block = group.to(tl.uint32)
-    term = terms(
-        draw, terms_of, block * 0 + parameter, block, tl.arange(0, GROUPS) * 0, GROUPS, DIRECTION
-    )
+    index = (block * 0 + parameter).to(tl.uint32)  # a number above 2^31 is passed as 64 bits
+    term = terms(draw, terms_of, index, block, tl.arange(0, GROUPS) * 0, GROUPS, DIRECTION)
     tl.store(values + at, to_forward(canonical(value + term), FORMAT), mask)
