@@ -27,10 +27,11 @@ import torch
 from torch import nn
 
 from zo_offload.config import ZOConfig
+from zo_offload.estimator import SIGNS
 from zo_offload.integrations.hf import load_causal_lm, load_tokenizer
 from zo_offload.objective import Objective, model_loss
 from zo_offload.ops import Draw
-from zo_offload.step import SIGNS, Stepper
+from zo_offload.step import Stepper
 from zo_offload.tasks import Prompt, collate, encode, option_forward, option_loss, read_examples
 
 EPS = (3e-4, 1e-3, 1e-2)

@@ -1,4 +1,4 @@
-"""The command line: ``zo-offload train``, ``eval`` and ``plan``.
+"""The command line: ``zo-offload train``, ``eval``, ``plan`` and ``convert``.
 
 Light to import: what takes seconds (torch, DeepSpeed, transformers) is imported by a command, after
 it has said that it is starting.
@@ -105,6 +105,16 @@ TRAIN_OPTIONS = (
 )
 POSITIVE = click.FloatRange(min=0, min_open=True)
 COUNT = click.IntRange(min=1)
+CONVERT_OPTIONS = (
+    click.option("--model", required=True, metavar="DIR_OR_ID",
+                 help="Hugging Face directory or model id."),
+    click.option("--output", required=True, metavar="DIR",
+                 help="A directory to make; use it as --model, any number of times."),
+    click.option("--config", metavar="FILE",
+                 help="DeepSpeed JSON of the runs: precision, unit and master decide the layout."),
+    click.option("--stripe", multiple=True, metavar="DIR",
+                 help="A further directory, on another disk; may be given several times."),
+)
 PLAN_MEMORY = ("device_gb", "host_gb", "nvme_gb")
 PLAN_RATES = ("pcie_gbps", "nvme_gbps", "host_gbps", "tflops")
 PLAN_OPTIONS = (
@@ -202,6 +212,25 @@ def plan_run(model: str, config: str | None, json: bool, **options: Any) -> None
         print(written.text)
     if written.refusal is not None:
         raise written.refusal
+
+
+@main.command(name="convert")
+@takes(*CONVERT_OPTIONS)
+@fails_in_one_line
+def convert_model(model: str, output: str, config: str | None, stripe: tuple[str, ...]) -> None:
+    """Lay a model out on disk once, so that runs open it in seconds."""
+    with reporter() as bar:
+        with bar.phase("starting"):
+            _quiet()
+            from zo_offload.convert import convert
+        done = convert(model, output, config, stripe, bar)
+    forward, master = ", ".join(done.settings["forward"]), done.settings["master"]
+    print(f"{done.directory}: {done.num_units} units, {as_bytes(done.disk_bytes)}, in "
+          f"{done.seconds:.1f} s")  # fmt: skip
+    print(f"  for runs that compute in {forward}, with master {master}, "
+          f"unit {done.settings['unit']}")  # fmt: skip
+    if not done.has_tokenizer:
+        print("  no tokenizer was found beside the model: copy its files there")
 
 
 def reporter() -> Reporter:

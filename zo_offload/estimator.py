@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+SIGNS = (+1, -1)  # of the lanes of a direction, in their order
+
 
 def spsa(plus: Sequence[float], minus: Sequence[float], eps: float) -> list[float]:
     r"""Two-sided simultaneous perturbation: ``g_k = (L(W + eps z_k) - L(W - eps z_k)) / (2 eps)``.

@@ -73,7 +73,7 @@ class Masters:
                 what no codec packs.
             out: Memory of that copy, as the unit's wire bytes.
         """
-        with self._lent(unit) as lease:
+        with self.lent(unit) as lease:
             self._settle(unit, lease, draw, out)
 
     def expect(self, unit: Unit, step: int) -> None:
@@ -118,7 +118,7 @@ class Masters:
 
     def load_current(self, unit: Unit, wire: torch.Tensor) -> None:
         """Write the unit's wire bytes at the current step to memory beside the store."""
-        with self._lent(unit) as lease:
+        with self.lent(unit) as lease:
             self._settle(unit, lease)
             self._copy_at(unit, lease, len(self.history), wire)
 
@@ -150,14 +150,19 @@ class Masters:
             masters: fp32 values by parameter name.
             step: Number of steps that they carry.
         """
-        with self._lent(unit, anew=True) as lease:
+        with self.lent(unit, anew=True) as lease:
             fill_unit(unit, masters, lease.wire, lease.rest)
             self._current_to[unit.index] = step
             lease.keep(step)
 
     @contextmanager
-    def _lent(self, unit: Unit, anew: bool = False) -> Iterator[Lease]:
-        """The whole unit, for this thread alone: the pipeline's worker may want it meanwhile."""
+    def lent(self, unit: Unit, anew: bool = False) -> Iterator[Lease]:
+        """The whole unit, for this thread alone: the pipeline's worker may want it meanwhile.
+
+        Args:
+            unit: Which.
+            anew: All of it will be written.
+        """
         self.let_arrive(unit)
         store = self._stores[unit.index]
         with self._moving:
@@ -225,7 +230,7 @@ class Masters:
     def held(self, unit: Unit) -> dict[str, torch.Tensor]:
         """The unit's masters as they stand, after :meth:`carried` steps: fp32, on the CPU."""
         found = {}
-        with self._lent(unit) as lease:
+        with self.lent(unit) as lease:
             self._settle(unit, lease)
             for span, segment in unit.segments:
                 part = slice(segment.start, segment.start + segment.numel)
@@ -245,7 +250,7 @@ class Masters:
     def _current_part(self, name: str) -> Iterator["Part"]:
         """Where a parameter's elements are at the current step: a copy where masters lag."""
         unit, span, segment = self._places[self.map.aliases.get(name, name)]
-        with self._lent(unit) as lease:
+        with self.lent(unit) as lease:
             self._settle(unit, lease)
             wire, rest = span.wire(lease.wire), span.rest(lease.rest)
             ahead = self.ahead(unit)

@@ -5,7 +5,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,32 +15,30 @@ import torch
 from torch import nn
 
 from zo_offload import direction, estimator, loss_noise, update
-from zo_offload.ambient import surely_gathered
 from zo_offload.config import ZOConfig
-from zo_offload.errors import ConfigError, DivergedError
+from zo_offload.converted import converted_of, mark_converted
+from zo_offload.errors import DivergedError
+from zo_offload.estimator import SIGNS
 from zo_offload.generators import lane_seed
-from zo_offload.granularity import GRANULARITIES
 from zo_offload.history import History
 from zo_offload.journal import Journal, Probe, Record
 from zo_offload.journal.header import as_stored, canonical
 from zo_offload.lanes import Call, Lanes
 from zo_offload.loss_noise import LossNoise
 from zo_offload.objective import Objective, loss_sum, move_to, shapes_of
-from zo_offload.offload.aio import Aio
-from zo_offload.offload.planner import Needs, Plan
-from zo_offload.offload.residency import DEVICE, HOST, NVME
+from zo_offload.offload.planner import Plan
+from zo_offload.offload.residency import NVME
 from zo_offload.offload.run_files import Disk
 from zo_offload.offload.slot import Identity
 from zo_offload.ops import Draw
+from zo_offload.placing import Placing
 from zo_offload.prepare import cast_buffers, without_cache
 from zo_offload.replica import Replica
-from zo_offload.units import IDENTITY, ModelMap, map_model
+from zo_offload.units import IDENTITY
 from zo_offload.unmanageable import refuse_empty, refuse_unmanageable
-from zo_offload.weights import Placement, Weights
+from zo_offload.weights import Weights
 from zo_offload.window import Means, Sum, Window
 
-SIGNS = (+1, -1)
-DEFAULT_SLOTS = 2
 MOST_LANES = 64
 
 
@@ -118,15 +116,16 @@ class Stepper:
         self.model.eval()
         if self.scales is None:
             self.scales = self._scales()
-        model_map = self._map()
-        self._check_master(model_map)
-        placement = self._place(model_map)
+        self._placing = Placing(self.model, self.config, self._device, self.dtype, self.scales)
+        model_map = self._placing.map()
+        placement = self._placing.place(model_map, self._disk())
         cast_buffers(self.model, self.dtype, self._device)
         direction, lag = self.config.direction, self.config.update.lag
-        self.weights = Weights(self.model, model_map, placement, direction, lag)
+        base = self._placing.base(model_map)
+        self.weights = Weights(self.model, model_map, placement, direction, lag, base)
         try:
             most = self.config.live_lanes or MOST_LANES
-            self.lanes = Lanes(self.model, self.weights, self._num_draws, most)
+            self.lanes = Lanes(self.model, self.weights, self._placing.num_draws, most)
         except BaseException:
             self.weights.close()
             raise
@@ -135,7 +134,7 @@ class Stepper:
     @property
     def plan(self) -> Plan:
         """The bytes that weights take, by purpose."""
-        needs = self._needs(self.weights.map, self.lanes.copies.names)
+        needs = self._placing.needs(self.weights.map, self.lanes.copies.names)
         return needs.plan(self.weights.tiers)
 
     @property
@@ -281,7 +280,7 @@ class Stepper:
         assert self.step == 0
         config = self.config
         return {
-            "base_sha256": self.weights.digest(),
+            "base_sha256": self.weights.base_sha256 or self.weights.digest(),
             "seed": config.seed,
             "eps": config.eps,
             "probes": config.probes,
@@ -292,7 +291,7 @@ class Stepper:
             "update": config.update.type,
             "lag": config.update.lag,
             "master": config.master,
-            "wire": self._wire,
+            "wire": self._placing.wire,
             "streamed": self._streamed(),
             "forward": sorted(
                 {str(span.dtype) for u in self.weights.map.everything for span in u.spans}
@@ -302,7 +301,7 @@ class Stepper:
 
     def _streamed(self) -> str | None:
         """Digest of which parameters are in units, where that decides bits."""
-        if not self.config.update.lag and self._wire == IDENTITY:
+        if not self.config.update.lag and self._placing.wire == IDENTITY:
             return None
         names = [segment.name for unit in self.weights.map.units for _, segment in unit.segments]
         return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
@@ -326,7 +325,7 @@ class Stepper:
             for number in range(directions)
             for coefficient in points
         ]
-        at_once = self._num_draws  # no more forwards alive than in a step
+        at_once = self._placing.num_draws  # no more forwards alive than in a step
         parts = [draws[i : i + at_once] for i in range(0, len(draws), at_once)]
         sums = [pair for part in parts for pair in self.measure([batch], part)[0]]
         losses = [total / weight if weight else math.nan for total, weight in sums]
@@ -356,6 +355,8 @@ class Stepper:
     def close(self) -> None:
         """End threads and remove hooks; the model has its weights back."""
         self.lanes.close()
+        if self.step or self.weights.base_sha256 is None:
+            mark_converted(self.model, None)  # its weights are other ones by now
         self.weights.close()
         self.journal.close()
 
@@ -376,84 +377,20 @@ class Stepper:
     def _scales(self) -> Mapping[str, float]:
         if self.config.direction_scale == "none":
             return {}
+        converted = converted_of(self.model)
+        if converted is not None:
+            return converted.record.scales
         return direction.rms_scales(
             {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         )
 
-    def _map(self) -> ModelMap:
-        """The model's units; where the config leaves them open, the coarsest that fit."""
-        config = self.config
-        choices = GRANULARITIES if config.unit is None and config.device_budget else (config.unit,)
-        maps = [
-            map_model(self.model, unit, self.scales, self.dtype, config.master, self._wire)
-            for unit in choices
-        ]
-        needed = [self._needs(each).least(self._tier).device_bytes for each in maps]
-        fitting = [i for i, count in enumerate(needed) if count <= (config.device_budget or count)]
-        return maps[fitting[0] if fitting else needed.index(min(needed))]
-
-    def _check_master(self, model_map: ModelMap) -> None:
-        spans = [span for unit in model_map.everything for span in unit.spans if span.trainable]
-        if self.config.master != "fp32" and all(span.dtype != torch.bfloat16 for span in spans):
-            raise ConfigError(
-                f'zeroth_order.master: "{self.config.master}" is for forwards in bfloat16, and no '
-                'trainable parameter is; write "bf16": {"enabled": true}, or "master": "fp32"'
-            )
-
-    @property
-    def _num_draws(self) -> int:
-        return len(SIGNS) * self.config.probes
-
-    def _needs(self, model_map: ModelMap, copied: Collection[str] = ()) -> Needs:
-        """``copied`` are tables that turned out to be read whole."""
-        gathered = surely_gathered(self.model, model_map.ambient.segments).difference(copied)
-        on_device = self._updates_on_device()
-        return Needs(
-            model_map,
-            self.config.offload_param.buffer_count or DEFAULT_SLOTS,
-            self._num_draws,
-            gathered,
-            lags=self.config.update.lag > 0,
-            whole_slots=on_device is not False,
-            host_moves=on_device is not True,
-        )
-
-    @property
-    def _wire(self) -> str:
-        return self.config.wire or IDENTITY
-
-    @property
-    def _tier(self) -> str:
-        """Where units rest that no budget keeps nearer."""
-        return {"none": DEVICE, "cpu": HOST, "nvme": NVME}[self.config.offload_param.device]
-
-    def _place(self, model_map: ModelMap) -> Placement:
-        """Where weights are to rest, as far as budgets go.
-
-        Raises:
-            StoreError: They do not go far enough.
-        """
-        config, needs = self.config, self._needs(model_map)
-        offload = config.offload_param
-        tiers = needs.divide(self._tier, config.device_budget, config.host_budget)
-        needs.plan(tiers).check(config.device_budget, config.host_budget)
-        return Placement(
-            device=self._device,
-            tiers=tiers,
-            num_slots=needs.num_slots,
-            pin_memory=offload.pin_memory,
-            device_budget=config.device_budget,
-            updates_on_device=self._updates_on_device(),
-            disk=self._disk(),
-        )
-
     def _disk(self) -> Disk | None:
-        paths, aio = self.config.offload_param.nvme_path, self.config.aio
-        if self._tier != NVME or paths is None:
+        paths = self.config.offload_param.nvme_path
+        if self._placing.tier != NVME or paths is None:
             return None
         return Disk(
             tuple(map(Path, paths)),
-            Aio(aio.block_size, aio.queue_depth, aio.intra_op_parallelism),
+            self._placing.aio,
             before_write=lambda step: self.journal.sync_to(step),
             branch_of=self._branch_of,
         )
@@ -468,11 +405,3 @@ class Stepper:
         fields = self.journal.header.fields
         run = hashlib.sha256(canonical(as_stored(fields))).hexdigest()[:32]
         return Identity(run, str(fields["base_sha256"]), "identity")
-
-    def _updates_on_device(self) -> bool | None:
-        """None: to be measured, where host and device have memories of their own."""
-        if self._tier in (DEVICE, NVME):
-            return False
-        if self.config.update.where is None and self._device.type != "cpu":
-            return None
-        return self.config.update.where == "device"

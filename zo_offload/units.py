@@ -79,6 +79,7 @@ class ModelMap:
         modules: Unit modules, by index.
         parameters: Every managed parameter by its first name.
         aliases: Further names of tied parameters, to the first.
+        division: How far blocks are divided, or the names of the classes that are units.
     """
 
     units: tuple[Unit, ...]
@@ -86,6 +87,7 @@ class ModelMap:
     modules: tuple[nn.Module, ...]
     parameters: dict[str, nn.Parameter]
     aliases: dict[str, str]
+    division: str | tuple[str, ...] = "block"
 
     @property
     def everything(self) -> tuple[Unit, ...]:
@@ -169,9 +171,9 @@ def map_model(
         for name, parameter in names.items()
         if parameter.is_floating_point() and parameter.numel()
     }
-    return ModelMap(
-        tuple(units[1:]), units[0], tuple(module for _, module in blocks), managed, aliases
-    )
+    modules = tuple(module for _, module in blocks)
+    division = unit if isinstance(unit, str) else tuple(unit or ()) or "block"
+    return ModelMap(tuple(units[1:]), units[0], modules, managed, aliases, division)
 
 
 def _find_units(model: nn.Module, unit: str | Sequence[str] | None) -> list[tuple[str, nn.Module]]:

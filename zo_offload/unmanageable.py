@@ -88,7 +88,7 @@ def refuse_compiled(model: nn.Module, paths: Sequence[str]) -> None:
 def _refuse_shared_memory(model: nn.Module, named: dict[str, nn.Parameter]) -> None:
     """Two parameters in one piece of memory, or a buffer or plain attribute that views one."""
     owners: dict[tuple[torch.device, int], list[str]] = {}
-    for name, tensor in [*named.items(), *_other_tensors(model, named)]:
+    for name, tensor in [*named.items(), *other_tensors(model, named)]:
         address = None if tensor.is_meta else address_of(tensor)
         if address is None or not tensor.numel():
             continue
@@ -104,7 +104,7 @@ def _refuse_shared_memory(model: nn.Module, named: dict[str, nn.Parameter]) -> N
             there.append(name)
 
 
-def _other_tensors(
+def other_tensors(
     model: nn.Module, named: dict[str, nn.Parameter]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Buffers, plain tensor attributes, and what lies in plain containers, by path."""

@@ -1,4 +1,4 @@
-"""Results that are views of weights, copied before another lane overwrites what they look at."""
+"""Views: of weights in results, copied before another lane overwrites them; and of nothing."""
 
 from collections.abc import Collection, MutableMapping
 from copy import copy
@@ -59,3 +59,8 @@ def owned(result: Any, addresses: Collection[int | None]) -> Any:
 def _changed(held: dict[Any, Any], addresses: Collection[int | None]) -> dict[Any, Any]:
     values = {key: owned(value, addresses) for key, value in held.items()}
     return {key: value for key, value in values.items() if value is not held[key]}
+
+
+def nothing(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A tensor of NaN that takes no memory."""
+    return torch.full((), float("nan"), dtype=dtype, device=device).expand(shape)

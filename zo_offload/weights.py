@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from zo_offload import ops
+from zo_offload.converted import Base
 from zo_offload.errors import StoreError
 from zo_offload.masters import Masters, fill_unit
 from zo_offload.offload.arena import Arena
@@ -31,7 +32,7 @@ from zo_offload.offload.trial import Trial
 from zo_offload.ops import Draw, Segment, Span
 from zo_offload.units import AMBIENT, IDENTITY, ModelMap, Unit
 from zo_offload.unmanageable import taken
-from zo_offload.views import address_of
+from zo_offload.views import address_of, nothing
 
 NAN_BYTE = 0xFF  # repeated, it is NaN in every floating-point format
 
@@ -69,9 +70,11 @@ class Weights(Masters):
         placement: Where weights rest.
         direction: Distribution of z.
         lag: Steps that units' masters may be behind.
+        base: Holds the units' initial values, where the model is a converted one and does not.
 
     Attributes:
         tiers: Where each unit rests, by index.
+        base_sha256: Digest of the base weights, where it is known without reading them.
         poison: Overwrite the scratch with NaN after every pass through a unit (for tests; costs a
             pass over the scratch).
     """
@@ -83,8 +86,11 @@ class Weights(Masters):
         placement: Placement,
         direction: str,
         lag: int = 0,
+        base: Base | None = None,
     ) -> None:
         self.poison = False
+        self.base_sha256 = base.sha256 if base is not None else None
+        self._base = base
         self._closed = False
         self.arena = Arena(placement.device, placement.device_budget)
         self.tiers = placement.tiers
@@ -138,7 +144,8 @@ class Weights(Masters):
         if not units:
             return None
         assert placement.disk is not None
-        self._files = RunFiles(placement.disk, [stored(unit) for unit in units])
+        base = self._base.files if self._base is not None else None
+        self._files = RunFiles(placement.disk, [stored(unit) for unit in units], base)
         self._staging_bytes = num_staged(placement.num_slots) * staged_bytes(units)
         return Staged(self._files, make_buffers(units, placement.num_slots, self._pins))
 
@@ -165,7 +172,7 @@ class Weights(Masters):
                 )
         self.settle(self.map.ambient)
         if not self._is_resident(self.map.ambient):
-            with self._lent(self.map.ambient) as lease:
+            with self.lent(self.map.ambient) as lease:
                 self._ambient_wire.copy_(lease.wire)
 
     def _choose_place(self, looks: bool) -> None:
@@ -294,6 +301,7 @@ class Weights(Masters):
     def restore(self, unit: Unit, masters: Mapping[str, torch.Tensor], step: int) -> None:
         """See :meth:`Masters.restore`; what was fetched of other weights is forgotten."""
         self.forget_fetched()
+        self.base_sha256 = None
         super().restore(unit, masters, step)
 
     def adopt(self, identity: Identity) -> None:
@@ -353,7 +361,7 @@ class Weights(Masters):
         for name, (dtype, _) in self._given.items():
             parameter = self.map.parameters[name]
             if self._tier_of(name) == NVME:
-                parameter.data = _nothing(tuple(parameter.shape), dtype, self.arena.device)
+                parameter.data = nothing(tuple(parameter.shape), dtype, self.arena.device)
             else:
                 parameter.data = self._resting(name)
         self._let_go()
@@ -371,14 +379,16 @@ class Weights(Masters):
         self.empty_scratch()
 
     def _add(self, unit: Unit, values: Mapping[str, torch.Tensor]) -> None:
-        tier = self.tiers[unit.index]
+        tier, base = self.tiers[unit.index], self._base if unit.index != AMBIENT else None
         if tier == NVME:
             assert self._staged is not None
-            self._staged.add(unit, Base(unit, values))
+            if base is None:
+                self._staged.add(unit, Given(unit, values))
             return
         (self._device_store if tier == DEVICE else self._host_store).add(unit)
-        with self._lent(unit, anew=True) as lease:
-            fill_unit(unit, values, lease.wire, lease.rest)
+        fill = partial(base.fill, unit) if base is not None else Given(unit, values)
+        with self.lent(unit, anew=True) as lease:
+            fill(lease.wire, lease.rest)
 
     def _undo(self) -> None:
         """The model is as it was given, in dtype and device, too."""
@@ -387,10 +397,14 @@ class Weights(Masters):
         self._let_go()
 
     def _as_given(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        unit = self._places[name][0]
+        if self.base_sha256 is not None and unit.index != AMBIENT:
+            shape = tuple(self.map.parameters[name].shape)
+            return nothing(shape, dtype, torch.device("cpu"))  # it came without values
         if self._tier_of(name) == NVME:
             assert self._staged is not None
-            base = self._staged.base_of(self._places[name][0])
-            return base.values[name] if base is not None else self.value(name)
+            given = self._staged.base_of(unit)
+            return given.values[name] if isinstance(given, Given) else self.value(name)
         values = self._resting(name)
         return values if values.dtype == dtype else self.master(name)  # the wire may have rounded
 
@@ -403,6 +417,8 @@ class Weights(Masters):
             self.pipeline.close()
         if self._staged is not None:
             self._staged.close()
+        if self._base is not None:
+            self._base.files.close()
         for hook in self._hooks:
             hook.remove()
         taken.difference_update(self._owners)
@@ -415,7 +431,7 @@ class Weights(Masters):
 
     def _empty_view(self, unit: Unit, span: Span, segment: Segment) -> torch.Tensor:
         if unit.index == AMBIENT:
-            return _nothing(segment.shape, span.dtype, self.arena.device)
+            return nothing(segment.shape, span.dtype, self.arena.device)
         flat = span.wire(self._scratch)[segment.start : segment.start + segment.numel]
         return flat.view(segment.shape)
 
@@ -452,13 +468,8 @@ class Weights(Masters):
         yield model.register_load_state_dict_pre_hook(refuse)
 
 
-def _nothing(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A tensor of NaN that takes no memory."""
-    return torch.full((), float("nan"), dtype=dtype, device=device).expand(shape)
-
-
 @dataclass(frozen=True)
-class Base:
+class Given:
     """The values that a unit came with, until it is on the disk.
 
     Attributes:

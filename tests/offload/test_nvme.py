@@ -48,7 +48,7 @@ def test_versions_come_back(tmp_path: Path, count: int):
         assert steps(store) == {0: 5, 1: 5, -1: 1}
         version = store.version(0)
         assert version is not None
-        assert (version.step, version.branch, version.is_base) == (5, 2, False)
+        assert (version.step, version.branch) == (5, 2)
     with opened(places) as store:
         assert store.missing == store.torn == []
         assert steps(store) == {0: 5, 1: 5, -1: 1}
@@ -274,18 +274,6 @@ def base_files(places: list[Path]) -> BaseFiles:
     return BaseFiles(places, IDENTITY.base, IDENTITY.codec, UNITS, AIO)
 
 
-def test_a_base_serves_what_the_run_has_not_written(tmp_path: Path, base: list[Path]):
-    shared = base_files(base)
-    places = created(tmp_path / "run")
-    with opened(places, base=shared) as store:
-        assert store.missing == []
-        write(store, 1, step=4)
-        assert steps(store) == {0: 0, 1: 4, -1: 0}
-        versions = [store.version(index) for index in SIZES]
-        assert [v is not None and v.is_base for v in versions] == [True, False, True]
-    shared.close()
-
-
 def test_a_base_is_never_written(tmp_path: Path, base: list[Path]):
     paths = sorted(path for place in base for path in place.iterdir())
     before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in paths]
@@ -307,7 +295,7 @@ def test_a_base_is_never_written(tmp_path: Path, base: list[Path]):
 
 def test_an_unfinished_base_is_refused(base: list[Path]):
     (base[0] / "clean").unlink()
-    with pytest.raises(StoreError, match="base0: a base that was not finished; write it again"):
+    with pytest.raises(StoreError, match="base0: a base that was not finished; convert"):
         base_files(base)
 
 
@@ -316,7 +304,7 @@ def test_a_base_that_lacks_units_is_refused(tmp_path: Path):
     create_store([tmp_path], identity, UNITS, AIO, spares=0)
     with UnitStore([tmp_path], identity, UNITS, AIO) as store:
         write(store, 0, step=0)
-    with pytest.raises(StoreError, match="a base with 1 of 3 units; write it again"):
+    with pytest.raises(StoreError, match="a base with 1 of 3 units; convert the model again"):
         base_files([tmp_path])
 
 

@@ -23,10 +23,10 @@ from offload.common import (
     write,
 )
 from zo_offload.errors import StoreError
-from zo_offload.offload import manifest as manifest_module
 from zo_offload.offload import slot as slot_module
 from zo_offload.offload.aio import PAGE
 from zo_offload.offload.nvme import UnitStore
+from zo_offload.offload.sealed import read_sealed, write_sealed
 from zo_offload.offload.slot import SlotHeader, parse
 
 SLOT_BYTES = 4 * PAGE
@@ -235,10 +235,7 @@ def test_another_format_is_refused(places, monkeypatch):
     with pytest.raises(StoreError, match="slot format 1, but this zo_offload reads format 2; rem"):
         opened(places)
     manifest = places[0] / "store.json"
-    sealed = json.loads(manifest.read_text())
-    sealed["content"]["format"] = 7
-    sealed["crc32c"] = manifest_module._crc(sealed["content"])
-    manifest.write_text(json.dumps(sealed))
+    write_sealed(manifest, 7, read_sealed(manifest, 1, ""))
     with pytest.raises(StoreError, match="format 7, but this zo_offload reads format 1; "):
         opened(places)
 

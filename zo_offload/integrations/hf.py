@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from zo_offload.converted import is_converted, read_converted
 from zo_offload.errors import ModelError
+from zo_offload.integrations.skeleton import skeleton
 
 LONGEST_REASON = 300
 
@@ -11,13 +13,18 @@ LONGEST_REASON = 300
 def load_causal_lm(name: str | Path) -> Any:
     """A causal LM from a local directory or a model id, in its checkpoint's dtype.
 
-    Code that a checkpoint brings along is never run, and no weight is ever made up.
+    Code that a checkpoint brings along is never run, and no weight is ever made up. A directory
+    that ``zo-offload convert`` made gives a model whose units have no values in memory.
 
     Raises:
         ModelError: It cannot be found, fetched, read, is of an unknown type, or lacks weights.
+        StoreError: It was converted, and is damaged.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    if is_converted(name):
+        config = _load(AutoConfig, name, "configuration")
+        return skeleton(read_converted(Path(name)), config)
     model, found = _load(
         AutoModelForCausalLM,
         name,
@@ -56,6 +63,17 @@ def load_tokenizer(name: str | Path) -> Any:
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def save_tokenizer(name: str | Path, directory: Path) -> bool:
+    """Write the tokenizer beside a model elsewhere; False where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        _load(AutoTokenizer, name, "tokenizer").save_pretrained(str(directory))
+    except ModelError:
+        return False
+    return True
 
 
 def limits(name: str | Path) -> tuple[int | None, int | None]:

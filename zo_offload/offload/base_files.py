@@ -1,8 +1,11 @@
-"""Base weights on disk: the files of a store, written once, which any number of runs read."""
+"""Base weights on disk: the files of a store, written once, which any number of runs read.
+
+They are a store without spare slots (``nvme.py``), of no run, closed cleanly. Nothing is locked and
+nothing written, so that they may lie on a medium that cannot be written at all.
+"""
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,22 +16,9 @@ from zo_offload.offload.direct import DirectFile
 from zo_offload.offload.folders import check_files
 from zo_offload.offload.manifest import SLOTS, read_clean, read_manifests
 from zo_offload.offload.recovery import read_version, recover
-from zo_offload.offload.slot import Identity, StoredUnit
+from zo_offload.offload.slot import Identity, StoredUnit, check_sizes
 
-
-@dataclass(frozen=True)
-class Version:
-    """What a store has of a unit.
-
-    Attributes:
-        step: That the weights carry.
-        branch: Of the journal.
-        is_base: It comes from the base: the run has not written the unit yet.
-    """
-
-    step: int
-    branch: int
-    is_base: bool
+AGAIN = "convert the model again"
 
 
 class BaseFiles:
@@ -59,7 +49,7 @@ class BaseFiles:
         check_files(folders, self._geometry)
         clean = read_clean(folders[0])
         if clean is None:
-            raise StoreError(f"{folders[0]}: a base that was not finished; write it again")
+            raise StoreError(f"{folders[0]}: a base that was not finished; {AGAIN}")
         paths = [folder / SLOTS for folder in folders]
         self._file = DirectFile(paths, aio, stripe_bytes=self._geometry.stripe_bytes)
         try:
@@ -67,7 +57,7 @@ class BaseFiles:
             if len(self._found.headers) < len(units) or self._found.verified:
                 raise StoreError(
                     f"{folders[0]}: a base with {len(self._found.headers)} of {len(units)} units; "
-                    "write it again"
+                    f"{AGAIN}"
                 )
         except BaseException:
             self._file.close()
@@ -78,15 +68,10 @@ class BaseFiles:
         """Since it was opened."""
         return self._file.bytes_read
 
-    def version(self, index: int) -> Version:
-        """What it has of a unit."""
-        header = self._found.headers[index]
-        return Version(header.step, header.branch, is_base=True)
-
     def read(
         self, index: int, wire_out: torch.Tensor, rest_out: torch.Tensor | None = None
     ) -> "Future[int]":
-        """As :meth:`UnitStore.read`."""
+        """As :meth:`UnitStore.read`; the step is 0."""
         check_sizes(self._units[index], wire_out, rest_out)
         offset = self._found.slots[index] * self._geometry.slot_bytes
         return read_version(
@@ -96,6 +81,7 @@ class BaseFiles:
             self._found.headers[index],
             (wire_out, rest_out),
             lambda is_right: None,
+            AGAIN,
         )
 
     def close(self) -> None:
@@ -106,9 +92,3 @@ class BaseFiles:
 def base_identity(base: str, codec: str) -> Identity:
     """Of base weights, which are of no run."""
     return Identity("00" * 16, base, codec)
-
-
-def check_sizes(unit: StoredUnit, wire: torch.Tensor, rest: torch.Tensor | None) -> None:
-    """That memory is as long as what goes there."""
-    assert wire.numel() == unit.wire_bytes, unit
-    assert rest is None or rest.numel() == unit.rest_bytes, unit

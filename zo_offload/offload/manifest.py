@@ -4,16 +4,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from zo_offload.errors import StoreError
 from zo_offload.files import sync, write_file
 from zo_offload.offload.aio import PAGE
 from zo_offload.offload.disk import errors_of
+from zo_offload.offload.sealed import read_sealed, write_sealed
 from zo_offload.offload.slot import FORMAT_VERSION, Identity, StoredUnit, differences
-from zo_offload.ops import crc32c
 
 MANIFEST, SLOTS, CLEAN = "store.json", "units.bin", "clean"
 AGAIN = "remove its folder to begin again from the base"
@@ -63,16 +60,12 @@ def write_manifests(
     """Say what the files are; the first folder's comes last, and makes it a store."""
     for place in reversed(range(len(folders))):
         content = {
-            "format": FORMAT_VERSION,
             "path": place,
             "identity": asdict(identity),
             "geometry": asdict(geometry),
             "units": [asdict(unit) for unit in units],
         }
-        sealed = {"content": content, "crc32c": _crc(content)}
-        path = folders[place] / MANIFEST
-        with errors_of(path, "write it"):
-            write_file(path, (json.dumps(sealed, indent=1) + "\n").encode())
+        write_sealed(folders[place] / MANIFEST, FORMAT_VERSION, content)
 
 
 def read_manifests(
@@ -87,7 +80,7 @@ def read_manifests(
     found: list[Geometry] = []
     for place, folder in enumerate(folders):
         path = folder / MANIFEST
-        content = _content(path)
+        content = read_sealed(path, FORMAT_VERSION, AGAIN)
         found.append(Geometry(**content["geometry"]))
         if found[-1].num_paths != len(folders) or content["path"] != place:
             raise StoreError(
@@ -104,7 +97,7 @@ def read_manifests(
 
 def manifest_run(path: Path) -> str:
     """The run that a folder's manifest names."""
-    return str(_content(path)["identity"]["run"])
+    return str(read_sealed(path, FORMAT_VERSION, AGAIN)["identity"]["run"])
 
 
 def mark_clean(folder: Path, sequence: int, life_bytes: int) -> None:
@@ -131,32 +124,9 @@ def unmark_clean(folder: Path) -> None:
         sync(folder)
 
 
-def _content(path: Path) -> dict[str, Any]:
-    with errors_of(path, "read it"):
-        text = path.read_bytes()
-    try:
-        sealed = json.loads(text)
-        content, crc = sealed["content"], sealed["crc32c"]
-    except (ValueError, KeyError, TypeError):
-        content = crc = None
-    if not isinstance(content, dict) or _crc(content) != crc:
-        raise StoreError(f"{path}: damaged; {AGAIN}")
-    if content.get("format") != FORMAT_VERSION:
-        raise StoreError(
-            f"{path}: format {content.get('format')}, but this zo_offload reads format "
-            f"{FORMAT_VERSION}; {AGAIN}"
-        )
-    return content
-
-
 def _differing_units(found: Sequence[StoredUnit], expected: Sequence[StoredUnit]) -> list[str]:
     if len(found) != len(expected):
         return [f"units: the disk has {len(found)}, this run has {len(expected)}"]
     return [
         f"{a}: {line}" for a, b in zip(found, expected, strict=True) for line in differences(a, b)
     ]
-
-
-def _crc(content: dict[str, Any]) -> int:
-    text = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-    return crc32c(torch.frombuffer(bytearray(text), dtype=torch.uint8))

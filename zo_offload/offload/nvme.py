@@ -1,4 +1,4 @@
-"""Units on disk: the store that a run writes, over the base that runs share.
+"""Units on disk: the store that a run writes.
 
 A whole version of every unit exists at every instant (``slots``); every byte that comes back is
 compared with what was written (``slot``, ``ops.crc32c``); after any end the newest whole versions
@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -18,7 +19,6 @@ import torch
 
 from zo_offload.errors import StoreError
 from zo_offload.offload.aio import Aio
-from zo_offload.offload.base_files import BaseFiles, Version, check_sizes
 from zo_offload.offload.direct import DirectFile, Piece
 from zo_offload.offload.disk import aligned
 from zo_offload.offload.folders import check_files, held
@@ -30,10 +30,23 @@ from zo_offload.offload.manifest import (
     unmark_clean,
 )
 from zo_offload.offload.recovery import read_version, recover, slot_pieces
-from zo_offload.offload.slot import HEADER_BYTES, Identity, SlotHeader, StoredUnit
+from zo_offload.offload.slot import HEADER_BYTES, Identity, SlotHeader, StoredUnit, check_sizes
 from zo_offload.offload.slots import SlotTable
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Version:
+    """What a store has of a unit.
+
+    Attributes:
+        step: That the weights carry.
+        branch: Of the journal.
+    """
+
+    step: int
+    branch: int
 
 
 class UnitStore:
@@ -45,11 +58,9 @@ class UnitStore:
         units: What they are.
         aio: Size and number of transfers.
         before_write: Called before anything is written: the owner syncs its journal.
-        base: Serves the units that the run has not written.
 
     Attributes:
-        missing: Indices of units of which no whole version is left, here or in the base; the owner
-            restores them.
+        missing: Indices of units of which no whole version is left; the owner restores them.
         torn: Versions that a crash cut off, or that were damaged since, in words.
 
     Raises:
@@ -77,9 +88,8 @@ class UnitStore:
         units: Sequence[StoredUnit],
         aio: Aio | None = None,
         before_write: Callable[[], None] | None = None,
-        base: BaseFiles | None = None,
     ) -> None:
-        self._folder, self._identity, self._base = folders[0], identity, base
+        self._folder, self._identity = folders[0], identity
         self._units = {unit.index: unit for unit in units}
         self._before_write = before_write
         self._changed = threading.Condition()
@@ -110,7 +120,7 @@ class UnitStore:
 
     @property
     def bytes_read(self) -> int:
-        """Since the store was opened, without the base."""
+        """Since the store was opened."""
         return self._file.bytes_read
 
     @property
@@ -128,9 +138,7 @@ class UnitStore:
         with self._changed:
             self._changed.wait_for(lambda: index not in self._table.writing)
             header = self._headers.get(index)
-        if header is not None:
-            return Version(header.step, header.branch, is_base=False)
-        return self._base.version(index) if self._base else None
+        return None if header is None else Version(header.step, header.branch)
 
     def read(
         self, index: int, wire_out: torch.Tensor, rest_out: torch.Tensor | None = None
@@ -159,8 +167,6 @@ class UnitStore:
             if header is not None:
                 self._table.read_begins(slot)
         if header is None:
-            if self._base:
-                return self._base.read(index, wire_out, rest_out)
             raise StoreError(f"{self._folder}: no version of {unit} is whole; restore it first")
 
         def release(is_right: bool) -> None:
@@ -251,7 +257,7 @@ class UnitStore:
         if found.verified:
             self._unmark()
         self.torn = list(found.torn.values())
-        self.missing = [i for i in self._units if i not in found.headers and not self._base]
+        self.missing = [i for i in self._units if i not in found.headers]
         for fault in self.torn:
             logger.warning("%s: not whole, left out: %s", self._folder, fault)
         for slot in found.torn:  # or the next clean end would make it trusted

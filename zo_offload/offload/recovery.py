@@ -168,6 +168,7 @@ def read_version(
     header: SlotHeader,
     outs: tuple[torch.Tensor, torch.Tensor | None],
     release: Callable[[bool], None],
+    mend: str = "start again, and the unit is restored",
 ) -> Future[int]:
     """Read a version and compare it with its header.
 
@@ -178,6 +179,7 @@ def read_version(
         header: Of the version.
         outs: Memory for the wire, and for the rest if that is wanted.
         release: Called when the read is over, with whether the bytes are right.
+        mend: What to do about bytes that are not, for the message.
 
     Returns:
         A future of the step that the version carries; a StoreError where the bytes are others.
@@ -191,7 +193,7 @@ def read_version(
             path, at = file.where(offset)
             raise StoreError(
                 f"{path}: {unit}, step {header.step}, in the slot at offset {at:,}: {fault}; the "
-                "disk or memory is at fault: start again, and the unit is restored"
+                f"disk or memory is at fault: {mend}"
             )
         right = True
         return header.step

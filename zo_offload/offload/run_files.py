@@ -17,6 +17,7 @@ import torch
 from zo_offload.errors import StoreError
 from zo_offload.files import LOCK
 from zo_offload.offload.aio import Aio
+from zo_offload.offload.base_files import BaseFiles
 from zo_offload.offload.folders import create_store, held, is_store
 from zo_offload.offload.manifest import CLEAN, MANIFEST, SLOTS, manifest_run
 from zo_offload.offload.nvme import UnitStore
@@ -51,10 +52,14 @@ class RunFiles:
     Args:
         disk: Where.
         units: Those that rest there.
+        base: Holds what the run has not written, if a converted model is its base.
     """
 
-    def __init__(self, disk: Disk, units: Sequence[StoredUnit]) -> None:
+    def __init__(
+        self, disk: Disk, units: Sequence[StoredUnit], base: BaseFiles | None = None
+    ) -> None:
         self._disk = disk
+        self._base = base
         self._units = list(units)
         self._store: UnitStore | None = None
         self._carries: dict[int, int] = {}
@@ -94,15 +99,17 @@ class RunFiles:
         return dict(self._carries)
 
     def holds(self, unit: int) -> bool:
-        """Whether the unit has been written, or adopted."""
-        return unit in self._carries
+        """Whether the unit has been written or adopted, or is in the base's files."""
+        return unit in self._carries or self._base is not None
 
     def carries(self, unit: int) -> int:
         """Steps that the unit carries on the disk, or will when it has been written."""
-        return self._carries[unit]
+        return self._carries[unit] if self._base is None else self._carries.get(unit, 0)
 
     def read(self, unit: int, wire: torch.Tensor, rest: torch.Tensor | None) -> "Future[int]":
         """See :meth:`UnitStore.read`."""
+        if self._base is not None and unit not in self._carries:
+            return self._base.read(unit, wire, rest)
         assert self._store is not None
         return self._store.read(unit, wire, rest)
 
@@ -126,8 +133,9 @@ class RunFiles:
 
     @property
     def bytes_read(self) -> int:
-        """Since the store was opened."""
-        return self._store.bytes_read if self._store is not None else 0
+        """Since the files were opened, the base's among them."""
+        base = self._base.bytes_read if self._base is not None else 0
+        return base + (self._store.bytes_read if self._store is not None else 0)
 
     @property
     def bytes_written(self) -> int:

@@ -171,3 +171,9 @@ def differences(found: Any, expected: Any) -> list[str]:
         for name, (a, b) in pairs.items()
         if a != b
     ]
+
+
+def check_sizes(unit: StoredUnit, wire: torch.Tensor, rest: torch.Tensor | None) -> None:
+    """That memory is as long as what goes there."""
+    assert wire.numel() == unit.wire_bytes, unit
+    assert rest is None or rest.numel() == unit.rest_bytes, unit

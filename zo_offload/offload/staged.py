@@ -9,7 +9,7 @@ are let go once the unit is on the disk.
 """
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import Lock
@@ -140,17 +140,8 @@ class StagedLease:
         return self._copy
 
 
-class FirstValues(Protocol):
-    """What a unit came with: writes it to zeroed wire and rest when called."""
-
-    def __call__(self, wire: torch.Tensor, rest: torch.Tensor) -> None:
-        """Write them."""
-        ...
-
-    @property
-    def values(self) -> Mapping[str, torch.Tensor]:
-        """By parameter name."""
-        ...
+# Writes what a unit came with to its zeroed wire and rest.
+FirstValues = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 class Staged:

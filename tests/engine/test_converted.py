@@ -1,0 +1,232 @@
+"""A converted model trains to the bits of the model itself, and nobody writes to it."""
+
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models.table import ROWS
+
+from engine.common import LR
+from zo_offload.config import ZOConfig
+from zo_offload.convert import Conversion, convert
+from zo_offload.converted import converted_of, read_converted
+from zo_offload.errors import ConfigError, ModelError, StoreError
+from zo_offload.integrations.hf import load_causal_lm
+from zo_offload.journal import Journal
+from zo_offload.offload.folders import SPARES
+from zo_offload.offload.sealed import read_sealed, write_sealed
+from zo_offload.step import Stepper
+
+CAUSAL = (
+    "opt", "opt-post-norm", "gpt2", "gpt-neox", "llama", "qwen3", "mixtral", "qwen3-moe", "mamba",
+)  # fmt: skip
+
+
+def saved(folder: Path, name: str = "opt") -> Path:
+    model: Any = ROWS[name].build(torch.bfloat16)
+    model.save_pretrained(folder / "plain")
+    return folder / "plain"
+
+
+def written(folder: Path, plain: Path, **block: Any) -> Conversion:
+    aio = {"block_size": 4096}  # the stripes of a small model
+    config = {"train_batch_size": 1, "bf16": {"enabled": True}, "aio": aio, "zeroth_order": block}
+    (folder / "ds.json").write_text(json.dumps(config))
+    stripes = [folder / "disk1", folder / "disk2"]
+    return convert(str(plain), folder / "converted", folder / "ds.json", stripes)
+
+
+def stepper_of(model: Any, **block: Any) -> Stepper:
+    config = ZOConfig.model_validate({"eps": 1e-2, "direction_scale": "rms", **block})
+    return Stepper(load_causal_lm(model), config, dtype=torch.bfloat16)
+
+
+def trained(stepper: Stepper, name: str, steps: int = 3) -> tuple[Any, list[Any]]:
+    """Header, losses and masters."""
+    with closing(stepper):
+        header = stepper.bit_header()
+        stepper.follow(Journal.memory(header))
+        batch = ROWS[name].inputs(7)
+        losses = [stepper.train_step([batch], LR).lane_losses for _ in range(steps)]
+        return header, [losses, *map(torch.Tensor.tolist, dict(stepper.weights.masters()).values())]
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_it_trains_to_the_same_bits(tmp_path: Path, name: str):
+    plain = saved(tmp_path, name)
+    done = written(tmp_path, plain)
+    cpu = {"offload_param": {"device": "cpu"}}
+    expected = trained(stepper_of(plain, **cpu), name)
+    assert trained(stepper_of(done.directory, **cpu), name) == expected
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"unit": "linear"},
+        {"unit": "sublayer", "master": "bf16+8"},
+        {"unit": ["OPTAttention"], "master": "bf16_sr"},
+        {"wire": "nf4", "update": {"lag": 2}},
+    ],
+)
+@pytest.mark.parametrize("device", ["none", "cpu", "nvme"])
+def test_every_tier_opens_it(tmp_path: Path, device: str, block: dict[str, Any]):
+    plain = saved(tmp_path)
+    done = written(tmp_path, plain, **block)
+    offload = {"device": device, "nvme_path": str(tmp_path / "run") if device == "nvme" else None}
+    block = {**block, "offload_param": offload}
+    del block["unit" if "unit" in block and isinstance(block["unit"], str) else "offload_param"]
+    block["offload_param"] = offload  # the unit need not be said again
+    expected = trained(stepper_of(plain, **{"unit": done.settings["unit"], **block}), "opt")
+    before = content_of(tmp_path)
+    assert trained(stepper_of(done.directory, **block), "opt") == expected
+    assert content_of(tmp_path) == before
+
+
+def content_of(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    """Of the converted model, which is made unwritable."""
+    files = [f for name in ("converted", "disk1", "disk2") for f in (folder / name).rglob("*")]
+    for path in files:
+        path.chmod(0o500 if path.is_dir() else 0o400)
+    return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in files if p.is_file()}
+
+
+def test_a_journal_goes_on_from_either(tmp_path: Path):
+    plain = saved(tmp_path)
+    done = written(tmp_path, plain)
+    batch = ROWS["opt"].inputs(7)
+    digests = []
+    for models in ([plain, done.directory], [done.directory, plain], [plain, plain]):
+        path = tmp_path / f"{len(digests)}.journal"
+        for model in models:
+            nvme = {"device": "nvme", "nvme_path": str(tmp_path / "run" / path.stem)}
+            with closing(stepper_of(model, offload_param=nvme)) as stepper:
+                stepper.follow(Journal.open(path, stepper.bit_header()))
+                stepper.train_step([batch], LR)
+                digest = stepper.weights.digest()
+        digests.append(digest)
+    assert len(set(digests)) == 1
+
+
+def test_it_opens_without_reading_the_units(tmp_path: Path):
+    done = written(tmp_path, saved(tmp_path))
+    nvme = {"device": "nvme", "nvme_path": str(tmp_path / "run")}
+    with closing(stepper_of(done.directory, offload_param=nvme)) as stepper:
+        stepper.follow(Journal.open(tmp_path / "run.journal", stepper.bit_header()))
+        files = stepper.weights.files
+        assert files is not None
+        headers = 2 * len(stepper.weights.map.units) + SPARES  # of the base and of the run
+        assert files.bytes_read <= 4096 * headers
+        assert files.bytes_written == 0
+
+
+def test_a_model_that_took_no_step_may_be_used_again(tmp_path: Path):
+    done = written(tmp_path, saved(tmp_path))
+    model = load_causal_lm(done.directory)
+    expected = trained(stepper_of(done.directory), "opt")
+    config = ZOConfig.model_validate({"eps": 1e-2, "direction_scale": "rms"})
+    Stepper(model, config, dtype=torch.bfloat16).close()
+    assert trained(Stepper(model, config, dtype=torch.bfloat16), "opt") == expected
+    assert converted_of(model) is None  # its weights are others now, and in memory
+    first = next(model.model.decoder.layers[0].parameters())
+    assert not first.isnan().any()
+
+
+def test_generation_and_saving(tmp_path: Path):
+    plain = saved(tmp_path)
+    done = written(tmp_path, plain)
+    ids = ROWS["opt"].inputs(5)["input_ids"]
+    found = []
+    for number, folder in enumerate((plain, done.directory)):
+        with closing(stepper_of(folder)) as stepper:
+            model: Any = stepper.model
+            found.append(stepper.run_model(lambda: model.generate(ids, max_new_tokens=4)))
+            model.save_pretrained(tmp_path / str(number), state_dict=model.state_dict())
+    assert torch.equal(*found)
+    assert (tmp_path / "0" / "model.safetensors").read_bytes() == (
+        tmp_path / "1" / "model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        ({"unit": "linear"}, "converted with unit block, but this run has linear: use that, or"),
+        ({"master": "bf16+8"}, "converted with master fp32, but this run has bf16.8"),
+    ],
+)
+def test_other_settings_are_refused(tmp_path: Path, block: dict[str, Any], words: str):
+    done = written(tmp_path, saved(tmp_path))
+    with pytest.raises(StoreError, match=words):
+        stepper_of(done.directory, **block)
+
+
+def test_another_precision_is_refused(tmp_path: Path):
+    done = written(tmp_path, saved(tmp_path))
+    with pytest.raises(StoreError, match="with forward bfloat16, but this run has float16: use"):
+        Stepper(load_causal_lm(done.directory), ZOConfig(), dtype=torch.float16)
+
+
+@pytest.mark.parametrize("name", ["ambient.safetensors", "buffers.safetensors", "base.json"])
+@pytest.mark.parametrize("how", ["flipped", "short", "missing"])
+def test_damage_is_found(tmp_path: Path, name: str, how: str):
+    path = written(tmp_path, saved(tmp_path, "llama")).directory / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content if how == "flipped" else content[:-9])
+    if how == "missing":
+        path.unlink()
+    with pytest.raises((StoreError, ModelError), match=f"damaged|{name}|converted/?: "):
+        load_causal_lm(path.parent)
+
+
+@pytest.mark.parametrize("stripe", ["converted/units", "disk1", "disk2"])
+def test_damage_in_a_unit_is_found(tmp_path: Path, stripe: str):
+    done = written(tmp_path, saved(tmp_path))
+    path = tmp_path / stripe / "units.bin"
+    content = bytearray(path.read_bytes())
+    for at in range(5000, len(content), 4096):
+        content[at] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match="CRC-32C.*convert the model again|a base with"):
+        stepper_of(done.directory, offload_param={"device": "cpu"})
+
+
+def test_a_hostile_record_is_refused(tmp_path: Path):
+    directory = written(tmp_path, saved(tmp_path)).directory
+    content = read_sealed(directory / "base.json", 1, "")
+    write_sealed(directory / "base.json", 1, {**content, "scales": {"a": "b"}})
+    with pytest.raises(StoreError, match="base.json: damaged at scales.a; convert the model again"):
+        read_converted(directory)
+    changed = dict(content["parameters"])
+    changed[next(iter(changed))] = [[3, 3], "float32"]
+    write_sealed(directory / "base.json", 1, {**content, "parameters": changed})
+    with pytest.raises(ModelError, match=r"config.json makes .* base.json has \[3, 3\] float32"):
+        load_causal_lm(directory)
+
+
+def test_what_is_there_is_left_alone(tmp_path: Path):
+    plain = saved(tmp_path)
+    done = written(tmp_path, plain)
+    with pytest.raises(ConfigError, match="converted: there is something already; choose another"):
+        written(tmp_path, plain)
+    with pytest.raises(ConfigError, match="is a converted model already"):
+        convert(str(done.directory), tmp_path / "again")
+    with pytest.raises(ConfigError, match="the same directory twice"):
+        convert(str(plain), tmp_path / "twice", None, [tmp_path / "twice"])
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch):
+    def full(*_: Any) -> None:
+        raise StoreError("units.bin: 1 byte is free, 2 are needed")
+
+    monkeypatch.setattr("zo_offload.offload.folders.allocate", full)
+    plain = saved(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(StoreError, match="1 byte is free"):
+        convert(str(plain), tmp_path / "converted", None, [tmp_path / "disk1"])
+    assert sorted(tmp_path.rglob("*")) == before

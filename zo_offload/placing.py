@@ -1,0 +1,139 @@
+"""What a config makes of a model before anything is allocated: its units, and where each rests."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from zo_offload.ambient import surely_gathered
+from zo_offload.config import ZOConfig
+from zo_offload.converted import Base, converted_of
+from zo_offload.errors import ConfigError
+from zo_offload.estimator import SIGNS
+from zo_offload.granularity import GRANULARITIES
+from zo_offload.offload.aio import Aio
+from zo_offload.offload.planner import Needs
+from zo_offload.offload.residency import DEVICE, HOST, NVME
+from zo_offload.offload.run_files import Disk
+from zo_offload.units import IDENTITY, ModelMap, map_model
+from zo_offload.weights import Placement
+
+DEFAULT_SLOTS = 2
+
+
+@dataclass(frozen=True)
+class Placing:
+    """A model and what is asked of it.
+
+    Attributes:
+        model: Its shapes decide, not its values.
+        config: The ``zeroth_order`` block.
+        device: Where forwards run.
+        dtype: What they compute in (None: as the model is).
+        scales: Factor on z by parameter name.
+    """
+
+    model: nn.Module
+    config: ZOConfig
+    device: torch.device
+    dtype: torch.dtype | None
+    scales: Mapping[str, float]
+
+    def map(self) -> ModelMap:
+        """The model's units; where the config leaves them open, the coarsest that fit.
+
+        Raises:
+            ConfigError: The config asks for what no parameter can be.
+        """
+        config, converted = self.config, converted_of(self.model)
+        choices = GRANULARITIES if config.unit is None and config.device_budget else (config.unit,)
+        if config.unit is None and converted is not None:
+            choices = (converted.record.unit,)
+        maps = [
+            map_model(self.model, unit, self.scales, self.dtype, config.master, self.wire)
+            for unit in choices
+        ]
+        needed = [self.needs(each).least(self.tier).device_bytes for each in maps]
+        fitting = [i for i, count in enumerate(needed) if count <= (config.device_budget or count)]
+        chosen = maps[fitting[0] if fitting else needed.index(min(needed))]
+        self._check_master(chosen)
+        return chosen
+
+    def needs(self, model_map: ModelMap, copied: Collection[str] = ()) -> Needs:
+        """Bytes of weights, by purpose; ``copied`` are tables that turned out to be read whole."""
+        gathered = surely_gathered(self.model, model_map.ambient.segments).difference(copied)
+        on_device = self.updates_on_device
+        return Needs(
+            model_map,
+            self.config.offload_param.buffer_count or DEFAULT_SLOTS,
+            self.num_draws,
+            gathered,
+            lags=self.config.update.lag > 0,
+            whole_slots=on_device is not False,
+            host_moves=on_device is not True,
+        )
+
+    def place(self, model_map: ModelMap, disk: Disk | None) -> Placement:
+        """Where weights are to rest, as far as budgets go.
+
+        Raises:
+            StoreError: They do not go far enough.
+        """
+        config, needs = self.config, self.needs(model_map)
+        tiers = needs.divide(self.tier, config.device_budget, config.host_budget)
+        needs.plan(tiers).check(config.device_budget, config.host_budget)
+        return Placement(
+            device=self.device,
+            tiers=tiers,
+            num_slots=needs.num_slots,
+            pin_memory=config.offload_param.pin_memory,
+            device_budget=config.device_budget,
+            updates_on_device=self.updates_on_device,
+            disk=disk,
+        )
+
+    def base(self, model_map: ModelMap) -> Base | None:
+        """The opened files of a converted model; None where the model holds its values."""
+        converted = converted_of(self.model)
+        if converted is None:
+            return None
+        return converted.open(model_map, self.config.master, self.aio)
+
+    @property
+    def num_draws(self) -> int:
+        """Directions and signs of a step."""
+        return len(SIGNS) * self.config.probes
+
+    @property
+    def wire(self) -> str:
+        """How units are packed where they cross the bus."""
+        return self.config.wire or IDENTITY
+
+    @property
+    def tier(self) -> str:
+        """Where units rest that no budget keeps nearer."""
+        return {"none": DEVICE, "cpu": HOST, "nvme": NVME}[self.config.offload_param.device]
+
+    @property
+    def aio(self) -> Aio:
+        """How disks are asked."""
+        aio = self.config.aio
+        return Aio(aio.block_size, aio.queue_depth, aio.intra_op_parallelism)
+
+    @property
+    def updates_on_device(self) -> bool | None:
+        """None: to be measured, where host and device have memories of their own."""
+        if self.tier in (DEVICE, NVME):
+            return False
+        if self.config.update.where is None and self.device.type != "cpu":
+            return None
+        return self.config.update.where == "device"
+
+    def _check_master(self, model_map: ModelMap) -> None:
+        spans = [span for unit in model_map.everything for span in unit.spans if span.trainable]
+        if self.config.master != "fp32" and all(span.dtype != torch.bfloat16 for span in spans):
+            raise ConfigError(
+                f'zeroth_order.master: "{self.config.master}" is for forwards in bfloat16, and no '
+                'trainable parameter is; write "bf16": {"enabled": true}, or "master": "fp32"'
+            )
