@@ -53,9 +53,7 @@ def load_tokenizer(name: str | Path) -> Any:
     Raises:
         ModelError: As for the model, or it has no padding token to borrow.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = _load(AutoTokenizer, name, "tokenizer")
+    tokenizer = _tokenizer(name)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ModelError(
@@ -67,13 +65,20 @@ def load_tokenizer(name: str | Path) -> Any:
 
 def save_tokenizer(name: str | Path, directory: Path) -> bool:
     """Write the tokenizer beside a model elsewhere; False where there is none."""
-    from transformers import AutoTokenizer
-
     try:
-        _load(AutoTokenizer, name, "tokenizer").save_pretrained(str(directory))
+        _tokenizer(name).save_pretrained(str(directory))
     except ModelError:
         return False
     return True
+
+
+def _tokenizer(name: str | Path) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = _load(AutoTokenizer, name, "tokenizer")
+    if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_tokens)):  # made up
+        raise ModelError(f"{name}: no tokenizer there; copy its files (tokenizer.json, ...)")
+    return tokenizer
 
 
 def limits(name: str | Path) -> tuple[int | None, int | None]:
