@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 
 NAMES = ("rademacher", "gaussian")
+PART = 1 << 24  # elements that are summed at once
 RMS_FLOOR = 1 / 16
 """Least scale of a tensor, as a share of the model's RMS: a bias of zeros must still move."""
 
@@ -36,15 +37,19 @@ def rms_scales(parameters: Mapping[str, torch.Tensor]) -> dict[str, float]:
     parameters = {name: values for name, values in parameters.items() if values.numel()}
     if not parameters:
         return {}
-    squares = {
-        name: float(values.detach().double().square().sum()) for name, values in parameters.items()
-    }
+    squares = {name: _sum_of_squares(values) for name, values in parameters.items()}
     total = sum(values.numel() for values in parameters.values())
     overall = math.sqrt(sum(squares.values()) / total) or 1.0
     return {
         name: _eight_bits(max(math.sqrt(squares[name] / values.numel()) / overall, RMS_FLOOR))
         for name, values in parameters.items()
     }
+
+
+def _sum_of_squares(values: torch.Tensor) -> float:
+    """In float64, a part at a time: a table of a large model would take gigabytes."""
+    parts = values.detach().reshape(-1).split(PART)
+    return sum(float(part.double().square().sum()) for part in parts)
 
 
 def _eight_bits(value: float) -> float:
