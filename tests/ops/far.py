@@ -106,7 +106,8 @@ def far_rows(draw: st.DrawFn) -> tuple[Span, int, list[int]]:
     width, dtype = draw(st.integers(1, 1300)), draw(st.sampled_from(DTYPES))
     element = draw(st.sampled_from((0, 2**31, 2**32, 2**33)) | st.integers(0, MOST // 2))
     base = element // width
-    segment = Segment("table", draw(uint32), (base + NEAR_ROWS, width), 0, 0.37)
+    offset = 128 * draw(st.just(0) | st.integers(0, 2**26))
+    segment = Segment("table", draw(uint32), (base + NEAR_ROWS, width), 0, 0.37, offset)
     chosen = draw(st.lists(st.integers(0, NEAR_ROWS - 1), max_size=6))
     return Span(dtype, (segment,), 0, 0), base, chosen
 

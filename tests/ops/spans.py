@@ -51,6 +51,8 @@ draws = st.builds(
 )
 _shapes = st.tuples(st.integers(1, 700)) | st.tuples(st.integers(1, 20), st.integers(1, 40))
 _mixed = st.lists(st.sampled_from((1.0, 0.8476, 17.25)), min_size=4, max_size=4)
+# Of a part in its parameter: often none, or where blocks of a number grow a bit longer.
+_offsets = st.just(0) | st.integers(0, 2**28 - 64).map(lambda block: 128 * block)
 _scales = _mixed | st.just([1.0] * 4) | st.just([0.37] * 4)
 
 
@@ -62,12 +64,14 @@ def span_of(
     dither: bool = False,
     master: str = "fp32",
     codec: str = "identity",
+    offsets: list[int] | None = None,
 ) -> Span:
     segments: list[Segment] = []
     start = 0
     for i, shape in enumerate(shapes):
-        index = indices[i] if indices else i
-        segments.append(Segment(f"p{i}", index, shape, start, scales[i] if scales else 1.0))
+        index, scale = indices[i] if indices else i, scales[i] if scales else 1.0
+        offset = offsets[i] if offsets else 0
+        segments.append(Segment(f"p{i}", index, shape, start, scale, offset))
         start += segments[-1].padded
     return Span(dtype, tuple(segments), 0, 0, dither=dither, master=master, codec=codec)
 
@@ -82,7 +86,9 @@ def spans(
     shapes = draw(st.lists(_shapes, min_size=1, max_size=4))
     index = st.integers(0, 2**20)
     indices = draw(st.lists(index, min_size=len(shapes), max_size=len(shapes), unique=True))
-    return span_of(shapes, indices, draw(_scales), dtype, dither, master)
+    offsets = draw(st.lists(_offsets, min_size=len(shapes), max_size=len(shapes)))
+    scales = draw(_scales)
+    return span_of(shapes, indices, scales, dtype, dither, master, offsets=offsets)
 
 
 @contextlib.contextmanager
@@ -96,9 +102,10 @@ def expected_noise(span: Span, direction: str, draw: Draw) -> npt.NDArray[np.flo
     """``coefficient * scale * z`` of a span, segment by segment."""
     out = []
     for segment in span.segments:
-        place = (draw.seed, draw.step, draw.probe, segment.parameter_index, 0, segment.padded)
+        place = (draw.seed, draw.step, draw.probe, segment.parameter_index)
+        part = (segment.offset, segment.padded)
         with np.errstate(over="ignore", under="ignore"):
-            out.append(reference.DIRECTIONS[direction](*place, draw.coefficient * segment.scale))
+            out.append(reference.DIRECTIONS[direction](*place, *part, draw.coefficient * segment.scale))
     return np.concatenate(out)
 
 
@@ -111,7 +118,7 @@ def expected_dither(span: Span, draw: Draw) -> npt.NDArray[np.uint32]:
             draw.probe,
             reference.STREAM_DITHER,
             segment.parameter_index,
-            0,
+            segment.offset // reference.HALVES_PER_BLOCK,
             segment.padded // reference.HALVES_PER_BLOCK,
         )
         for segment in span.segments
@@ -129,7 +136,8 @@ def expected_rounding(span: Span, step: StepUpdate) -> npt.NDArray[np.uint32]:
     stream = reference.STREAM_ROUNDING
     words = [
         reference.words(
-            step.seed, step.step, 0, stream, s.parameter_index, 0, s.padded // per_block
+            *(step.seed, step.step, 0, stream, s.parameter_index),
+            *(s.offset // per_block, s.padded // per_block),
         )
         for s in span.segments
     ]
@@ -207,7 +215,7 @@ def expected_rows(
     """
     width, out = segment.shape[1], []
     for row in rows.tolist():
-        first = (base + row) * width
+        first = (base + row) * width + segment.offset
         place = (draw.seed, draw.step, draw.probe, segment.parameter_index, first, width)
         held = wire[segment.start + row * width :][:width].float().numpy()
         with np.errstate(all="ignore"):

@@ -102,7 +102,7 @@ def test_the_structures_are_those_of_the_header():
         native._Point: 32,
         native._Job: 128,
         native._Pack: 80,
-        native._Rows: 96,
+        native._Rows: 104,
         native._Values: 40,
     }
     for structure, size in sizes.items():

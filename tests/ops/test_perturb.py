@@ -111,7 +111,7 @@ def test_infinities_and_nan_are_kept(dither: bool):
 @pytest.mark.parametrize("width", [1, 5, 8, 100, 128, 129, 256, 300])
 def test_rows_equal_those_of_the_whole(dtype: torch.dtype, direction: str, width: int):
     height, draw = 50, Draw(2**64 - 1, 3, 1, -1e-3)
-    span = span_of([(77,), (height, width)], [4, 2], [1.0, 0.37], dtype)
+    span = span_of([(77,), (height, width)], [4, 2], [1.0, 0.37], dtype, offsets=[0, 128 * 3])
     segment = span.segments[1]
     wire = random_master(span.elements).to(dtype)
     rows = torch.tensor([0, height - 1, 7, 7, 31])

@@ -91,7 +91,7 @@ def perturb_rows(
 
     Args:
         span: Holds the parameter.
-        segment: The parameter, ``[height, width]``.
+        segment: The parameter, or a part of it, ``[height, width]``.
         wire: The span's wire elements.
         rows: ``[n]`` row numbers, repetition allowed.
         direction: ``rademacher`` or ``gaussian``.

@@ -20,7 +20,7 @@ from zo_offload.ops.draws import DIRECTIONS, Draw, Point, StepUpdate
 from zo_offload.ops.layout import CODECS, FORWARDS, Layout
 from zo_offload.ops.span import FORMATS, REST_DTYPES, Segment, Span
 
-VERSION = 2
+VERSION = 3
 LIBRARY = Path(__file__).with_name("_kernels.so")
 ISAS = {"scalar": 0, "neon": 1, "avx2": 2, "avx512": 3}  # of zo_isa
 STATUS = {1: "a job that is not sound", 2: "no such instruction set here", 3: "out of memory"}
@@ -71,7 +71,7 @@ class _Job(ctypes.Structure):
 class _Rows(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_uint32) for name in ("format", "direction", "num_threads", "parameter")),
-        *((name, ctypes.c_uint64) for name in ("width", "num_rows")),
+        *((name, ctypes.c_uint64) for name in ("width", "num_rows", "offset")),
         ("scale", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("wire", "rows", "out")),
         ("draw", _Draw),
@@ -225,6 +225,7 @@ class Native:
             segment.parameter_index,
             width,
             len(rows),
+            segment.offset,
             segment.scale,
             wire.data_ptr() + segment.start * wire.itemsize,
             rows.data_ptr(),

@@ -1,9 +1,10 @@
 """Spans: the stretches of flat memory that kernels work on.
 
-A span is a run of whole parameters of one kind (one forward dtype, all trainable or all frozen,
-all dithered or none) inside a unit's flat buffers. Every parameter starts on a multiple of 128
-elements, so that the noise blocks of neighbours never share an element and a span's noise is one
-uninterrupted sequence of blocks.
+A span is a run of parameters of one kind (one forward dtype, all trainable or all frozen, all
+dithered or none) inside a unit's flat buffers. Every parameter starts on a multiple of 128
+elements, so that the noise blocks of neighbours never share an element and a span's noise is a
+sequence of whole blocks. Of a parameter that several units divide among themselves a span holds a
+part, which begins on a block of its noise.
 """
 
 from bisect import bisect_right
@@ -18,13 +19,13 @@ from zo_offload.ops.layout import Layout, layout_of
 
 ALIGNMENT = 128  # elements; a multiple of every direction's block
 TABLE = np.dtype(
-    [("start", "<u8"), ("stop", "<u8"), ("scale", "<f8"), ("parameter", "<u4"), ("zero", "<u4")]
+    [("start", "<u8"), ("stop", "<u8"), ("scale", "<f8"), ("parameter", "<u4"), ("block", "<u4")]
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One parameter inside a span.
+    """One parameter inside a span, or a part of one.
 
     Attributes:
         name: Qualified name in the model.
@@ -32,6 +33,7 @@ class Segment:
         shape: As the model sees it.
         start: First element inside the span, a multiple of 128.
         scale: Factor on z for this tensor (1.0 unless ``direction_scale`` is set).
+        offset: Elements of the parameter that lie before the part, a multiple of 128.
     """
 
     name: str
@@ -39,10 +41,11 @@ class Segment:
     shape: tuple[int, ...]
     start: int
     scale: float = 1.0
+    offset: int = 0
 
     @property
     def numel(self) -> int:
-        """Elements of the parameter."""
+        """Elements of the parameter, or of the part."""
         count = 1
         for size in self.shape:
             count *= size
@@ -83,6 +86,7 @@ class Span:
     elements: int = field(init=False)
 
     def __post_init__(self) -> None:
+        assert all(segment.offset % ALIGNMENT == 0 for segment in self.segments)
         last = self.segments[-1]
         object.__setattr__(self, "elements", last.start + last.padded)
 
@@ -115,7 +119,7 @@ class Span:
         return "fp16" if self.dtype == torch.float16 else "fp32"
 
     def overlapping(self, start: int, stop: int) -> list[tuple[Segment, int, int]]:
-        """Segments that hold elements start..stop, each with its own first and last element.
+        """Segments that hold elements start..stop, each with first and last element in its parameter.
 
         Padding belongs to the segment before it.
         """
@@ -126,7 +130,8 @@ class Span:
                 break
             end = self._starts[i + 1] if i + 1 < len(self.segments) else self.elements
             first, last = max(start, segment.start), min(stop, end)
-            found.append((segment, first - segment.start, last - segment.start))
+            begin = segment.start - segment.offset
+            found.append((segment, first - begin, last - begin))
         return found
 
     def alone(self, segment: Segment) -> "Span":
@@ -135,11 +140,11 @@ class Span:
 
     @cached_property
     def table(self) -> npt.NDArray[np.void]:
-        """The segments as kernels read them: start, stop (with padding), scale, parameter."""
+        """The segments as kernels read them: the block is that of the first 128 elements."""
         stops = [*self._starts[1:], self.elements]
         rows = [
-            (segment.start, stop, segment.scale, segment.parameter_index, 0)
-            for segment, stop in zip(self.segments, stops, strict=True)
+            (s.start, stop, s.scale, s.parameter_index, s.offset // ALIGNMENT)
+            for s, stop in zip(self.segments, stops, strict=True)
         ]
         return np.array(rows, TABLE)
 

@@ -199,7 +199,8 @@ def _blocks(
         return table.repeat_interleave(counts, output_size=len(block))
 
     segments = [segment for segment, _, _ in inside]
-    block -= spread([segment.start // per_block for segment in segments], torch.int64)
+    begins = [(segment.start - segment.offset) // per_block for segment in segments]
+    block -= spread(begins, torch.int64)
     parameter = spread([segment.parameter_index for segment in segments], torch.int64)
     scales = [segment.scale for segment in segments]
     return block, parameter, spread(scales, torch.float64) if len(set(scales)) > 1 else scales[0]
@@ -340,7 +341,7 @@ def perturb_rows(
     if len(rows) == 0:
         return torch.empty(0, width, dtype=span.dtype, device=rows.device)
     table = wire[segment.start : segment.start + segment.numel].view(segment.shape)
-    first = rows * width  # element number of each row's start
+    first = rows * width + segment.offset  # element number of each row's start
     slack = 0 if width % per_block == 0 else per_block - 1
     across = -(-(width + slack) // per_block)  # blocks that a row may touch
     block = (first // per_block).unsqueeze(1) + torch.arange(across, device=rows.device)

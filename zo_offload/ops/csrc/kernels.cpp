@@ -56,7 +56,8 @@ bool walk(const zo_job &job, uint64_t start, uint64_t stop, Room &room) {
     const zo_segment &segment = job.segments[low];
     const uint64_t end = segment.stop < stop ? segment.stop : stop;
     const uint32_t count = uint32_t(end - at < kTile ? end - at : kTile);
-    const Place place = {at - segment.start, segment.parameter, segment.scale};
+    const uint64_t before = uint64_t{segment.block} * kAlign;
+    const Place place = {at - segment.start + before, segment.parameter, segment.scale};
 #if defined(ZO_BUILD_AVX512)
     if (fused.fits)
       fused_tile<InRegisters<Z>>(job, fused, place, at, count, room);
@@ -74,7 +75,8 @@ void walk_rows(const zo_rows &job, uint64_t first, uint64_t last, Room &room) {
   for (uint64_t r = first; r < last; ++r) {
     const uint64_t row = uint64_t(job.rows[r]) * job.width;
     for (uint64_t done = 0; done < job.width;) {
-      const uint64_t element = row + done, aligned = element / kAlign * kAlign;
+      const uint64_t at = row + done, element = at + job.offset;
+      const uint64_t aligned = element / kAlign * kAlign;
       const uint32_t skip = uint32_t(element - aligned);
       const uint64_t left = job.width - done;
       const uint32_t count = uint32_t(left < kTile - skip ? left : kTile - skip);
@@ -85,7 +87,7 @@ void walk_rows(const zo_rows &job, uint64_t first, uint64_t last, Room &room) {
       float *__restrict sum = room.sum;
       z.over(whole, [=](uint32_t e, float term) { sum[e] = term; });
       float *__restrict value = room.value;
-      decode_wire(job.format, job.wire, element, count, value);
+      decode_wire(job.format, job.wire, at, count, value);
       for (uint32_t e = 0; e < count; ++e) value[e] += sum[skip + e];
       const uint64_t to = r * job.width + done;
       uint16_t *halves = static_cast<uint16_t *>(job.out) + to;

@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ZO_VERSION 2
+#define ZO_VERSION 3
 #define ZO_API __attribute__((visibility("default")))
 
 #ifdef __cplusplus
@@ -48,11 +48,12 @@ enum zo_codec {
   ZO_NF4 = 7,
 };
 
-/* One parameter: elements start to stop of the span, both multiples of 128. */
+/* One parameter, or a part of one: elements start to stop of the span, both multiples of 128. */
 struct zo_segment {
   uint64_t start, stop;
   double scale;
-  uint32_t parameter, reserved;
+  uint32_t parameter;
+  uint32_t block; /* of the parameter's blocks of 128 elements, the one that lies at `start` */
 };
 
 /* coefficient * z, where seed, step and probe name z. */
@@ -105,13 +106,14 @@ struct zo_pack {
   void *packed, *out;
 };
 
-/* Rows of one two-dimensional parameter along one draw. */
+/* Rows of one two-dimensional parameter, or of a part of it, along one draw. */
 struct zo_rows {
   uint32_t format, direction;
   uint32_t num_threads, parameter;
   uint64_t width, num_rows;
+  uint64_t offset; /* elements of the parameter before the part */
   double scale;
-  const void *wire; /* of the parameter's element 0 */
+  const void *wire; /* of the part's element 0 */
   const int64_t *rows;
   void *out; /* [num_rows, width] */
   struct zo_draw draw;

@@ -104,6 +104,7 @@ class TritonKernels:
                 out.view(torch.int16) if half else out,
                 rows.to(torch.int64).contiguous(),
                 width,
+                segment.offset,
                 segment.parameter_index,
                 _uint32([_fields(draw.seed, draw.step, draw.probe)], wire.device),
                 _values([draw], [segment.scale], direction, wire.device),

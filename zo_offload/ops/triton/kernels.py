@@ -282,8 +282,9 @@ def work(
 @triton.jit
 def work_rows(
     values,  # [rows, width] of the wire, perturbed in place
-    rows,  # int64 [rows]: their numbers in the parameter
+    rows,  # int64 [rows]: their numbers in the parameter, or the part of it
     width,
+    offset,  # elements of the parameter before the part
     parameter,
     draw,  # uint32 [FIELDS]
     terms_of,  # fp32 [1] or [CELLS]
@@ -293,7 +294,7 @@ def work_rows(
 ):
     """Perturb gathered rows. A row begins anywhere in its first group of 128 elements."""
     row = tl.program_id(0).to(tl.int64)
-    start = tl.load(rows + row).to(tl.int64) * width
+    start = tl.load(rows + row).to(tl.int64) * width + offset
     group = start // 128 + tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
     column = group[:, None] * 128 + tl.arange(0, 128)[None, :] - start
     mask = (column >= 0) & (column < width)
