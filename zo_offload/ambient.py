@@ -11,6 +11,8 @@ Three ways, by size and use:
 * another large tensor has one copy, rebuilt when a lane of another probe or sign reads it;
 * a small tensor keeps one copy a probe and sign for the length of a visit.
 
+So are single experts, where units divide what holds many (``expert_reads.py``).
+
 The mode also keeps losses exact: the output embedding of a half-precision model yields fp32 logits,
 and the inputs of loss functions are upcast. (bfloat16 logits alone cost four times the noise.)
 """
@@ -27,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 from zo_offload import ops
 from zo_offload.errors import ModelError
 from zo_offload.exact_head import exact_linear
+from zo_offload.expert_reads import DividedExperts, ExpertReads, Visitor
 from zo_offload.offload.planner import copy_bytes, is_small
 from zo_offload.ops import Draw, Segment, Span
 from zo_offload.views import address_of, owned
@@ -81,6 +84,7 @@ class AmbientCopies:
             for unit in weights.map.units
             for _, segment in unit.segments
         }
+        self.experts = DividedExperts(weights)
         self.gathered = {
             id(weights.map.parameters[name])
             for name in gathered_parameters(model, weights.map.ambient.segments)
@@ -195,21 +199,43 @@ def _embeddings_of(model: Any) -> tuple[Any, Any]:
 
 
 class AmbientMode(TorchFunctionMode):
-    """Active while one lane runs: substitutes ambient parameters and keeps losses exact."""
+    """Active while one lane runs: substitutes ambient parameters and keeps losses exact.
 
-    def __init__(
-        self, copies: AmbientCopies, draw: Draw | None, rank: int, inside: Callable[[], int]
-    ) -> None:
+    Args:
+        copies: Of the ambient parameters.
+        draw: Where the lane's weights stand.
+        rank: Of the draw among those of the visit.
+        lane: Who reads.
+    """
+
+    def __init__(self, copies: AmbientCopies, draw: Draw | None, rank: int, lane: Visitor) -> None:
         super().__init__()
         self._copies = copies
         self._draw = draw
         self._rank = rank
-        self._inside = inside  # index of the unit that the lane is in
+        self._lane = lane
+        self._reads = ExpertReads(copies.experts, lane) if copies.experts.names else None
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self._reads is not None and self._reads.is_on:
+            return self._with_experts(self._reads, func, args, kwargs)
+        return self._call(func, args, kwargs)
+
+    def _with_experts(
+        self, reads: ExpertReads, func: Callable, args: tuple, kwargs: dict[str, Any]
+    ) -> Any:
+        if reads.is_read(func, args):
+            return reads.read(*args)
+        if reads_values(func):
+            reads.check(func, args, kwargs)
+        result = self._call(func, args, kwargs)
+        reads.note(result)
+        return result
+
+    def _call(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         for target in written_by(func, args, kwargs):
             self._refuse_writing(func, target)
         if func is F.embedding and self._draw is not None:
@@ -262,7 +288,10 @@ class AmbientMode(TorchFunctionMode):
 
     def _check_visited(self, func: Callable, parameter: nn.Parameter) -> None:
         index, name = self._copies.unit_of[id(parameter)]
-        if index != self._inside() and reads_values(func):
+        if parameter in self._copies.experts:
+            if reads_values(func):
+                self._copies.experts.refuse_whole(func, parameter)
+        elif index != self._lane.inside and reads_values(func):
             raise ModelError(
                 f"{name} was read by {getattr(func, '__name__', func)} outside the forward of its "
                 "unit, where it holds no values; make a larger class the unit: "

@@ -22,9 +22,8 @@ def write_model(path: Path, weights: Weights, frozen: bool = True) -> None:
         CheckpointError: The system refuses; what stood at ``path`` stays.
     """
     values = {
-        segment.name: weights.value(segment.name)
-        for unit in weights.map.everything
-        for span, segment in unit.segments
+        name: weights.value(name)
+        for name, ((_, span, _), *_) in weights.map.places.items()
         if frozen or span.trainable
     }
     aside = path.with_name(path.name + files.ASIDE)

@@ -4,7 +4,8 @@ Every lane runs the *unmodified* model in a thread of its own, and exactly one l
 A forward pre-hook on each unit makes the lane hand the baton back and wait; when all lanes stand
 somewhere, the scheduler takes the unit where most of them wait, writes it once for each direction
 and sign, and lets the lanes of that sign through, one after another. Lanes may stand at different
-units (generation, early exits); models that visit one block many times wait at it many times.
+units (generation, early exits); models that visit one block many times wait at it many times. In a
+module whose experts are divided among units, lanes stop where the forward reads an expert.
 
 What a thread owns is set in each lane: inference mode, autocast, thread count, device and stream,
 context variables. Random generators are swapped with the baton (``generators.py``); the caller's
@@ -30,6 +31,7 @@ from torch import nn
 from zo_offload import leftovers
 from zo_offload.ambient import AmbientCopies, AmbientMode
 from zo_offload.errors import StoreError
+from zo_offload.experts import read_one_by_one
 from zo_offload.generators import Generators, States
 from zo_offload.objective import shapes_of
 from zo_offload.ops import Draw
@@ -67,6 +69,7 @@ class Lane:
         self.owner = owner
         self.generators = generators
         self.inside = AMBIENT
+        self.experts = range(0)  # units of the module with divided experts that it is in
         self.waits_for: int | None = None
         self.result: Any = None
         self.error: BaseException | None = None
@@ -147,12 +150,17 @@ class Lanes:
         self._leave_nothing: set[Hashable] = set()  # shapes whose forwards were looked at
         self._state_before: dict | None = None
         self._hooks: list[Any] = []
-        for unit, module in zip(weights.map.units, weights.map.modules, strict=True):
-            self._hooks.append(
-                module.register_forward_pre_hook(self._arrival(unit.index), prepend=True)
-            )
-            self._hooks.append(module.register_forward_hook(self._departure, always_call=True))
+        divided = []
+        for module, units in _units_of(weights.map.modules).items():
+            before, after = self._arrival(units.start), self._departure
+            if len(units) > 1:
+                divided.append(module)
+                before, after = self._entry(units), self._exit
+            self._hooks.append(module.register_forward_pre_hook(before, prepend=True))
+            self._hooks.append(module.register_forward_hook(after, always_call=True))
         self._serve_calls_from_outside(model)
+        self._forwards = ExitStack()
+        self._forwards.enter_context(read_one_by_one(divided))
 
     def run(self, calls: Sequence[Call], shapes: Sequence[Hashable] = ()) -> list[Any]:
         """Results of all calls, in order.
@@ -244,7 +252,7 @@ class Lanes:
         try:
             with (
                 torch.no_grad(),  # not inference mode: callers may go on with what they are given
-                AmbientMode(self.copies, call.draw, 0, lambda: lane.inside),
+                AmbientMode(self.copies, call.draw, 0, lane),
             ):
                 return call.run()
         finally:
@@ -258,9 +266,7 @@ class Lanes:
 
         def scope(lane: Lane) -> ExitStack:
             stack = caller.enter()
-            mode = AmbientMode(
-                self.copies, lane.call.draw, draws.index(lane.call.draw), lambda: lane.inside
-            )
+            mode = AmbientMode(self.copies, lane.call.draw, draws.index(lane.call.draw), lane)
             stack.enter_context(mode)
             return stack
 
@@ -290,13 +296,18 @@ class Lanes:
             raise
 
     def _serve(self, lanes: list[Lane]) -> None:
-        """Until all lanes have ended: the unit with most waiters, one written copy a draw."""
+        """Until all lanes have ended: the unit with most waiters, one written copy a draw.
+
+        Waiters are counted by module. Of its groups of experts the first is next: a lane that waits
+        there comes to the others later, and none need come twice.
+        """
+        modules = self._weights.map.modules
         while waiting := [lane for lane in lanes if lane.waits_for is not None]:
-            counts: dict[int, int] = {}
+            at: dict[nn.Module, list[int]] = {}
             for lane in waiting:
                 assert lane.waits_for is not None
-                counts[lane.waits_for] = counts.get(lane.waits_for, 0) + 1
-            index = max(counts, key=counts.__getitem__)  # the first lane's unit where equal
+                at.setdefault(modules[lane.waits_for], []).append(lane.waits_for)
+            index = min(max(at.values(), key=len))  # the first lane's module where equal
             there = [lane for lane in waiting if lane.waits_for == index]
             for draw, group in groupby(there, key=lambda lane: lane.call.draw):
                 for lane in group:
@@ -313,15 +324,32 @@ class Lanes:
 
     def _arrival(self, index: int) -> Callable[[nn.Module, Any], None]:
         def arrive(module: nn.Module, args: Any) -> None:
-            lane = getattr(_current, "lane", None)
-            if lane is None or lane.owner is not self:
-                raise StoreError(
-                    f"{type(module).__name__} was called outside a visit, where its weights are "
-                    "not on the device; call the engine instead: engine(...), engine.generate(...)"
-                )
-            lane.arrive(index)
+            self._lane_in(module).arrive(index)
 
         return arrive
+
+    def _entry(self, units: range) -> Callable[[nn.Module, Any], None]:
+        """Of a module whose experts are divided: a lane stops when it reads one."""
+
+        def enter(module: nn.Module, args: Any) -> None:
+            self._lane_in(module).experts = units
+
+        return enter
+
+    def _lane_in(self, module: nn.Module) -> Lane:
+        lane = getattr(_current, "lane", None)
+        if lane is None or lane.owner is not self:
+            raise StoreError(
+                f"{type(module).__name__} was called outside a visit, where its weights are "
+                "not on the device; call the engine instead: engine(...), engine.generate(...)"
+            )
+        return lane
+
+    def _exit(self, module: nn.Module, args: Any, output: Any) -> Any:
+        lane = getattr(_current, "lane", None)
+        if lane is not None and lane.owner is self:
+            lane.experts = range(0)
+        return self._departure(module, args, output)
 
     def _departure(self, module: nn.Module, args: Any, output: Any) -> Any:
         lane = getattr(_current, "lane", None)
@@ -339,10 +367,20 @@ class Lanes:
             return  # the model may be another's by now
         self._closed = True
         vars(self._model).pop("forward", None)
+        self._forwards.close()
         for hook in self._hooks:
             hook.remove()
         if self._threads is not None:
             self._threads.shutdown()
+
+
+def _units_of(modules: Sequence[nn.Module]) -> dict[nn.Module, range]:
+    """Of every module its units; of one whose experts are divided several, neighbours."""
+    found: dict[nn.Module, range] = {}
+    for index, module in enumerate(modules):
+        first = found[module].start if module in found else index
+        found[module] = range(first, index + 1)
+    return found
 
 
 class _CallerState:

@@ -8,9 +8,9 @@ written every L steps. Whoever looks between is given a copy brought to the curr
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import partial
 from threading import Lock
 
 import torch
@@ -20,7 +20,8 @@ from zo_offload.offload.packing import Packer
 from zo_offload.offload.store import Lease, Store
 from zo_offload.offload.streamer import Sent
 from zo_offload.ops import Draw, Point, Segment, Span, StepUpdate
-from zo_offload.units import AMBIENT, IDENTITY, ModelMap, Unit
+from zo_offload.parts import together
+from zo_offload.units import AMBIENT, IDENTITY, ModelMap, Place, Unit
 
 
 class Masters:
@@ -147,7 +148,7 @@ class Masters:
 
         Args:
             unit: Which.
-            masters: fp32 values by parameter name.
+            masters: fp32 values by parameter name; of a divided one the unit's part.
             step: Number of steps that they carry.
         """
         with self.lent(unit, anew=True) as lease:
@@ -214,13 +215,11 @@ class Masters:
 
     def master(self, name: str) -> torch.Tensor:
         """A parameter's exact fp32 value at the current step, on the CPU."""
-        with self._current_part(name) as part:
-            return _master(*part)
+        return self._whole(name, map(self._master_at, self._places(name)))
 
     def value(self, name: str) -> torch.Tensor:
         """A parameter as the forward sees it at the current step (a copy, on the CPU)."""
-        with self._current_part(name) as (_, segment, wire, _, part):
-            return wire[part].to("cpu", copy=True).view(segment.shape)
+        return self._whole(name, map(self._value_at, self._places(name)))
 
     def masters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every managed parameter's name and exact value, in the model's order."""
@@ -228,7 +227,10 @@ class Masters:
             yield name, self.master(name)
 
     def held(self, unit: Unit) -> dict[str, torch.Tensor]:
-        """The unit's masters as they stand, after :meth:`carried` steps: fp32, on the CPU."""
+        """The unit's masters as they stand, after :meth:`carried` steps: fp32, on the CPU.
+
+        Of a divided parameter there is the unit's part.
+        """
         found = {}
         with self.lent(unit) as lease:
             self._settle(unit, lease)
@@ -241,15 +243,32 @@ class Masters:
     def digest(self) -> str:
         """SHA-256 of every parameter's name, shape and exact value."""
         total = hashlib.sha256()
-        for name, master in self.masters():
-            total.update(f"{name} {tuple(master.shape)}\n".encode())
-            total.update(master.contiguous().numpy().data)
+        for name, parameter in self.map.parameters.items():
+            total.update(f"{name} {tuple(parameter.shape)}\n".encode())
+            for place in self._places(name):  # a divided one is never together in memory
+                total.update(self._master_at(place).contiguous().numpy().data)
         return total.hexdigest()
 
+    def _places(self, name: str) -> list[Place]:
+        return self.map.places[self.map.aliases.get(name, name)]
+
+    def _master_at(self, place: Place) -> torch.Tensor:
+        with self._current_part(place) as part:
+            return _master(*part)
+
+    def _value_at(self, place: Place) -> torch.Tensor:
+        with self._current_part(place) as (_, segment, wire, _, part):
+            return wire[part].to("cpu", copy=True).view(segment.shape)
+
+    def _whole(self, name: str, parts: Iterable[torch.Tensor]) -> torch.Tensor:
+        """A parameter of its parts, in order; the part itself where that is all of it."""
+        shape = self.map.parameters[self.map.aliases.get(name, name)].shape
+        return together(shape, parts)
+
     @contextmanager
-    def _current_part(self, name: str) -> Iterator["Part"]:
-        """Where a parameter's elements are at the current step: a copy where masters lag."""
-        unit, span, segment = self._places[self.map.aliases.get(name, name)]
+    def _current_part(self, place: Place) -> Iterator["Part"]:
+        """Where a place's elements are at the current step: a copy where masters lag."""
+        unit, span, segment = place
         with self.lent(unit) as lease:
             self._settle(unit, lease)
             wire, rest = span.wire(lease.wire), span.rest(lease.rest)
@@ -263,14 +282,6 @@ class Masters:
             rest = rest[padded if span.rest_bytes else slice(0)].clone()
             ops.update(span.alone(segment), wire, rest, self.direction, ahead)
             yield span, segment, wire, rest, slice(0, segment.numel)
-
-    @cached_property
-    def _places(self) -> dict[str, tuple[Unit, Span, Segment]]:
-        return {
-            segment.name: (unit, span, segment)
-            for unit in self.map.everything
-            for span, segment in unit.segments
-        }
 
 
 # A span and one of its parameters, wire and rest elements that hold it, and which of them do.
@@ -291,7 +302,7 @@ def _master(
 def fill_unit(
     unit: Unit, values: Mapping[str, torch.Tensor], wire: torch.Tensor, rest: torch.Tensor
 ) -> None:
-    """Write a unit's initial values, by parameter name."""
+    """Write a unit's initial values, by parameter name; of a divided one the unit's part."""
     for span, segment in unit.segments:
         fill(span, segment, values[segment.name], span.wire(wire), span.rest(rest))
 

@@ -1,10 +1,10 @@
 """The exact weights of one step in a directory: a safetensors file a unit, and a manifest.
 
 Replay from the base rebuilds any step, so a snapshot is never needed; it saves the time of replay.
-It holds every parameter under its own name, trainable ones as their fp32 masters, which may lag
-behind the step, and at most one unit is in memory while it is written or read. The manifest says
-what each file must be and how many steps it carries; nothing is believed before its length and
-digest are right.
+It holds every parameter under its own name (of one that units divide, each unit's file holds a
+part), trainable ones as their fp32 masters, which may lag behind the step, and at most one unit is
+in memory while it is written or read. The manifest says what each file must be and how many steps
+it carries; nothing is believed before its length and digest are right.
 """
 
 import hashlib

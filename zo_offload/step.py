@@ -303,7 +303,7 @@ class Stepper:
         """Digest of which parameters are in units, where that decides bits."""
         if not self.config.update.lag and self._placing.wire == IDENTITY:
             return None
-        names = [segment.name for unit in self.weights.map.units for _, segment in unit.segments]
+        names = {segment.name for unit in self.weights.map.units for _, segment in unit.segments}
         return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
     def follow(self, journal: Journal) -> None:

@@ -5,7 +5,8 @@ outermost repeated items of ``nn.ModuleList`` s, from the module tree alone, so 
 is named anywhere. Everything outside every unit, or reached from two, is *ambient*: embeddings,
 final norm, head, shared tables.
 
-Blocks may be divided further (``granularity.py``).
+Blocks may be divided further (``granularity.py``), and so may a module that holds many experts
+(``experts.py``): then several units share its parameters, each a part of all of them.
 
 "Repeated" means that an item has a sibling of its own class which shares at least half of its
 parameter names and shapes. Transformer layers qualify (T5's first block differs from the others by
@@ -14,6 +15,7 @@ one table only); Swin's stages, whose widths differ, do not, so the search goes 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -21,6 +23,7 @@ from torch import nn
 
 from zo_offload.codec import codec_of
 from zo_offload.errors import ConfigError, ModelError
+from zo_offload.experts import groups_of, holds_experts, refuse_compiled_experts
 from zo_offload.granularity import GRANULARITIES, divide
 from zo_offload.ops import Segment, Span
 from zo_offload.unmanageable import refuse_compiled
@@ -36,7 +39,8 @@ class Unit:
 
     Attributes:
         index: Position in the order of definition; ``AMBIENT`` for the ambient parameters.
-        name: Module path in the model (empty for ambient).
+        name: Module path in the model, with the range of experts where it holds some of many; empty
+            for ambient.
         spans: Where its parameters lie.
         wire_bytes: Bytes that the forward needs, in its dtype.
         rest_bytes: Bytes that stay with the master.
@@ -69,6 +73,10 @@ class Unit:
         return sum(segment.numel for _, segment in self.segments)
 
 
+# Where a parameter, or a part of it, lies.
+Place = tuple[Unit, Span, Segment]
+
+
 @dataclass(frozen=True)
 class ModelMap:
     """A model divided into units and ambient parameters.
@@ -76,7 +84,7 @@ class ModelMap:
     Attributes:
         units: In order of definition.
         ambient: The pseudo-unit of all other floating-point parameters.
-        modules: Unit modules, by index.
+        modules: Unit modules, by index; one whose experts are divided stands there for each group.
         parameters: Every managed parameter by its first name.
         aliases: Further names of tied parameters, to the first.
         division: How far blocks are divided, or the names of the classes that are units.
@@ -93,6 +101,20 @@ class ModelMap:
     def everything(self) -> tuple[Unit, ...]:
         """The ambient pseudo-unit, then the units."""
         return (self.ambient, *self.units)
+
+    @cached_property
+    def places(self) -> dict[str, list[Place]]:
+        """Where each parameter lies, by first name: a divided one in several places, in order."""
+        found: dict[str, list[Place]] = {}
+        for unit in self.everything:
+            for span, segment in unit.segments:
+                found.setdefault(segment.name, []).append((unit, span, segment))
+        return found
+
+    @property
+    def divided(self) -> dict[str, list[Place]]:
+        """Those in several places."""
+        return {name: places for name, places in self.places.items() if len(places) > 1}
 
     @property
     def num_parameters(self) -> int:
@@ -134,6 +156,7 @@ def map_model(
     refuse_compiled(model, [path for path, _ in blocks])
     names, aliases = _parameter_names(model)
     owner = _owners(model, [module for _, module in blocks])
+    pieces = _pieces(blocks, owner, divides=unit == "linear")
     indices = {name: i for i, name in enumerate(names)}
     members: dict[int, list[str]] = {i: [] for i in range(AMBIENT, len(blocks))}
     for name, parameter in names.items():
@@ -143,9 +166,9 @@ def map_model(
         name: _forward_dtype(model, name, parameter, dtype) for name, parameter in names.items()
     }
 
-    def lay_out(index: int, name: str) -> Unit:
+    def lay_out(index: int, piece: Piece) -> Unit:
         kinds: dict[Kind, list[str]] = {}
-        for member in members[index]:
+        for member in members[piece.block]:
             parameter, computes_in = names[member], dtypes[member]
             dither = (
                 parameter.requires_grad and computes_in == torch.bfloat16 and parameter.ndim <= 1
@@ -156,24 +179,24 @@ def map_model(
             kinds.setdefault(kind, []).append(member)
         spans: list[Span] = []
         for kind, group in kinds.items():
-            shapes = [(member, indices[member], tuple(names[member].shape)) for member in group]
+            shapes = [
+                (member, indices[member], *_part(names[member], piece.experts)) for member in group
+            ]
             before = spans[-1] if spans else None
             spans.append(_lay_out_span(kind, shapes, scales or {}, before, master))
         wire_bytes, rest_bytes = sum(s.wire_bytes for s in spans), sum(s.rest_bytes for s in spans)
-        return Unit(index, name, tuple(spans), wire_bytes, rest_bytes)
+        return Unit(index, piece.name, tuple(spans), wire_bytes, rest_bytes)
 
-    units = [
-        lay_out(index, blocks[index][0] if index >= 0 else "")
-        for index in range(AMBIENT, len(blocks))
-    ]
+    ambient = lay_out(AMBIENT, Piece(AMBIENT, "", model, None))
+    units = [lay_out(index, piece) for index, piece in enumerate(pieces)]
     managed = {
         name: parameter
         for name, parameter in names.items()
         if parameter.is_floating_point() and parameter.numel()
     }
-    modules = tuple(module for _, module in blocks)
+    modules = tuple(piece.module for piece in pieces)
     division = unit if isinstance(unit, str) else tuple(unit or ()) or "block"
-    return ModelMap(tuple(units[1:]), units[0], modules, managed, aliases, division)
+    return ModelMap(tuple(units), ambient, modules, managed, aliases, division)
 
 
 def _find_units(model: nn.Module, unit: str | Sequence[str] | None) -> list[tuple[str, nn.Module]]:
@@ -181,6 +204,54 @@ def _find_units(model: nn.Module, unit: str | Sequence[str] | None) -> list[tupl
         assert unit is None or unit in GRANULARITIES, unit
         return divide(repeated_blocks(model), unit or "block")
     return _named_classes(model, unit)
+
+
+class Piece(NamedTuple):
+    """What becomes a unit: a block, or some experts of one."""
+
+    block: int
+    name: str
+    module: nn.Module
+    experts: range | None
+
+
+def _pieces(
+    blocks: Sequence[tuple[str, nn.Module]], owner: Mapping[int, int], divides: bool
+) -> list[Piece]:
+    """The units to be, in order; where asked for, experts in groups."""
+    kept = [
+        not (divides and holds_experts(module) and _owns_all(module, index, owner))
+        for index, (_, module) in enumerate(blocks)
+    ]
+    most = max((_size(module) for (_, module), k in zip(blocks, kept, strict=True) if k), default=0)
+    pieces: list[Piece] = []
+    for index, (path, module) in enumerate(blocks):
+        groups = [] if kept[index] else groups_of(module, most)
+        if len(groups) < 2:
+            pieces.append(Piece(index, path, module, None))
+            continue
+        refuse_compiled_experts(path, module)
+        pieces += [
+            Piece(index, f"{path}[{each.start}:{each.stop}]", module, each) for each in groups
+        ]
+    return pieces
+
+
+def _owns_all(module: nn.Module, index: int, owner: Mapping[int, int]) -> bool:
+    """Whether nobody else reads its parameters, and all of them are trained or read as floats."""
+    return all(owner[id(p)] == index and p.is_floating_point() for p in module.parameters())
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _part(parameter: nn.Parameter, experts: range | None) -> tuple[tuple[int, ...], int]:
+    """Shape of the part that these experts are, and the elements before it."""
+    shape = tuple(parameter.shape)
+    if experts is None:
+        return shape, 0
+    return (len(experts), *shape[1:]), experts.start * (parameter.numel() // shape[0])
 
 
 def repeated_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -299,16 +370,16 @@ class Kind(NamedTuple):
 
 def _lay_out_span(
     kind: Kind,
-    members: Sequence[tuple[str, int, tuple[int, ...]]],
+    members: Sequence[tuple[str, int, tuple[int, ...], int]],
     scales: Mapping[str, float],
     before: Span | None,
     master: str,
 ) -> Span:
-    """A span of ``(name, parameter index, shape)`` of one kind, behind another one."""
+    """A span of ``(name, parameter index, shape, offset)`` of one kind, behind another one."""
     segments: list[Segment] = []
     start = 0
-    for name, index, shape in members:
-        segment = Segment(name, index, shape, start, scales.get(name, 1.0))
+    for name, index, shape, offset in members:
+        segment = Segment(name, index, shape, start, scales.get(name, 1.0), offset)
         segments.append(segment)
         start += segment.padded
     wire_offset = before.wire_offset + before.wire_bytes if before else 0

@@ -3,8 +3,8 @@
 After :class:`Weights` takes a model over, its parameters hold no values outside a visit. Those of a
 unit point, permanently, into one scratch buffer at a fixed address, into which the perturbed copy
 of the unit at hand is written; ambient parameters are substituted when code reads them
-(``ambient.py``). What remains in them reads as NaN. ``state_dict()`` is served from the masters
-(``masters.py``).
+(``ambient.py``), and so are single experts of parameters that units divide. What remains in them
+reads as NaN. ``state_dict()`` is served from the masters (``masters.py``).
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,7 +30,8 @@ from zo_offload.offload.store import DeviceStore, HostStore, Store
 from zo_offload.offload.streamer import Slot, Streamer
 from zo_offload.offload.trial import Trial
 from zo_offload.ops import Draw, Segment, Span
-from zo_offload.units import AMBIENT, IDENTITY, ModelMap, Unit
+from zo_offload.parts import joined, part_of
+from zo_offload.units import AMBIENT, IDENTITY, ModelMap, Place, Unit
 from zo_offload.unmanageable import taken
 from zo_offload.views import address_of, nothing
 
@@ -283,6 +284,11 @@ class Weights(Masters):
         """Where the memory begins that units' parameters point into."""
         return self._scratch.untyped_storage().data_ptr()
 
+    def scratch_view(self, span: Span, segment: Segment) -> torch.Tensor:
+        """A parameter, or the part of it, while the scratch holds its unit."""
+        flat = span.wire(self._scratch)[segment.start : segment.start + segment.numel]
+        return flat.view(segment.shape)
+
     @property
     def ambient_address(self) -> int | None:
         """Where the memory of the ambient parameters' unperturbed values begins."""
@@ -347,7 +353,8 @@ class Weights(Masters):
     def close(self) -> None:
         """Stop the pipeline and give the model its weights back.
 
-        As the forward sees them and where they rest, uncopied; what rests on a disk stays there.
+        As the forward sees them and where they rest, uncopied; divided parameters are put together,
+        one by one. What rests on a disk stays there.
         Before the first step, exactly as they were given, so that a construction that fails costs
         nothing.
         """
@@ -360,20 +367,24 @@ class Weights(Masters):
         self.settle_all()
         for name, (dtype, _) in self._given.items():
             parameter = self.map.parameters[name]
-            if self._tier_of(name) == NVME:
+            if NVME in self._tiers_of(name):
                 parameter.data = nothing(tuple(parameter.shape), dtype, self.arena.device)
             else:
-                parameter.data = self._resting(name)
+                parts = [self._resting(place) for place in self.map.places[name]]
+                parameter.data = joined(parameter.shape, parts)
+            self._drop_parts(name)
         self._let_go()
 
     # -- taking over --
 
     def _take_over(self) -> None:
         for unit in self.map.everything:
-            values = {s.name: self.map.parameters[s.name].detach() for _, s in unit.segments}
-            self._add(unit, values)
+            given = self.map.parameters
+            self._add(unit, {s.name: part_of(given[s.name].detach(), s) for _, s in unit.segments})
             for span, segment in unit.segments:
-                parameter = self.map.parameters[segment.name]
+                parameter = given[segment.name]
+                if segment.offset + segment.numel < parameter.numel():
+                    continue  # other units take the rest of it
                 self._given[segment.name] = parameter.dtype, parameter.device
                 parameter.data = self._empty_view(unit, span, segment)
         self.empty_scratch()
@@ -385,7 +396,7 @@ class Weights(Masters):
             if base is None:
                 self._staged.add(unit, Given(unit, values))
             return
-        (self._device_store if tier == DEVICE else self._host_store).add(unit)
+        self._memory_of(unit).add(unit)
         fill = partial(base.fill, unit) if base is not None else Given(unit, values)
         with self.lent(unit, anew=True) as lease:
             fill(lease.wire, lease.rest)
@@ -397,19 +408,22 @@ class Weights(Masters):
         self._let_go()
 
     def _as_given(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        unit = self._places[name][0]
-        if self.base_sha256 is not None and unit.index != AMBIENT:
-            shape = tuple(self.map.parameters[name].shape)
-            return nothing(shape, dtype, torch.device("cpu"))  # it came without values
-        if self._tier_of(name) == NVME:
+        shape, places = self.map.parameters[name].shape, self.map.places[name]
+        if self.base_sha256 is not None and places[0][0].index != AMBIENT:
+            return nothing(tuple(shape), dtype, torch.device("cpu"))  # it came without values
+        return joined(shape, [self._part_as_given(place, dtype) for place in places])
+
+    def _part_as_given(self, place: Place, dtype: torch.dtype) -> torch.Tensor:
+        unit, _, segment = place
+        if self.tiers[unit.index] == NVME:
             assert self._staged is not None
             given = self._staged.base_of(unit)
-            return given.values[name] if isinstance(given, Given) else self.value(name)
-        values = self._resting(name)
-        return values if values.dtype == dtype else self.master(name)  # the wire may have rounded
+            return given.values[segment.name] if isinstance(given, Given) else self._value_at(place)
+        values = self._resting(place)  # the wire may have rounded
+        return values if values.dtype == dtype else self._master_at(place)
 
-    def _tier_of(self, name: str) -> str:
-        return self.tiers[self._places[name][0].index]
+    def _tiers_of(self, name: str) -> set[str]:
+        return {self.tiers[unit.index] for unit, _, _ in self.map.places[name]}
 
     def _let_go(self) -> None:
         self._closed = True
@@ -423,17 +437,27 @@ class Weights(Masters):
             hook.remove()
         taken.difference_update(self._owners)
 
-    def _resting(self, name: str) -> torch.Tensor:
-        """A parameter's part of the wire, where it rests."""
-        unit, span, segment = self._places[name]
+    def _drop_parts(self, name: str) -> None:
+        """Units whose parts have been put together are let go: two models may be too much."""
+        places = self.map.places[name]
+        for unit, _, segment in places if len(places) > 1 else ():
+            if segment is unit.segments[-1][1] and self.tiers[unit.index] != NVME:
+                self._memory_of(unit).drop(unit)
+
+    def _memory_of(self, unit: Unit) -> DeviceStore | HostStore:
+        return self._device_store if self._is_resident(unit) else self._host_store
+
+    def _resting(self, place: Place) -> torch.Tensor:
+        """Wire elements where they rest."""
+        unit, span, segment = place
         flat = span.wire(self._stores[unit.index].lend(unit, whole=False).wire)
         return flat[segment.start : segment.start + segment.numel].view(segment.shape)
 
     def _empty_view(self, unit: Unit, span: Span, segment: Segment) -> torch.Tensor:
-        if unit.index == AMBIENT:
-            return nothing(segment.shape, span.dtype, self.arena.device)
-        flat = span.wire(self._scratch)[segment.start : segment.start + segment.numel]
-        return flat.view(segment.shape)
+        shape = tuple(self.map.parameters[segment.name].shape)
+        if unit.index == AMBIENT or segment.shape != shape:
+            return nothing(shape, span.dtype, self.arena.device)
+        return self.scratch_view(span, segment)
 
     def _place_ambient(self, device: torch.device) -> torch.Tensor:
         ambient = self.map.ambient
@@ -474,7 +498,8 @@ class Given:
 
     Attributes:
         unit: Which.
-        values: By parameter name; they may be views of a checkpoint's files.
+        values: By parameter name, of a divided one the unit's part; they may be views of a
+            checkpoint's files.
     """
 
     unit: Unit

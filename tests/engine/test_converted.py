@@ -200,9 +200,7 @@ def test_a_hostile_record_is_refused(tmp_path: Path):
     directory = written(tmp_path, saved(tmp_path)).directory
     content = read_sealed(directory / "base.json", 1, "")
     write_sealed(directory / "base.json", 1, {**content, "scales": {"a": "b"}})
-    with pytest.raises(
-        StoreError, match=r"base.json: damaged at scales.a; convert"
-    ):
+    with pytest.raises(StoreError, match=r"base.json: damaged at scales.a; convert"):
         read_converted(directory)
     changed = dict(content["parameters"])
     changed[next(iter(changed))] = [[3, 3], "float32"]

@@ -105,7 +105,9 @@ def expected_noise(span: Span, direction: str, draw: Draw) -> npt.NDArray[np.flo
         place = (draw.seed, draw.step, draw.probe, segment.parameter_index)
         part = (segment.offset, segment.padded)
         with np.errstate(over="ignore", under="ignore"):
-            out.append(reference.DIRECTIONS[direction](*place, *part, draw.coefficient * segment.scale))
+            out.append(
+                reference.DIRECTIONS[direction](*place, *part, draw.coefficient * segment.scale)
+            )
     return np.concatenate(out)
 
 

@@ -345,8 +345,9 @@ def staged_bytes(units: Collection[Unit]) -> int:
 def stored(unit: Unit) -> StoredUnit:
     """A unit, as files know it."""
     parts = [
-        (segment.name, segment.shape, segment.start, str(span.dtype), span.format, span.trainable)
-        for span, segment in unit.segments
+        (s.name, s.shape, s.start, str(span.dtype), span.format, span.trainable)
+        + ((s.offset,) if s.offset else ())
+        for span, s in unit.segments
     ]
     digest = hashlib.sha256(repr(parts).encode()).hexdigest()
     return StoredUnit(unit.index, unit.name, unit.wire_bytes, unit.rest_bytes, digest)

@@ -107,6 +107,10 @@ class DeviceStore:
     def expect(self, unit: Unit, whole: bool) -> None:
         """Nothing is to be done."""
 
+    def drop(self, unit: Unit) -> None:
+        """Nobody asks for the unit any more."""
+        del self._units[unit.index]
+
     def _no_wire(self) -> torch.Tensor:
         raise AssertionError("copies of what rests on the device go to the scratch")
 
@@ -148,6 +152,10 @@ class HostStore:
 
     def expect(self, unit: Unit, whole: bool) -> None:
         """Nothing is to be done."""
+
+    def drop(self, unit: Unit) -> None:
+        """Nobody asks for the unit any more."""
+        self.held_bytes -= sum(part.nbytes for part in self._units.pop(unit.index))
 
     def _spare_wire(self, unit: Unit) -> torch.Tensor:
         if self._pin_memory:  # an earlier one may still be on its way: torch knows when it is free

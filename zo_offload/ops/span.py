@@ -119,7 +119,7 @@ class Span:
         return "fp16" if self.dtype == torch.float16 else "fp32"
 
     def overlapping(self, start: int, stop: int) -> list[tuple[Segment, int, int]]:
-        """Segments that hold elements start..stop, each with first and last element in its parameter.
+        """Segments that hold elements start..stop, each with the first and last in its parameter.
 
         Padding belongs to the segment before it.
         """

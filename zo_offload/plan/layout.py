@@ -1,11 +1,9 @@
 """A model's units as arrays of numbers: what the plan computes with.
 
 Whole parameters are padded to 128 elements as in training. Matrices are kept apart from the rest,
-because a wire format packs matrices alone. At ``linear`` the experts that a parameter
-``[experts, in, out]`` holds are units of their own.
+because a wire format packs matrices alone. Units are those of training (``units.py``).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +14,6 @@ from torch import nn
 
 from zo_offload.ambient import surely_gathered
 from zo_offload.offload.planner import copy_bytes, is_small
-from zo_offload.ops import Segment, Span
 from zo_offload.units import ModelMap, Unit, map_model, repeated_blocks
 
 Counts = npt.NDArray[np.int64]
@@ -98,12 +95,8 @@ def lay_out(
         master: What updates accumulate in, as in the JSON.
     """
     model_map = map_model(model, granularity, None, dtype, master)
-    rows = [
-        (name, *_numbers(members, dtype))
-        for unit in model_map.units
-        for name, members in _parts(unit, granularity)
-    ]
-    matrices, wire, rest, edges, numel = np.array([row[1:] for row in rows], dtype=np.int64).T
+    rows = [_numbers(unit, dtype) for unit in model_map.units]
+    matrices, wire, rest, edges, numel = np.array(rows, dtype=np.int64).T
     ambient = model_map.ambient
     gathered = surely_gathered(model, ambient.segments)
     copied = [
@@ -114,7 +107,7 @@ def lay_out(
     return Layout(
         granularity=granularity,
         dtype=dtype,
-        names=tuple(row[0] for row in rows),
+        names=tuple(unit.name for unit in model_map.units),
         matrices=matrices,
         others_wire=wire,
         others_rest=rest,
@@ -125,32 +118,18 @@ def lay_out(
         ambient_numel=ambient.num_parameters,
         small_copies=sum(copy_bytes(*pair) for pair in copied if is_small(*pair)),
         large_copies=sum(copy_bytes(*pair) for pair in copied if not is_small(*pair)),
-        dims=dims_of(model_map, config, model),
+        dims=dims_of(model_map, config, model, dtype),
     )
-
-
-def _parts(unit: Unit, granularity: str) -> Iterator[tuple[str, list[tuple[Span, Segment]]]]:
-    """The unit itself; or its experts, and what remains of it."""
-    whole = []
-    for span, segment in unit.segments:
-        if granularity == "linear" and _holds_experts(segment.shape):
-            for i in range(segment.shape[0]):
-                one = Segment(segment.name, segment.parameter_index, segment.shape[1:], 0)
-                yield f"{segment.name}[{i}]", [(span, one)]
-        else:
-            whole.append((span, segment))
-    if whole:
-        yield unit.name, whole
 
 
 def _holds_experts(shape: tuple[int, ...]) -> bool:
     return len(shape) == 3 and min(shape) > 1  # a convolution of depth has a 1
 
 
-def _numbers(members: list[tuple[Span, Segment]], dtype: torch.dtype) -> tuple[int, ...]:
+def _numbers(unit: Unit, dtype: torch.dtype) -> tuple[int, ...]:
     """Matrices, wire and rest bytes of the others, edges, parameters."""
     matrices = others_wire = others_rest = edges = numel = 0
-    for span, segment in members:
+    for span, segment in unit.segments:
         numel += segment.numel
         if len(segment.shape) > 1 and span.dtype == dtype:
             matrices += segment.padded
@@ -161,12 +140,16 @@ def _numbers(members: list[tuple[Span, Segment]], dtype: torch.dtype) -> tuple[i
     return matrices, others_wire, others_rest, edges, numel
 
 
-def dims_of(model_map: ModelMap, config: Any, model: Any) -> Dims:
+def dims_of(model_map: ModelMap, config: Any, model: Any, dtype: torch.dtype) -> Dims:
     """Widths, from the configuration and the matrices of the largest block.
 
     A block holds its input, the stream and the normed stream; beside them every product of the MLP
     (gate, up and theirs), or twice those of attention (as they are and rotated), or what its chosen
     experts take and give. Attention is computed in parts: no product of lengths is held.
+
+    A lane that stands before a group of experts holds the block's input, the stream, what experts
+    take and what they have given, what the next one takes and the one before it made and gave (at
+    most all tokens), scores, and which experts are chosen.
     """
     text = config.get_text_config()
     hidden = int(text.hidden_size)
@@ -176,6 +159,11 @@ def dims_of(model_map: ModelMap, config: Any, model: Any) -> Dims:
     others = sum(width for width in flat if width < widest)
     chosen = int(getattr(text, "num_experts_per_tok", None) or 1)
     experts = [_across(shape[1:], hidden) for shape in shapes if len(shape) == 3]
+    boundary = 2 * hidden + max(widest, others)
+    if model_map.divided:
+        count = max(shape[0] for shape in shapes if len(shape) == 3)
+        table = chosen * (count + 1) * (torch.int64.itemsize // dtype.itemsize)  # one hot
+        boundary = max(boundary, 6 * hidden + max(experts) + count + table + 5 * chosen)
     routed = chosen * (4 * hidden + sum(experts)) if experts else 0
     inner = 3 * hidden + max(flat.count(widest) * widest, 2 * others, routed)
     heads = int(getattr(text, "num_attention_heads", 0) or 0)
@@ -184,7 +172,7 @@ def dims_of(model_map: ModelMap, config: Any, model: Any) -> Dims:
         hidden=hidden,
         vocabulary=int(text.vocab_size),
         attention=heads * head_dim * int(text.num_hidden_layers),
-        boundary=2 * hidden + max(widest, others),
+        boundary=boundary,
         inner=inner,
         active=_active(model_map, chosen, model),
     )
@@ -205,7 +193,8 @@ def _active(model_map: ModelMap, chosen: int, model: Any) -> int:
     total = 0
     for unit in model_map.units:
         for _, segment in unit.segments:
-            experts = segment.shape[0] if _holds_experts(segment.shape) else 1
+            shape = tuple(model_map.parameters[segment.name].shape)
+            experts = shape[0] if _holds_experts(shape) else 1
             total += segment.numel * min(chosen, experts) // experts
     head = getattr(model.get_output_embeddings(), "weight", None)
     return total + (0 if head is None else head.numel())

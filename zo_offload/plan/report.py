@@ -63,8 +63,6 @@ def notes(planned: Planned) -> list[str]:
             f"units rest in several tiers ({', '.join(mixed)}): training divides them by "
             "device_budget and host_budget, which are of weights alone"
         )
-    if any(name.endswith("]") for name in planned.layout.names):
-        found.append("training moves all experts of a layer as one unit; here each is one")
     if planned.request.trainable == "sparse":
         found.append(f"sparse: {SPARSE_SHARE:.1%} of the matrices' weights, fp32, on the device")
     if planned.request.trainable == "peft":
