@@ -10,7 +10,11 @@ SMALLER = {
     "opt-175b": {"hidden_size": 96, "word_embed_proj_dim": 96, "ffn_dim": 384, "vocab_size": 512},
     "llama-3-8b": {"hidden_size": 64, "intermediate_size": 224, "vocab_size": 640},
     "qwen3-8b": {"hidden_size": 64, "intermediate_size": 192, "vocab_size": 512, "head_dim": 16},
-}
+    "qwen3-235b-a22b": {
+        "hidden_size": 64, "moe_intermediate_size": 24, "num_experts": 8, "num_experts_per_tok": 4,
+        "head_dim": 32, "vocab_size": 512,
+    },
+}  # fmt: skip
 
 
 def config_like(name: str) -> Any:

@@ -41,7 +41,7 @@ def test_experts_are_divided():
     config, dtype = config_of("qwen3-235b-a22b")
     layouts = Layouts(config, dtype)
     linear = layouts.at("linear", "fp32")
-    assert linear.names.count("model.layers.0.mlp.experts.gate_up_proj[127]") == 1
+    assert linear.names.count("model.layers.0.mlp.experts[127:128]") == 1
     assert int((linear.matrices * 2).max()) == 2 * 4096 * 8192  # a query projection
 
 
