@@ -30,6 +30,7 @@ def holds_experts(module: nn.Module) -> bool:
     """Whether all parameters of a module are of ``num_experts`` experts, some of them matrices.
 
     Example:
+        >>> import torch
         >>> module = nn.Module()
         >>> module.num_experts, module.up = 4, nn.Parameter(torch.zeros(4, 8, 2))
         >>> holds_experts(module), holds_experts(nn.Conv1d(4, 8, 3))
@@ -53,6 +54,7 @@ def groups_of(module: nn.Module, most: int) -> list[range]:
         most: Parameters of a group, unless it is a single expert.
 
     Example:
+        >>> import torch
         >>> module = nn.Module()
         >>> module.num_experts, module.up = 6, nn.Parameter(torch.zeros(6, 8, 16))
         >>> groups_of(module, 512)

@@ -87,6 +87,20 @@ def test_every_tier_opens_it(tmp_path: Path, device: str, block: dict[str, Any])
     assert content_of(tmp_path) == before
 
 
+def test_divided_experts_are_opened_by_group(tmp_path: Path):
+    plain = saved(tmp_path, "mixtral")
+    done = written(tmp_path, plain, unit="linear")
+    assert done.num_units == 18  # a block: four projections, the gate and four experts
+    for device in ("cpu", "nvme"):
+        offload = {
+            "device": device,
+            "nvme_path": str(tmp_path / "run") if device == "nvme" else None,
+        }
+        block = {"offload_param": offload}
+        expected = trained(stepper_of(plain, unit="linear", **block), "mixtral")
+        assert trained(stepper_of(done.directory, **block), "mixtral") == expected
+
+
 def content_of(folder: Path) -> dict[Path, tuple[bytes, int]]:
     """Of the converted model, which is made unwritable."""
     files = [f for name in ("converted", "disk1", "disk2") for f in (folder / name).rglob("*")]
