@@ -2,6 +2,7 @@
 
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,3 +80,29 @@ def test_weights_are_what_the_engine_counts(device: str, changes: dict, dtype: t
         "slots": plan.slots, "scratch": plan.scratch, "ambient_copies": plan.ambient_copies,
     }  # fmt: skip
     assert (weights_of(tiers), tiers.host_bytes) == (plan.device_bytes, plan.host_bytes)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 2.0])
+@pytest.mark.parametrize("tier", ["device", "host"])
+def test_budgets_of_the_json_are_filled_as_the_engine_fills_them(
+    tmp_path: Path, tier: str, share: float
+):
+    """All that the JSON sends to a disk rests nearer as far as its own budgets say."""
+    request = replace(BASE, unit="block", lowest="nvme")
+    config = config_like("opt-175b")
+    config.num_hidden_layers = 24
+    layout = Layouts(config, torch.bfloat16).at("block", request.master)
+    least = place(layout, request, Budgets(host_weights=0))
+    units = int((least.sizes.wire + least.sizes.rest).sum())
+    held = {"device": weights_of(least), "host": least.host_bytes}[tier]
+    budget = held + int(share * units)
+    asked = {"device": {"device_weights": budget}, "host": {"host_weights": budget}}[tier]
+    tiers = place(layout, request, Budgets(**asked))
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    offload = OffloadConfig.model_validate({"device": "nvme", "nvme_path": str(tmp_path)})
+    options: Any = {"offload_param": offload, f"{tier}_budget": budget, "unit": "block"}
+    with closing(Stepper(model, ZOConfig(**options), dtype=torch.bfloat16)) as stepper:
+        plan, there = stepper.plan, list(stepper.weights.tiers.values())
+    assert abs(there.count("nvme") - tiers.residents[2]) <= 1
+    assert plan.host_bytes == pytest.approx(tiers.host_bytes, rel=0.02)
+    assert plan.device_bytes == pytest.approx(weights_of(tiers), rel=0.02)

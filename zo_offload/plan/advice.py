@@ -11,6 +11,7 @@ from zo_offload.plan.request import GIB, TRAINABLES, Budgets, Request
 from zo_offload.plan.search import Layouts, Planned, plan
 
 LEAST_GAIN = 1.02
+ANY = 2**62  # bytes
 TRIED_LAG = 8
 
 
@@ -53,8 +54,9 @@ def _variations(
     yield f"probes {probes} (more forwards a visit)", replace(request, probes=probes), budgets
     if request.trainable == "full":
         yield "trainable sparse on a frozen base", replace(request, trainable="sparse"), budgets
-    if budgets.host is not None:
-        yield "more host memory", request, replace(budgets, host=None)
+    if budgets.in_host_memory is not None:
+        filled = None if budgets.host_weights is None else ANY
+        yield "more host memory", request, replace(budgets, host=None, host_weights=filled)
     if budgets.device is not None:
         twice = 2 * budgets.device
         words = f"a device of {twice / GIB:g} GiB"

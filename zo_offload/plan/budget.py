@@ -99,15 +99,21 @@ def place(layout: Layout, request: Request, budgets: Budgets) -> Tiers:
     if request.lowest == "device" or not (short or request.only):
         return Tiers(device, {}, 0, (len(layout.names), 0, 0), sizes, short)
     device = _on_device(layout, request, sizes)
-    room = 0 if request.only else _room(device, budgets)
+    if not request.only:
+        room = _room(device, budgets)
+    elif budgets.device_weights is None:
+        room = 0
+    else:
+        room = _room(device, Budgets(device_weights=budgets.device_weights))
     first = _how_many(sizes.wire + sizes.rest, room)
     device["resident"] = int((sizes.wire + sizes.rest)[:first].sum())
+    device["slots"] = device["slots"] if first < len(layout.names) else 0
     host, second = _in_host_memory(layout, request, sizes, budgets, first)
     third = len(layout.names) - first - second
     nvme = _on_disk(sizes, first + second)
     short = _short_on_device(device, budgets)
     for tier, held, budget in (
-        ("host", sum(host.values()), budgets.host),
+        ("host", sum(host.values()), budgets.in_host_memory),
         ("nvme", nvme, budgets.nvme),
     ):
         if budget is not None and held > budget:
@@ -197,14 +203,13 @@ def _in_host_memory(
         host["spare"] = max(int(sizes.wire.max()), layout.ambient_wire)
         host["spare"] += max(int(sizes.rest.max()), rest)
     only_disk = request.only and request.lowest == "nvme"
-    if not only_disk and (
-        budgets.host is None or sum(host.values()) <= budgets.host or request.lowest != "nvme"
-    ):
+    budget = budgets.host_weights or 0 if only_disk else budgets.in_host_memory
+    on_disk = request.lowest == "nvme" and len(bytes_each)
+    if not on_disk or budget is None or sum(host.values()) <= budget:
         return host, len(bytes_each)
     host["staging"] = (request.num_slots + 2) * _record(sizes)
     host["units"] = 0
-    room = None if budgets.host is None else max(0, budgets.host - sum(host.values()))
-    second = 0 if only_disk else _how_many(bytes_each, room)
+    second = _how_many(bytes_each, max(0, budget - sum(host.values())))
     host["units"] = int(bytes_each[:second].sum())
     return host, second
 

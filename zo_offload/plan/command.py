@@ -58,7 +58,7 @@ def run(options: PlanOptions) -> Written:
     request = with_options(request, options.request)
     for tier, size in options.memory.items():
         if size is not None:
-            budgets = _smaller(budgets, tier, int(size * GIB))
+            budgets = replace(budgets, **{tier: int(size * GIB)})
     rates = Rates(**{key: value for key, value in options.rates.items() if value is not None})
     config, own = config_of(options.model)
     layouts = Layouts(config, dtype or own)
@@ -73,9 +73,3 @@ def run(options: PlanOptions) -> Written:
         error = StoreError(refusal(options.model, planned, fitting))
     text = write(options.model, planned, rates, advice)
     return Written(text if options.json or error is None else "", error)
-
-
-def _smaller(budgets: Budgets, tier: str, size: int) -> Budgets:
-    """The option's budget, unless the JSON's is smaller."""
-    held = getattr(budgets, tier)
-    return replace(budgets, **{tier: size if held is None else min(size, held)})

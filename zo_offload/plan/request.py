@@ -26,13 +26,21 @@ class Budgets:
         device: By weights, activations and logits.
         device_weights: By weights alone (``device_budget`` of the JSON).
         host: In host memory.
+        host_weights: The same (``host_budget`` of the JSON); what a run fills.
         nvme: On disk.
     """
 
     device: int | None = None
     device_weights: int | None = None
     host: int | None = None
+    host_weights: int | None = None
     nvme: int | None = None
+
+    @property
+    def in_host_memory(self) -> int | None:
+        """The smaller of two."""
+        said = [budget for budget in (self.host, self.host_weights) if budget is not None]
+        return min(said, default=None)
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ class Request:
         live_lanes: Most forwards alive at once.
         num_slots: Units in flight on the device.
         lowest: Furthest tier that units may rest in.
-        only: Whether all units rest there, as the JSON says.
+        only: Whether the JSON says so: then they rest nearer only as far as its own budgets say.
     """
 
     unit: str | None = None
@@ -125,7 +133,7 @@ def with_options(request: Request, options: Mapping[str, Any]) -> Request:
 
 
 def _budgets(block: ZOConfig) -> Budgets:
-    return Budgets(device_weights=block.device_budget, host=block.host_budget)
+    return Budgets(device_weights=block.device_budget, host_weights=block.host_budget)
 
 
 def _dtype(config: Mapping[str, Any]) -> torch.dtype | None:
