@@ -35,7 +35,7 @@ def _cast(func: Callable, lazy: LazyLogits, args: tuple, kwargs: dict[str, Any])
     for value in (*args, *kwargs.values()):
         if isinstance(value, torch.dtype):
             dtype = value
-        elif isinstance(value, torch.Tensor) and not isinstance(value, LazyLogits):
+        elif isinstance(value, torch.Tensor):
             if value.device != lazy.device:
                 return NotImplemented
             dtype = value.dtype
