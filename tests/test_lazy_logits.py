@@ -1,4 +1,4 @@
-"""Lazy logits are what eager ones would be, whatever is done to them; few things make them whole."""
+"""Lazy logits are what eager ones would be, whatever is done to them."""
 
 from collections.abc import Callable
 from typing import Any

@@ -263,8 +263,10 @@ class AmbientMode(TorchFunctionMode):
             if id(table) in self._copies.gathered:
                 return self._gather(args[0] if args else kwargs["input"], table)
         is_head = func is F.linear and self._is_head(args, kwargs)
-        if is_head and self._copies.chunks is not None and not torch.is_grad_enabled():
-            return self._lazy_logits(func, *args, **kwargs)
+        if is_head and self._copies.chunks is not None:
+            if not torch.is_grad_enabled():
+                return self._lazy_logits(func, *args, **kwargs)
+            self._copies.chunks.tell("a gradient")
         values = [self._substitute(func, value) for value in args]
         named = {key: self._substitute(func, value) for key, value in kwargs.items()}
         if func in _LOSSES:

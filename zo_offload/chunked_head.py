@@ -65,15 +65,16 @@ class HeadChunks:
         """Forget what the buffer holds."""
         self._holds = None
 
-    def tell(self, reader: str, hidden: torch.Tensor) -> None:
+    def tell(self, reader: str) -> None:
         """Log, once a reader, that all logits were made for it."""
         if reader not in self._told:
             self._told.add(reader)
             logger.warning(
-                "zeroth_order.head_chunk: %s needs the whole logits %s and a whole copy of the "
-                "head; cross_entropy, logsumexp and gather over the vocabulary need neither",
+                "zeroth_order.head_chunk: %s needs logits of all %s columns at once, and "
+                "a whole copy of the head; cross_entropy, logsumexp and gather over the vocabulary "
+                "need neither",
                 reader,
-                [*hidden.shape[:-1], self.segment.shape[0]],
+                f"{self.segment.shape[0]:,}",
             )
 
 
@@ -133,7 +134,7 @@ class LaneHead:
     def whole(self, hidden: torch.Tensor, reader: str | None) -> torch.Tensor:
         """All logits, to the bits that they have without chunks."""
         if reader is not None:
-            self.chunks.tell(reader, hidden)
+            self.chunks.tell(reader)
         return exact_linear(
             hidden, self.copies.value(self.copies.head, self.draw, self.rank), self.bias
         )

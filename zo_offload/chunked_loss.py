@@ -102,7 +102,7 @@ class _Normalizer:
 def _refuse_outside(target: torch.Tensor, counts: torch.Tensor, num_classes: int) -> None:
     outside = counts & ((target < 0) | (target >= num_classes))
     if target.device.type != "cpu":
-        torch._assert_async(~outside.any(), "cross_entropy: a target is out of bounds")
+        torch.ops.aten._assert_async.msg(~outside.any(), "cross_entropy: a target is out of bounds")
     elif bool(outside.any()):
         raise IndexError(
             f"cross_entropy: target {int(target[outside][0])} is out of bounds, "

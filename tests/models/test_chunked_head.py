@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.perturbed import moved_along
+from models.perturbed import moved_along, rounded
 from models.table import DTYPES, ROWS, Plain, tokens, vectors
 from models.test_shapes import ROWS_OF_TABLE, TABLE_BYTES, Language
 from zo_offload.config import OffloadConfig, ZOConfig
@@ -80,7 +80,9 @@ def test_equal_bits_streamed_resident_and_again(tied: bool, dtype: torch.dtype):
     def run(device: Any) -> tuple[list[float], dict[str, torch.Tensor], int]:
         model = Language(tied)
         model.load_state_dict(state)
-        return steps(model, 500, batches, 2, dtype=dtype, offload_param=OffloadConfig(device=device))
+        return steps(
+            model, 500, batches, 2, dtype=dtype, offload_param=OffloadConfig(device=device)
+        )
 
     first, again, resident = run("cpu"), run("cpu"), run("none")
     assert first[0] == again[0] == resident[0]
@@ -94,7 +96,7 @@ def test_equal_bits_streamed_resident_and_again(tied: bool, dtype: torch.dtype):
 def test_rows_are_those_of_a_whole_copy(chunk: int, width: int, dtype: torch.dtype):
     model, draw = Language(tied=False, width=width, rows=96), Draw(3, 5, 1, 1e-2)
     (index,) = (i for i, (n, _) in enumerate(model.named_parameters()) if n == "head.weight")
-    weight = model.head.weight.detach().clone().to(dtype)
+    weight = rounded(model.head.weight.detach(), dtype)
     with closing(stepper_of(model, chunk, dtype=dtype)) as stepper:
         stepper.weights.begin_visit()
         copies = stepper.lanes.copies
@@ -153,13 +155,17 @@ class Squaring(Named):
         return super().loss(logits, input_ids) + logits.square().mean()
 
 
+def logits_of(model: Any, batch: Any) -> torch.Tensor:
+    return model.logits(**batch)
+
+
 @HALVES
 @TIED
 def test_what_reads_all_logits_gets_the_same_bits(
     tied: bool, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
 ):
     objective = Objective(
-        forward=lambda model, batch: model.logits(**batch),
+        forward=logits_of,
         loss=lambda model, batch, logits: F.log_softmax(logits, -1)[..., 0].mean(),
     )
     found = []
@@ -173,9 +179,9 @@ def test_what_reads_all_logits_gets_the_same_bits(
     assert found[0] == found[1]
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"zeroth_order.head_chunk: log_softmax needs the whole logits [2, 4, {ROWS_OF_TABLE}] and "
-        "a whole copy of the head; cross_entropy, logsumexp and gather over the vocabulary need "
-        "neither"
+        f"zeroth_order.head_chunk: log_softmax needs logits of all {ROWS_OF_TABLE:,} columns at "
+        "once, and a whole copy of the head; cross_entropy, logsumexp and gather over the "
+        "vocabulary need neither"
     )
 
 
@@ -256,7 +262,9 @@ def test_what_leaves_a_lane():
 @pytest.mark.parametrize("name", HEADLESS)
 def test_a_model_that_names_no_head_is_refused(name: str):
     model = ROWS[name].build()
-    message = rf"zeroth_order.head_chunk: 8 rows .* {type(model).__name__} names no output embedd"
+    message = (
+        rf"zeroth_order.head_chunk: 8 rows .* {type(model).__name__} names no output embedding"
+    )
     with pytest.raises(ConfigError, match=message):
         Stepper(model, ZOConfig(head_chunk=8))
     assert not any(parameter.isnan().any() for parameter in model.parameters())

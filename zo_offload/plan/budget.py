@@ -19,6 +19,7 @@ SPARSE_SHARE = 0.001  # of the matrices' weights
 SPARSE_BYTES = 8  # an fp32 value and its 32-bit place
 HEADER = PAGE = 4096  # of a unit on disk, and what its parts are padded to
 SPARE_RECORDS = 4
+SUMS_BYTES = 64  # a token, of a loss that is computed in chunks
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def _of_lanes(layout: Layout, request: Request) -> tuple[int, int]:
 
     Lanes wait at unit boundaries, one of them runs: inside a block, or in the head, where it holds
     fp32 logits, their log-softmax, fp32 inputs and a converted part of the head. With a chunked
-    head: logits of so many rows, their exponentials, and inputs as they are beside those in fp32.
+    head: logits of so many rows, the next ones, inputs as they are beside those in fp32, sums.
     """
     dims, tokens = layout.dims, request.tokens
     live = min(request.live_lanes or request.lanes, request.lanes)
@@ -162,7 +163,7 @@ def _of_lanes(layout: Layout, request: Request) -> tuple[int, int]:
     rows = min(request.head_chunk or dims.vocabulary, dims.vocabulary)
     head = 2 * tokens * rows * 4 + tokens * dims.hidden * 4 + OTHER_CHUNK_BYTES
     if request.head_chunk is not None:
-        head += tokens * dims.hidden * layout.dtype.itemsize
+        head += tokens * (dims.hidden * layout.dtype.itemsize + SUMS_BYTES)
         head -= max(0, OTHER_CHUNK_BYTES - rows * dims.hidden * 4)
     return held + max(inside - head, 0), head
 
