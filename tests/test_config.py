@@ -56,6 +56,10 @@ MISTAKES = [
     (block(eps=float("nan")), "zeroth_order.eps: expected a finite number, found NaN"),
     (block(probes=2.0), "zeroth_order.probes: expected a whole number, found 2.0"),
     (block(probes=0), "zeroth_order.probes: expected at least 1, found 0"),
+    (block(head_chunk=0), "zeroth_order.head_chunk: expected at least 1, found 0"),
+    (block(head_chunk=-8), "zeroth_order.head_chunk: expected at least 1, found -8"),
+    (block(head_chunk="8k"), 'zeroth_order.head_chunk: expected a whole number, found "8k"'),
+    (block(head_chunks=8), "zeroth_order.head_chunks: unknown key; did you mean 'head_chunk'?"),
     (block(probes=40000), "zeroth_order.probes: expected at most 32768, found 40000"),
     (block(seed=-1), "zeroth_order.seed: expected at least 0, found -1"),
     (

@@ -5,9 +5,11 @@ ambient parameter, by whichever module, sees the lane's own perturbed copy. (Swa
 module would miss tables that other modules read, such as DeBERTa's relative embeddings or CLIP's
 scale.)
 
-Three ways, by size and use:
+Four ways, by size and use:
 
 * a large table that only embedding layers read is never copied: its rows are perturbed as gathered;
+* with ``head_chunk`` so is the head, tied or not, and logits are lazy (``lazy_logits.py``): its
+  rows are perturbed so many at a time, when a loss asks for them;
 * another large tensor has one copy, rebuilt when a lane of another probe or sign reads it;
 * a small tensor keeps one copy a probe and sign for the length of a visit.
 
@@ -20,6 +22,7 @@ and the inputs of loss functions are upcast. (bfloat16 logits alone cost four ti
 from collections.abc import Callable, Sequence
 from operator import is_not
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
@@ -27,14 +30,17 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from zo_offload import ops
+from zo_offload.chunked_head import HeadChunks, LaneHead
 from zo_offload.errors import ModelError
 from zo_offload.exact_head import exact_linear
 from zo_offload.expert_reads import DividedExperts, ExpertReads, Visitor
+from zo_offload.lazy_logits import Family, LazyLogits
+from zo_offload.lazy_rules import lazy_linear
 from zo_offload.offload.planner import copy_bytes, is_small
 from zo_offload.ops import Draw, Segment, Span
 from zo_offload.views import address_of, owned
 from zo_offload.weights import Weights
-from zo_offload.writes import VALUES, written_by
+from zo_offload.writes import reads_values, written_by
 
 _HALF = (torch.bfloat16, torch.float16)
 _LOSSES = {
@@ -43,24 +49,6 @@ _LOSSES = {
     F.multi_margin_loss, F.cosine_embedding_loss, F.margin_ranking_loss, F.triplet_margin_loss,
     F.hinge_embedding_loss,
 }  # fmt: skip
-# What may be asked of a parameter without reading its values.
-_METADATA = {
-    "size", "dim", "numel", "nelement", "ndimension", "element_size", "is_floating_point",
-    "is_complex", "is_signed", "get_device", "__len__", "__hash__",
-}  # fmt: skip
-
-
-def reads_values(func: Callable) -> bool:
-    """Whether a torch function given a parameter looks at more than its shape, dtype and device.
-
-    Example:
-        >>> reads_values(torch.Tensor.shape.__get__), reads_values(torch.Tensor.data.__get__)
-        (False, True)
-    """
-    name = getattr(func, "__name__", "")
-    if name == "__get__":
-        return getattr(getattr(func, "__self__", None), "__name__", "") in VALUES
-    return name not in _METADATA
 
 
 class AmbientCopies:
@@ -70,9 +58,12 @@ class AmbientCopies:
         model: Where the parameters are used.
         weights: Holds their values.
         num_draws: Copies of a small tensor; a visit of more draws rebuilds them.
+        head_chunk: Rows of the head that are perturbed at a time (None: all).
     """
 
-    def __init__(self, model: nn.Module, weights: Weights, num_draws: int) -> None:
+    def __init__(
+        self, model: nn.Module, weights: Weights, num_draws: int, head_chunk: int | None = None
+    ) -> None:
         self._weights = weights
         self._num_draws = num_draws
         self.places = {
@@ -93,7 +84,12 @@ class AmbientCopies:
         self._held: dict[tuple[str, int], tuple[int, Draw]] = {}
         self.addresses: set[int | None] = {weights.ambient_address}  # views of it never get out
         self.addresses.discard(None)
-        self.head = getattr(_embeddings_of(model)[1], "weight", None)
+        self.head = head_of(model)
+        self.chunks: HeadChunks | None = None
+        if head_chunk is not None:
+            span, segment = self.places[id(self.head)]
+            self.chunks = HeadChunks(weights, span, segment, head_chunk)
+            self.gathered |= {id(self.head)} if span.trainable else set()
 
     def value(self, parameter: object, draw: Draw | None, rank: int) -> torch.Tensor:
         """The parameter along ``draw``; ``rank`` counts the visit's distinct draws from 0."""
@@ -116,9 +112,11 @@ class AmbientCopies:
             self._held[key] = wanted
         return buffer[: segment.numel].view(segment.shape)
 
-    def rows(self, parameter: object, indices: torch.Tensor, draw: Draw) -> torch.Tensor:
+    def rows(self, parameter: object, indices: torch.Tensor, draw: Draw | None) -> torch.Tensor:
         """Rows ``[len(indices), width]`` of a table, perturbed along ``draw``."""
         span, segment = self.places[id(parameter)]
+        if draw is None or not span.trainable:
+            return self.value(parameter, None, 0).index_select(0, indices)
         return ops.perturb_rows(
             span,
             segment,
@@ -151,6 +149,8 @@ class AmbientCopies:
     def invalidate(self) -> None:
         """Forget what the copies hold."""
         self._held.clear()
+        if self.chunks is not None:
+            self.chunks.invalidate()
 
 
 def gathered_parameters(model: nn.Module, segments: Sequence[tuple[Span, Segment]]) -> set[str]:
@@ -187,6 +187,20 @@ def surely_gathered(model: nn.Module, segments: Sequence[tuple[Span, Segment]]) 
     return names & gathered_parameters(model, segments)
 
 
+def head_of(model: nn.Module) -> nn.Parameter | None:
+    """The weight of what a model names as its output embedding."""
+    return getattr(_embeddings_of(model)[1], "weight", None)
+
+
+def chunked_head(model: nn.Module, segments: Sequence[tuple[Span, Segment]]) -> str | None:
+    """Name of the head if it can be perturbed a part at a time; else None."""
+    head = head_of(model)
+    names = {name for name, parameter in model.named_parameters() if parameter is head}
+    return next(
+        (each.name for _, each in segments if each.name in names and len(each.shape) == 2), None
+    )
+
+
 def _embeddings_of(model: Any) -> tuple[Any, Any]:
     """What a model names as its input and output embedding (None: nothing)."""
     found = []
@@ -215,6 +229,12 @@ class AmbientMode(TorchFunctionMode):
         self._rank = rank
         self._lane = lane
         self._reads = ExpertReads(copies.experts, lane) if copies.experts.names else None
+        self._families: WeakSet[Family] = WeakSet()  # of lazy logits
+
+    def __exit__(self, *exc_info: Any) -> None:
+        for family in self._families:
+            family.closed = True
+        super().__exit__(*exc_info)
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -237,12 +257,16 @@ class AmbientMode(TorchFunctionMode):
 
     def _call(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         for target in written_by(func, args, kwargs):
-            self._refuse_writing(func, target)
+            self._before_writing(func, target)
         if func is F.embedding and self._draw is not None:
             table = args[1] if len(args) > 1 else kwargs["weight"]
             if id(table) in self._copies.gathered:
                 return self._gather(args[0] if args else kwargs["input"], table)
         is_head = func is F.linear and self._is_head(args, kwargs)
+        if is_head and self._copies.chunks is not None:
+            if not torch.is_grad_enabled():
+                return self._lazy_logits(func, *args, **kwargs)
+            self._copies.chunks.tell("a gradient")
         values = [self._substitute(func, value) for value in args]
         named = {key: self._substitute(func, value) for key, value in kwargs.items()}
         if func in _LOSSES:
@@ -257,6 +281,18 @@ class AmbientMode(TorchFunctionMode):
         assert self._draw is not None
         rows = self._copies.rows(table, indices.reshape(-1), self._draw)
         return rows.view(*indices.shape, table.shape[1])
+
+    def _lazy_logits(
+        self, func: Callable, input: Any, weight: nn.Parameter, bias: torch.Tensor | None = None
+    ) -> LazyLogits:
+        assert self._copies.chunks is not None
+        hidden = owned(self._substitute(func, input), self._copies.addresses)
+        if bias is not None:  # a copy: by the time it is added, others may have been there
+            bias = self._substitute(func, bias).to(torch.float32, copy=True)
+        head = LaneHead(self._copies, self._copies.chunks, self._draw, self._rank, bias)
+        logits = lazy_linear(head, hidden)
+        self._families.add(logits.family)
+        return logits
 
     def _is_head(self, args: tuple, kwargs: dict[str, Any]) -> bool:
         weight = args[1] if len(args) > 1 else kwargs.get("weight")
@@ -274,11 +310,15 @@ class AmbientMode(TorchFunctionMode):
             return type(value)(self._substitute(func, item) for item in value)
         return value
 
-    def _refuse_writing(self, func: Callable, target: Any) -> None:
+    def _before_writing(self, func: Callable, target: Any) -> None:
         if isinstance(target, (list, tuple)):
             for item in target:
-                self._refuse_writing(func, item)
-        elif isinstance(target, torch.Tensor) and self._copies.holds(target):
+                self._before_writing(func, item)
+            return
+        for family in self._families:
+            if isinstance(target, torch.Tensor) and family.is_made_of(address_of(target)):
+                family.make_all(getattr(func, "__name__", str(func)))
+        if isinstance(target, torch.Tensor) and self._copies.holds(target):
             name = self._copies.name_of(target) or "a weight, through a view of it,"
             raise ModelError(
                 f"{name} is written in place by {getattr(func, '__name__', func)} in the forward; "

@@ -174,6 +174,7 @@ class ZOConfig(_Strict):
     host_budget: Bytes | None = None
     unit: UnitChoice | None = None
     live_lanes: Annotated[int, Field(ge=1)] | None = None
+    head_chunk: Annotated[int, Field(ge=1)] | None = None
     wire: Wire | None = None
     master: Literal["fp32", "bf16+8", "bf16_sr"] = "fp32"
     replica: ReplicaConfig = ReplicaConfig()

@@ -7,6 +7,7 @@ import torch
 
 from zo_offload import midpoint
 from zo_offload.errors import ModelError
+from zo_offload.lazy_logits import LazyLogits
 from zo_offload.objective import loss_sum
 from zo_offload.step import Stepper
 from zo_offload.window import Window
@@ -21,7 +22,8 @@ class ReturnsMidpoints:
     def _midpoint_output(self, results: list[tuple[Any, Any]], draws: list) -> Any:
         outputs = results[0][1]
         found = [midpoint.field_of(output, "logits") for _, output in results]
-        logits = [value for value in found if value is not None]
+        # With head_chunk, those of a forward that gives a loss are never made.
+        logits = [v for v in found if v is not None and not isinstance(v, LazyLogits)]
         if logits:
             tied = midpoint.tie(midpoint.mean(logits), partial(self._book_logits, logits, draws))
             outputs = midpoint.with_field(outputs, "logits", tied)

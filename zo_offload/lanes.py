@@ -33,6 +33,7 @@ from zo_offload.ambient import AmbientCopies, AmbientMode
 from zo_offload.errors import StoreError
 from zo_offload.experts import read_one_by_one
 from zo_offload.generators import Generators, States
+from zo_offload.lazy_logits import made
 from zo_offload.objective import shapes_of
 from zo_offload.ops import Draw
 from zo_offload.units import AMBIENT
@@ -134,14 +135,20 @@ class Lanes:
         num_draws: Directions and signs of a step.
         max_live: Most lanes alive at once (each holds activations and a thread); more calls than
             that take further visits, with the same results.
+        head_chunk: Rows of the head that are perturbed at a time (None: all).
     """
 
     def __init__(
-        self, model: nn.Module, weights: Weights, num_draws: int = 2, max_live: int = 64
+        self,
+        model: nn.Module,
+        weights: Weights,
+        num_draws: int = 2,
+        max_live: int = 64,
+        head_chunk: int | None = None,
     ) -> None:
         self._model = model
         self._weights = weights
-        self.copies = AmbientCopies(model, weights, num_draws)
+        self.copies = AmbientCopies(model, weights, num_draws, head_chunk)
         self._device = weights.arena.device
         self._max_live = max_live
         self._closed = False
@@ -254,7 +261,7 @@ class Lanes:
                 torch.no_grad(),  # not inference mode: callers may go on with what they are given
                 AmbientMode(self.copies, call.draw, 0, lane),
             ):
-                return call.run()
+                return made(call.run())  # the caller wants whole logits, and now
         finally:
             _current.lane = None
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from zo_offload.ambient import surely_gathered
+from zo_offload.ambient import chunked_head, surely_gathered
 from zo_offload.config import ZOConfig
 from zo_offload.converted import Base, converted_of
 from zo_offload.errors import ConfigError
@@ -58,20 +58,26 @@ class Placing:
         fitting = [i for i, count in enumerate(needed) if count <= (config.device_budget or count)]
         chosen = maps[fitting[0] if fitting else needed.index(min(needed))]
         self._check_master(chosen)
+        self._check_head(chosen)
         return chosen
 
     def needs(self, model_map: ModelMap, copied: Collection[str] = ()) -> Needs:
         """Bytes of weights, by purpose; ``copied`` are tables that turned out to be read whole."""
-        gathered = surely_gathered(self.model, model_map.ambient.segments).difference(copied)
+        gathered = surely_gathered(self.model, model_map.ambient.segments)
+        head = chunked_head(self.model, model_map.ambient.segments)
+        if self.config.head_chunk is not None and head is not None:
+            gathered = gathered | {head}
         on_device = self.updates_on_device
         return Needs(
             model_map,
             self.config.offload_param.buffer_count or DEFAULT_SLOTS,
             self.num_draws,
-            gathered,
+            gathered.difference(copied),
             lags=self.config.update.lag > 0,
             whole_slots=on_device is not False,
             host_moves=on_device is not True,
+            head=head,
+            head_chunk=self.config.head_chunk,
         )
 
     def place(self, model_map: ModelMap, disk: Disk | None) -> Placement:
@@ -136,4 +142,14 @@ class Placing:
             raise ConfigError(
                 f'zeroth_order.master: "{self.config.master}" is for forwards in bfloat16, and no '
                 'trainable parameter is; write "bf16": {"enabled": true}, or "master": "fp32"'
+            )
+
+    def _check_head(self, model_map: ModelMap) -> None:
+        """Whether there is one to be perturbed in chunks."""
+        chunk = self.config.head_chunk
+        if chunk is not None and chunked_head(self.model, model_map.ambient.segments) is None:
+            raise ConfigError(
+                f"zeroth_order.head_chunk: {chunk} rows of the head at a time, and "
+                f"{type(self.model).__name__} names no output embedding outside its units "
+                '(get_output_embeddings()); write "head_chunk": null'
             )

@@ -24,6 +24,7 @@ from zo_offload.history import History
 from zo_offload.journal import Journal, Probe, Record
 from zo_offload.journal.header import as_stored, canonical
 from zo_offload.lanes import Call, Lanes
+from zo_offload.lazy_logits import made
 from zo_offload.loss_noise import LossNoise
 from zo_offload.objective import Objective, loss_sum, move_to, shapes_of
 from zo_offload.offload.planner import Plan
@@ -125,7 +126,8 @@ class Stepper:
         self.weights = Weights(self.model, model_map, placement, direction, lag, base)
         try:
             most = self.config.live_lanes or MOST_LANES
-            self.lanes = Lanes(self.model, self.weights, self._placing.num_draws, most)
+            draws, chunk = self._placing.num_draws, self.config.head_chunk
+            self.lanes = Lanes(self.model, self.weights, draws, most, chunk)
         except BaseException:
             self.weights.close()
             raise
@@ -275,6 +277,8 @@ class Stepper:
     def bit_header(self) -> dict[str, Any]:
         """Everything that decides the bits of the weights, for the journal's header.
 
+        Given a step's scalars, that is: how a forward comes by its loss (``head_chunk``, devices)
+        decides those scalars in their last bits, and the records hold them.
         Only before the first step: the digest is of the base weights.
         """
         assert self.step == 0
@@ -369,7 +373,9 @@ class Stepper:
     def _lane(self, batch: Any, keep_outputs: bool) -> Callable[[], tuple[Any, Any]]:
         def run() -> tuple[Any, Any]:
             outputs = self.objective.forward(self.model, batch)
-            loss = self.objective.loss(self.model, batch, outputs)
+            loss = made(self.objective.loss(self.model, batch, outputs), "the objective's value")
+            if loss is None and keep_outputs:  # the caller computes one from the logits
+                outputs = made(outputs, "an output without a loss")
             return loss, outputs if keep_outputs else None
 
         return run

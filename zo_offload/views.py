@@ -1,6 +1,6 @@
 """Views: of weights in results, copied before another lane overwrites them; and of nothing."""
 
-from collections.abc import Collection, MutableMapping
+from collections.abc import Callable, Collection, MutableMapping
 from copy import copy
 from dataclasses import fields, is_dataclass
 from operator import is_not
@@ -12,7 +12,8 @@ import torch
 def address_of(tensor: torch.Tensor) -> int | None:
     """Where a tensor's storage begins; None where it has none (empty, sparse, under vmap)."""
     try:
-        return tensor.untyped_storage().data_ptr() or None
+        with torch._C.DisableTorchFunctionSubclass():  # a lazy tensor's is not to be made for this
+            return tensor.untyped_storage().data_ptr() or None
     except (NotImplementedError, RuntimeError):
         return None
 
@@ -33,22 +34,30 @@ def owned(result: Any, addresses: Collection[int | None]) -> Any:
         >>> found["row"] is held["row"], found["sums"] is held["sums"]
         (False, True)
     """
+    return replaced(result, lambda t: t.clone() if address_of(t) in addresses else t)
+
+
+def replaced(result: Any, other: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A result with every tensor replaced by ``other(tensor)``, however deep it lies.
+
+    A container in which something is replaced is copied, and keeps its type.
+    """
     if isinstance(result, torch.Tensor):
-        return result.clone() if address_of(result) in addresses else result
+        return other(result)
     if isinstance(result, (list, tuple)):
-        items = [owned(item, addresses) for item in result]
+        items = [replaced(item, other) for item in result]
         if not any(map(is_not, items, result)):
             return result
         return type(result)(*items) if hasattr(result, "_fields") else type(result)(items)
     if isinstance(result, MutableMapping):
-        changed = _changed(dict(result), addresses)
+        changed = _changed(dict(result), other)
         if changed:
             result = copy(result)
             for key, value in changed.items():  # a ModelOutput refuses update()
                 result[key] = value
     elif is_dataclass(result) and not isinstance(result, type):
         names = [field.name for field in fields(result) if hasattr(result, field.name)]
-        changed = _changed({name: getattr(result, name) for name in names}, addresses)
+        changed = _changed({name: getattr(result, name) for name in names}, other)
         if changed:
             result = copy(result)
             for name, value in changed.items():
@@ -56,8 +65,8 @@ def owned(result: Any, addresses: Collection[int | None]) -> Any:
     return result
 
 
-def _changed(held: dict[Any, Any], addresses: Collection[int | None]) -> dict[Any, Any]:
-    values = {key: owned(value, addresses) for key, value in held.items()}
+def _changed(held: dict[Any, Any], other: Callable[[torch.Tensor], torch.Tensor]) -> dict[Any, Any]:
+    values = {key: replaced(value, other) for key, value in held.items()}
     return {key: value for key, value in values.items() if value is not held[key]}
 
 

@@ -1,4 +1,4 @@
-"""Which tensors a torch function writes to.
+"""Which tensors a torch function writes to, and whether it reads what is in them.
 
 Told from the function and its arguments before it runs. Torch marks what changes a tensor by name
 (a trailing underscore), by ``out`` and ``inplace``, and in the schema of an operator; version
@@ -17,9 +17,27 @@ OPERATORS = {
     "__idiv__",
 }  # fmt: skip
 VALUES = {"data", "T", "mT", "H", "mH", "real", "imag"}  # attributes that are not metadata
+# What may be asked of a tensor without reading its values.
+_METADATA = {
+    "size", "dim", "numel", "nelement", "ndimension", "element_size", "is_floating_point",
+    "is_complex", "is_signed", "get_device", "__len__", "__hash__",
+}  # fmt: skip
 _EMBEDDINGS = (F.embedding, F.embedding_bag)
 _MAX_NORM = 3  # its position among their arguments
 _TORCH_OPS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+
+
+def reads_values(func: Callable) -> bool:
+    """Whether a torch function given a tensor looks at more than its shape, dtype and device.
+
+    Example:
+        >>> reads_values(torch.Tensor.shape.__get__), reads_values(torch.Tensor.data.__get__)
+        (False, True)
+    """
+    name = getattr(func, "__name__", "")
+    if name == "__get__":
+        return getattr(getattr(func, "__self__", None), "__name__", "") in VALUES
+    return name not in _METADATA
 
 
 def written_by(func: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any]:

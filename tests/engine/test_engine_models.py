@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 import zo_offload
 from engine.common import Net, batch, config, net, opt, tokens
+from zo_offload.errors import ModelError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -112,6 +113,35 @@ def test_an_objective_on_a_model_whose_output_has_no_loss(make_engine):
     engine.backward(out["loss"])
     engine.step()
     assert engine.last_result.projected_grads[0] != 0
+
+
+def test_a_head_in_chunks(make_engine):
+    """The loss of ``forward`` can be stepped on; logits come where there is no loss."""
+
+    def engine_of(chunk: int | None):
+        return make_engine(opt(), ds=config(zeroth_order={"head_chunk": chunk}))
+
+    grads = []
+    for chunk in (None, 20):
+        engine = engine_of(chunk)
+        with torch.no_grad():
+            seen = engine(**tokens()).logits
+        logits = engine(input_ids=tokens()["input_ids"]).logits
+        engine.backward(torch.nn.functional.cross_entropy(logits[:, 0], logits[:, 1].argmax(-1)))
+        engine.step()
+        grads.append((seen, logits.detach(), *engine.last_result.projected_grads))
+        out = engine(**tokens(1))
+        assert out.logits.shape == (4, 10, 64)
+        if chunk is not None:
+            with pytest.raises(ModelError, match="take the labels out of the batch"):
+                out.logits.sum()
+        engine.backward(out.loss)
+        engine.step()
+        grads[-1] += engine.last_result.projected_grads
+    assert grads[0][0].equal(grads[1][0])
+    assert grads[0][1].equal(grads[1][1])
+    assert grads[0][2] == grads[1][2]
+    assert grads[1][3] == pytest.approx(grads[0][3], abs=2e-3)
 
 
 def test_frozen_parameters_stay(make_engine):

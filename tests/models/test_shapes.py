@@ -34,22 +34,31 @@ def vectors_in(dtype: torch.dtype, count: int = 3) -> dict[str, torch.Tensor]:
 class Language(nn.Module):
     """Predicts tokens through a table too large for a copy in every lane."""
 
-    def __init__(self, tied: bool) -> None:
+    def __init__(self, tied: bool, width: int = 32, rows: int = ROWS_OF_TABLE) -> None:
         super().__init__()
-        self.embed = nn.Embedding(ROWS_OF_TABLE, 32)
-        self.blocks = nn.ModuleList(Block() for _ in range(2))
-        self.head = nn.Linear(32, ROWS_OF_TABLE, bias=False)
+        self.embed = nn.Embedding(rows, width)
+        self.blocks = nn.ModuleList(Block(width) for _ in range(2))
+        self.head = nn.Linear(width, rows, bias=False)
         if tied:
             self.head.weight = self.embed.weight
 
     def get_output_embeddings(self) -> nn.Module:
         return self.head
 
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
         x = self.embed(input_ids)
         for block in self.blocks:
             x = block(x)
-        return F.cross_entropy(self.head(x).flatten(0, 1), input_ids.flatten())
+        return x
+
+    def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.hidden(input_ids))
+
+    def loss(self, logits: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), input_ids.flatten())
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.loss(self.logits(input_ids), input_ids)
 
 
 @at_all_dtypes

@@ -17,10 +17,10 @@ SMALLER = {
 }  # fmt: skip
 
 
-def config_like(name: str) -> Any:
+def config_like(name: str, **others: Any) -> Any:
     """Two layers of the shape, narrow."""
     kind, values = READY[name]
     few = {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
     if "num_key_value_heads" in values:
         few["num_key_value_heads"] = 2
-    return getattr(transformers, kind)(**values | few | SMALLER[name])
+    return getattr(transformers, kind)(**values | few | SMALLER[name] | others)

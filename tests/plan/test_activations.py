@@ -1,6 +1,8 @@
 """The planned activations hold those of a real forward, and are not far above them."""
 
 import weakref
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,9 +11,14 @@ import transformers
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers.loss.loss_utils import ForCausalLMLoss
 
 from plan.smaller import SMALLER, config_like
+from zo_offload.config import ZOConfig
+from zo_offload.plan.budget import place
+from zo_offload.plan.request import Budgets, Request
 from zo_offload.plan.search import Layouts
+from zo_offload.step import Stepper
 
 TOKENS = 64
 
@@ -105,3 +112,29 @@ def test_a_lane_before_an_expert_holds_what_is_planned():
         model(torch.randint(4, 500, (1, TOKENS)), use_cache=False)
     planned = Layouts(config, torch.float32).at("linear", "fp32").dims.boundary * TOKENS * 4
     assert 0.8 * planned <= peaks[0] <= planned
+
+
+@pytest.mark.parametrize("head_chunk", [None, 64, 200])
+def test_a_head_holds_what_is_planned(head_chunk: int | None):
+    """Between the last block and the loss; on a CPU, whose converted parts are smaller."""
+    config, request = config_like("qwen3-8b"), Request(length=TOKENS, head_chunk=head_chunk)
+    model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    held = []
+
+    def loss(logits: Any, labels: Any, **_: Any) -> torch.Tensor:
+        with Live() as live:
+            found = ForCausalLMLoss(logits, labels, config.vocab_size)
+        made = 0 if head_chunk else logits.nbytes  # before
+        held.append(live.peak + made + TOKENS * config.hidden_size * 2)
+        return found
+
+    model.loss_function = loss
+    tokens = torch.randint(4, 500, (1, TOKENS))
+    chunked = ZOConfig(head_chunk=head_chunk)
+    with closing(Stepper(model, chunked, dtype=torch.bfloat16)) as stepper:
+        stepper.evaluate({"input_ids": tokens, "labels": tokens})
+    layout = Layouts(config, torch.bfloat16).at("block", "fp32")
+    planned = place(layout, replace(request, lowest="device"), Budgets()).device["logits"]
+    assert held[0] <= planned
+    if head_chunk:
+        assert 0.8 * planned <= held[0]

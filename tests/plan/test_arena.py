@@ -34,6 +34,7 @@ def stepper_of(config: Any, dtype: torch.dtype, request: Request, device: Any) -
     options: Any = {
         "unit": request.unit,
         "probes": request.probes,
+        "head_chunk": request.head_chunk,
         "master": request.master,
         "offload_param": OffloadConfig(device=device, buffer_count=request.num_slots),
         "update": {"where": request.where if device == "cpu" else None, "lag": request.lag},
@@ -41,10 +42,14 @@ def stepper_of(config: Any, dtype: torch.dtype, request: Request, device: Any) -
     return Stepper(model, ZOConfig(**options), dtype=dtype)
 
 
-@pytest.mark.parametrize("unit", ["block", "sublayer", "linear"])
+@pytest.mark.parametrize(
+    ("unit", "head_chunk"),
+    [("block", None), ("sublayer", None), ("linear", None), ("block", 100)],
+)
 @pytest.mark.parametrize("name", SMALLER)
-def test_the_arena_peaks_where_the_plan_says(name: str, unit: str):
-    config, request = config_like(name), replace(BASE, unit=unit, probes=2)
+def test_the_arena_peaks_where_the_plan_says(name: str, unit: str, head_chunk: int | None):
+    config = config_like(name)
+    request = replace(BASE, unit=unit, probes=2, head_chunk=head_chunk)
     tokens = torch.randint(4, 500, (1, 16))
     with closing(stepper_of(config, torch.bfloat16, request, "cpu")) as stepper:
         stepper.train_step([{"input_ids": tokens, "labels": tokens}], lr=1e-3)
@@ -63,6 +68,8 @@ def test_the_arena_peaks_where_the_plan_says(name: str, unit: str):
         ("cpu", {"master": "bf16+8", "num_slots": 3}, torch.bfloat16),
         ("cpu", {"master": "bf16_sr", "unit": "linear"}, torch.bfloat16),
         ("cpu", {"unit": "sublayer"}, torch.float16),
+        ("cpu", {"head_chunk": 100}, torch.bfloat16),
+        ("cpu", {"head_chunk": 100_000, "probes": 2}, torch.float32),
         ("cpu", {}, torch.float32),
         ("none", {}, torch.bfloat16),
         ("none", {"lag": 4, "unit": "linear"}, torch.bfloat16),

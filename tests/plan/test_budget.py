@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from plan.smaller import config_like
 from zo_offload.errors import ConfigError
 from zo_offload.plan.advice import nearest, quicker
-from zo_offload.plan.budget import SPARSE_BYTES, SPARSE_SHARE, place, sizes_of
+from zo_offload.plan.budget import SPARSE_BYTES, SPARSE_SHARE, SUMS_BYTES, place, sizes_of
 from zo_offload.plan.formats import PACKED, WIRES
 from zo_offload.plan.rates import OVERHEAD, Rates, flops_of
 from zo_offload.plan.request import TRAINABLES, Budgets, Request
@@ -40,6 +40,7 @@ requests = st.builds(
     batch_size=st.integers(1, 3),
     length=st.sampled_from([4, 16, 64]),
     live_lanes=st.sampled_from([None, 1, 2]),
+    head_chunk=st.sampled_from([None, 100, 400]),
     num_slots=st.integers(1, 3),
     lowest=st.sampled_from(["device", "host", "nvme"]),
 )
@@ -115,6 +116,27 @@ def test_a_wire_packs_what_travels_and_not_the_scratch(wire: str):
     assert packed.device["slots"] <= plain.device["slots"]
     exact = wire in ("bf16", "lossless12")
     assert (packed.host_bytes <= plain.host_bytes) == exact  # else the master lies beside it
+
+
+def test_a_chunk_of_the_head_takes_its_share():
+    layout = layouts().at("block", "fp32")
+    whole = place(layout, ON_HOST, Budgets()).device
+    last = whole["ambient_copies"], whole["logits"]
+    for rows in (512, 256, 64):
+        device = place(layout, replace(ON_HOST, head_chunk=rows), Budgets()).device
+        copies, logits = device["ambient_copies"], device["logits"]
+        assert whole["ambient_copies"] - copies == (512 - rows) * 96 * 2
+        assert (copies, logits) <= last
+        last = copies, logits
+    assert logits == 16 * (2 * 64 * 4 + 96 * 4 + 96 * 2 + SUMS_BYTES) + 64 * 96 * 4
+
+
+def test_a_head_in_chunks_is_the_way_out_where_it_alone_is_too_much():
+    large = Layouts(config_like("llama-3-8b", vocab_size=40_000), torch.bfloat16)
+    request = replace(ON_HOST, length=64)
+    needed = plan(large, request, Budgets(), RATES).tiers.device_bytes
+    words, planned = nearest(large, request, Budgets(device=needed - 10**7), RATES) or ("", None)
+    assert (words, planned and planned.request.head_chunk) == ("head_chunk 16384", 16384)
 
 
 def test_a_frozen_base_has_no_masters_and_no_perturbed_head():

@@ -1,6 +1,8 @@
 """The loss is MeZO's whatever the padding, the path and the architecture."""
 
 import inspect
+from contextlib import closing
+from copy import deepcopy
 from functools import partial
 from types import SimpleNamespace
 
@@ -9,6 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from zo_offload.config import ZOConfig
+from zo_offload.objective import Objective
+from zo_offload.step import Stepper
 from zo_offload.tasks import (
     Example,
     Prompt,
@@ -109,6 +114,20 @@ def test_scores_are_fp32_and_normalized_over_options(encoded):
     scores = option_scores(batch, SimpleNamespace(logits=logits.bfloat16()))
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores.exp().sum(-1), torch.ones(len(encoded)))
+
+
+@pytest.mark.parametrize("encoded", [ONE_TOKEN, SEVERAL_TOKENS], indirect=True)
+def test_a_head_in_chunks_is_never_whole(model, encoded, caplog):
+    batch = collate(encoded)
+    objective = Objective(loss=option_loss, forward=option_forward)
+    found = []
+    for chunk in (None, 77):
+        config = ZOConfig(head_chunk=chunk)
+        with closing(Stepper(deepcopy(model), config, objective=objective)) as stepper:
+            found.append([*stepper.train_step([batch], 0.0).lane_losses, *stepper.evaluate(batch)])
+            assert stepper.weights.arena.peak_bytes <= stepper.plan.device_bytes
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert [record for record in caplog.records if "head_chunk" in record.getMessage()] == []
 
 
 def test_the_loss_can_be_differentiated(model, encoded):

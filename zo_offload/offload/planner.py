@@ -9,7 +9,7 @@ from zo_offload.offload.packing import NUM_BUFFERS
 from zo_offload.offload.residency import DEVICE, HOST, NVME, most_that_fit
 from zo_offload.offload.staged import num_staged, staged_bytes, stored
 from zo_offload.offload.streamer import slot_size
-from zo_offload.ops import Segment, Span
+from zo_offload.ops import ALIGNMENT, Segment, Span
 from zo_offload.units import AMBIENT, ModelMap, Unit
 
 SMALL_BYTES = 1 << 16
@@ -76,10 +76,12 @@ class Needs:
         model_map: The model's units.
         num_slots: Units in flight on the device, of those that rest elsewhere.
         num_draws: Directions and signs of a step.
-        gathered: Names of ambient tables whose rows are perturbed as gathered.
+        gathered: Names of ambient tables that are never copied whole.
         lags: Whether masters may be behind, so that who looks at a unit is given a copy of it.
         whole_slots: Whether slots hold whole masters.
         host_moves: Whether what rests on the host may be moved there.
+        head: Name of the head, where it is perturbed ``head_chunk`` rows at a time.
+        head_chunk: Rows.
     """
 
     model_map: ModelMap
@@ -89,6 +91,8 @@ class Needs:
     lags: bool = False
     whole_slots: bool = False
     host_moves: bool = True
+    head: str | None = None
+    head_chunk: int | None = None
 
     def plan(self, tiers: Mapping[int, str]) -> Plan:
         """Add up what a run will hold with units in these tiers, by index."""
@@ -163,10 +167,15 @@ class Needs:
         return NUM_BUFFERS * _largest(streamed, _packed) if packs else 0
 
     def _copies(self) -> int:
+        trained = [pair for pair in self.model_map.ambient.segments if pair[0].trainable]
         return sum(
             copy_bytes(span, segment) * (self.num_draws if is_small(span, segment) else 1)
-            for span, segment in self.model_map.ambient.segments
-            if span.trainable and segment.name not in self.gathered
+            for span, segment in trained
+            if segment.name not in self.gathered
+        ) + sum(
+            rows_bytes(span, segment, self.head_chunk)
+            for span, segment in trained
+            if self.head_chunk is not None and segment.name == self.head
         )
 
     def _lag_there(self, units: Iterable[Unit]) -> bool:
@@ -207,3 +216,12 @@ def is_small(span: Span, segment: Segment) -> bool:
 def copy_bytes(span: Span, segment: Segment) -> int:
     """Bytes of one perturbed copy."""
     return segment.padded * span.dtype.itemsize
+
+
+def rows_bytes(span: Span, segment: Segment, rows: int) -> int:
+    """Bytes of a perturbed copy of any so many neighbouring rows of a matrix."""
+    height, width = segment.shape
+    count = min(rows, height) * width
+    apart = 0 if count % ALIGNMENT == 0 else ALIGNMENT  # they may begin inside a block of noise
+    most = -(-count // ALIGNMENT) * ALIGNMENT + apart
+    return min(most, segment.padded) * span.dtype.itemsize

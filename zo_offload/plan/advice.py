@@ -13,6 +13,7 @@ from zo_offload.plan.search import Layouts, Planned, plan
 LEAST_GAIN = 1.02
 ANY = 2**62  # bytes
 TRIED_LAG = 8
+TRIED_ROWS = (16384, 4096)  # of a chunked head
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Advice:
 def quicker(layouts: Layouts, request: Request, planned: Planned, rates: Rates) -> list[Advice]:
     """Changes that pay, the best first."""
     found = []
-    for change, other, budgets in _variations(request, planned.budgets, layouts.dtype):
+    for change, other, budgets in _variations(request, planned.budgets, layouts):
         tried = plan(layouts, other, budgets, rates)
         gain = planned.seconds_per_forward_token / tried.seconds_per_forward_token
         if tried.fits and gain >= LEAST_GAIN:
@@ -40,14 +41,16 @@ def quicker(layouts: Layouts, request: Request, planned: Planned, rates: Rates) 
 
 
 def _variations(
-    request: Request, budgets: Budgets, dtype: torch.dtype
+    request: Request, budgets: Budgets, layouts: Layouts
 ) -> Iterator[tuple[str, Request, Budgets]]:
-    if request.wire in ("identity", "bf16") and dtype == torch.bfloat16:
+    if request.wire in ("identity", "bf16") and layouts.dtype == torch.bfloat16:
         yield "wire lossless12 (exact)", replace(request, wire="lossless12"), budgets
     if request.wire not in ("nf4", "int4"):
         yield "wire nf4 (moves where the loss is evaluated)", replace(request, wire="nf4"), budgets
     if request.lag < TRIED_LAG:
         yield f"update.lag {TRIED_LAG}", replace(request, lag=TRIED_LAG), budgets
+    for rows in _smaller_chunks(request, layouts)[:1]:
+        yield f"head_chunk {rows}", replace(request, head_chunk=rows), budgets
     size = 2 * request.batch_size
     yield f"batch size {size}", replace(request, batch_size=size), budgets
     probes = 2 * request.probes
@@ -139,6 +142,9 @@ def _changes(layouts: Layouts, request: Request) -> Iterator[list[Change]]:
         ]
     elif request.lowest == "host":
         yield [Change("weights on disk too", (("lowest", "nvme"),))]
+    chunks = _smaller_chunks(request, layouts)
+    if chunks:
+        yield [Change(f"head_chunk {rows}", (("head_chunk", rows),)) for rows in chunks]
     if request.batch_size > 1:
         yield [
             Change(f"--batch-size {size}", (("batch_size", size),))
@@ -154,6 +160,12 @@ def _changes(layouts: Layouts, request: Request) -> Iterator[list[Change]]:
             Change(f"--length {length}", (("length", length),))
             for length in _halves(request.length, 128)
         ]
+
+
+def _smaller_chunks(request: Request, layouts: Layouts) -> list[int]:
+    """Rows of the head at a time that save something."""
+    now = request.head_chunk or layouts.vocabulary
+    return [rows for rows in TRIED_ROWS if layouts.has_head and rows < now]
 
 
 def _smaller_wires(wire: str, dtype: torch.dtype) -> list[str]:

@@ -19,6 +19,7 @@ SPARSE_SHARE = 0.001  # of the matrices' weights
 SPARSE_BYTES = 8  # an fp32 value and its 32-bit place
 HEADER = PAGE = 4096  # of a unit on disk, and what its parts are padded to
 SPARE_RECORDS = 4
+SUMS_BYTES = 64  # a token, of a loss that is computed in chunks
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def _on_device(layout: Layout, request: Request, sizes: Sizes) -> dict[str, int]
     frozen = request.trainable != "full"
     matrices = int(layout.matrices.sum())
     sparse = int(matrices * SPARSE_SHARE) * SPARSE_BYTES if request.trainable == "sparse" else 0
-    copies = layout.small_copies * 2 * request.probes + layout.large_copies
+    copies = layout.copies_bytes(2 * request.probes, request.head_chunk)
     activations, logits = _of_lanes(layout, request)
     return {
         "slots": min(request.num_slots, len(layout.names)) * slot,
@@ -157,14 +158,19 @@ def _of_lanes(layout: Layout, request: Request) -> tuple[int, int]:
     """Activations of all lanes alive, and the logits of one.
 
     Lanes wait at unit boundaries, one of them runs: inside a block, or in the head, where it holds
-    fp32 logits, their log-softmax, fp32 inputs and a converted part of the head.
+    fp32 logits, their log-softmax, fp32 inputs and a converted part of the head. With a chunked
+    head: logits of so many rows, the next ones, inputs as they are beside those in fp32, sums.
     """
     dims, tokens = layout.dims, request.tokens
     live = min(request.live_lanes or request.lanes, request.lanes)
     waits = dims.hidden if layout.granularity == "block" else min(dims.boundary, dims.inner)
     held = live * waits * tokens * layout.dtype.itemsize
     inside = (dims.inner - waits) * tokens * layout.dtype.itemsize
-    head = 2 * tokens * dims.vocabulary * 4 + tokens * dims.hidden * 4 + OTHER_CHUNK_BYTES
+    rows = min(request.head_chunk or dims.vocabulary, dims.vocabulary)
+    head = 2 * tokens * rows * 4 + tokens * dims.hidden * 4 + OTHER_CHUNK_BYTES
+    if request.head_chunk is not None:
+        head += tokens * (dims.hidden * layout.dtype.itemsize + SUMS_BYTES)
+        head -= max(0, OTHER_CHUNK_BYTES - rows * dims.hidden * 4)
     return held + max(inside - head, 0), head
 
 

@@ -12,8 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from zo_offload.ambient import surely_gathered
-from zo_offload.offload.planner import copy_bytes, is_small
+from zo_offload.ambient import chunked_head, surely_gathered
+from zo_offload.offload.planner import copy_bytes, is_small, rows_bytes
+from zo_offload.ops import Segment, Span
 from zo_offload.units import ModelMap, Unit, map_model, repeated_blocks
 
 Counts = npt.NDArray[np.int64]
@@ -58,6 +59,7 @@ class Layout:
         ambient_numel: Ambient parameters.
         small_copies: Bytes of ambient tensors that keep a copy a probe and sign.
         large_copies: Bytes of those that keep one.
+        head: The head among them, if it is there; it may be perturbed some rows at a time.
         dims: Of the model.
     """
 
@@ -74,7 +76,21 @@ class Layout:
     ambient_numel: int
     small_copies: int
     large_copies: int
+    head: tuple[Span, Segment] | None
     dims: Dims
+
+    def copies_bytes(self, num_draws: int, head_chunk: int | None) -> int:
+        """Bytes of perturbed copies of ambient parameters.
+
+        Args:
+            num_draws: Probes times signs.
+            head_chunk: Rows of the head at a time (None: all).
+        """
+        whole = self.small_copies * num_draws + self.large_copies
+        if head_chunk is None or self.head is None:
+            return whole
+        copy = copy_bytes(*self.head) * (num_draws if is_small(*self.head) else 1)
+        return whole - copy + rows_bytes(*self.head, head_chunk)
 
     @property
     def num_parameters(self) -> int:
@@ -99,6 +115,7 @@ def lay_out(
     matrices, wire, rest, edges, numel = np.array(rows, dtype=np.int64).T
     ambient = model_map.ambient
     gathered = surely_gathered(model, ambient.segments)
+    head = chunked_head(model, ambient.segments)
     copied = [
         (span, segment)
         for span, segment in ambient.segments
@@ -118,6 +135,7 @@ def lay_out(
         ambient_numel=ambient.num_parameters,
         small_copies=sum(copy_bytes(*pair) for pair in copied if is_small(*pair)),
         large_copies=sum(copy_bytes(*pair) for pair in copied if not is_small(*pair)),
+        head=next((pair for pair in copied if pair[1].name == head), None),
         dims=dims_of(model_map, config, model, dtype),
     )
 

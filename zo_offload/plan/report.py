@@ -38,6 +38,7 @@ def block_of(planned: Planned) -> dict[str, Any]:
         "offload_param": {"device": DEVICES[lowest[-1]], "buffer_count": request.num_slots},
         "unit": request.unit,
         "live_lanes": request.live_lanes,
+        "head_chunk": request.head_chunk,
         "wire": request.wire,
         "master": request.master,
     }

@@ -60,6 +60,7 @@ class Request:
         batch_size: Examples of a micro-batch.
         length: Tokens of an example.
         live_lanes: Most forwards alive at once.
+        head_chunk: Rows of the head at a time (None: all).
         num_slots: Units in flight on the device.
         lowest: Furthest tier that units may rest in.
         only: Whether the JSON says so: then they rest nearer only as far as its own budgets say.
@@ -76,6 +77,7 @@ class Request:
     batch_size: int = 1
     length: int = DEFAULT_LENGTH
     live_lanes: int | None = None
+    head_chunk: int | None = None
     num_slots: int = 2
     lowest: str = "nvme"
     only: bool = False
@@ -120,6 +122,7 @@ def read_json(path: str | Path) -> tuple[Request, Budgets, torch.dtype | None]:
         micro_batches=accumulated,
         batch_size=micro,
         live_lanes=block.live_lanes,
+        head_chunk=block.head_chunk,
         num_slots=block.offload_param.buffer_count or 2,
         lowest=LOWEST_TIERS[block.offload_param.device] if said else "nvme",
         only=said,

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from zo_offload.ambient import head_of
 from zo_offload.errors import ConfigError
 from zo_offload.granularity import GRANULARITIES
 from zo_offload.plan.budget import Tiers, place
@@ -34,6 +35,8 @@ class Layouts:
         self._config = config
         self._model = build(config)
         self._made: dict[tuple[str, str], Layout] = {}
+        self.vocabulary = int(config.get_text_config().vocab_size)
+        self.has_head = head_of(self._model) is not None
         self.most_length = getattr(config.get_text_config(), "max_position_embeddings", None)
 
     def at(self, granularity: str, master: str) -> Layout:
@@ -122,6 +125,11 @@ def _check(layouts: Layouts, request: Request) -> None:
         )
     if request.wire == "lossless12" and layouts.dtype != torch.bfloat16:
         raise ConfigError('zeroth_order.wire: "lossless12" packs bfloat16 alone; enable bf16')
+    if request.head_chunk is not None and not layouts.has_head:
+        raise ConfigError(
+            f"zeroth_order.head_chunk: {request.head_chunk} rows of the head at a time, and the "
+            'model names no output embedding; write "head_chunk": null'
+        )
     if layouts.most_length is not None and request.length > layouts.most_length:
         raise ConfigError(
             f"--length {request.length}: the model's context is {layouts.most_length} tokens"
