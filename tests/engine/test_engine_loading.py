@@ -9,17 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-from safetensors import safe_open
-from transformers import (
-    MixtralConfig,
-    MixtralForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
-)
+from models.table import EXPERTS, of
+from safetensors.torch import load_file
 
 SHARD = 8 << 20
 SLACK = 8 << 20  # allocators, module objects
@@ -55,32 +47,26 @@ for tiny, large, config in json.loads(sys.argv[1]):
     grown = {"anonymous": most[0] - before, "all": status("VmHWM") - mapped}
     print(json.dumps(found | grown), flush=True)
 """
-HEADS = {"num_attention_heads": 4, "vocab_size": 512, "max_position_embeddings": 64}
-EXPERTS = {"num_key_value_heads": 2, "num_experts_per_tok": 2}
 
 
 def opt(width: int, layers: int) -> Any:
-    config = OPTConfig(
-        hidden_size=width, ffn_dim=4 * width, num_hidden_layers=layers, word_embed_proj_dim=width,
-        **HEADS,
-    )  # fmt: skip
-    return OPTForCausalLM(config)
+    own = {"ffn_dim": 4 * width, "word_embed_proj_dim": width}
+    return made("OPTForCausalLM", width, layers, **own)
 
 
 def mixtral(width: int, layers: int) -> Any:
-    config = MixtralConfig(
-        hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
-        num_local_experts=4, **HEADS, **EXPERTS,
-    )  # fmt: skip
-    return MixtralForCausalLM(config)
+    own = {"intermediate_size": 2 * width, "num_local_experts": 4}
+    return made("MixtralForCausalLM", width, layers, **own, **EXPERTS)
 
 
 def qwen3_moe(width: int, layers: int) -> Any:
-    config = Qwen3MoeConfig(
-        hidden_size=width, moe_intermediate_size=width, num_hidden_layers=layers, num_experts=8,
-        head_dim=width // 4, **HEADS, **EXPERTS,
-    )  # fmt: skip
-    return Qwen3MoeForCausalLM(config)
+    own = {"moe_intermediate_size": width, "num_experts": 8, "head_dim": width // 4}
+    return made("Qwen3MoeForCausalLM", width, layers, **own, **EXPERTS)
+
+
+def made(architecture: str, width: int, layers: int, **own: int) -> Any:
+    own |= {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 4}
+    return of(architecture, vocab_size=512, max_position_embeddings=64, **own)()
 
 
 def saved(folder: Path, make: Callable[[int, int], Any], width: int, layers: int) -> list[str]:
@@ -133,8 +119,5 @@ def test_what_is_converted_is_not_in_memory(tmp_path: Path):
 
 def bytes_of_experts(folder: Path) -> int:
     """That lie in a checkpoint as matrices of their own."""
-    found = 0
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, "pt") as file:
-            found += sum(file.get_tensor(k).nbytes for k in file.keys() if re.search(r"experts\.\d+\.", k))
-    return found
+    held = [item for path in folder.glob("*.safetensors") for item in load_file(path).items()]
+    return sum(value.nbytes for key, value in held if re.search(r"\.experts\.\d+\.", key))
