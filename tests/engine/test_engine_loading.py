@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from models.table import EXPERTS, of
 from safetensors.torch import load_file
@@ -84,37 +85,45 @@ def config_of(**offload: Any) -> dict[str, Any]:
     return {"train_batch_size": 1, "bf16": {"enabled": True}, "zeroth_order": block}
 
 
-def measured(folder: Path, *cases: list[Any]) -> list[dict[str, int]]:
-    """Bytes of each case (tiny model, large model, config), in a process of its own."""
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]:
+    """Bytes that loading takes, measured in a process of its own."""
+    folder = tmp_path_factory.mktemp("models")
+    disk = config_of(device="nvme", nvme_path=str(folder / "disk"))
+    cases = {  # the first is measured by a high-water mark
+        "opt": [*saved(folder / "opt", opt, 512, 16), config_of(device="cpu")],
+        "mixtral": [*saved(folder / "mixtral", mixtral, 256, 16), disk],
+        "qwen3-moe": [*saved(folder / "qwen3-moe", qwen3_moe, 256, 16), disk],
+    }
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(cases)],
+        [sys.executable, "-c", PROGRAM, json.dumps(list(cases.values()))],
         capture_output=True,
         text=True,
         cwd=folder,
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"},  # what is freed goes back at once
     )
     assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    experts = [bytes_of_experts(Path(large)) for _, large, _ in cases.values()]
+    return {
+        name: {"experts": size, **each}
+        for name, size, each in zip(cases, experts, found, strict=True)
+    }
 
 
-def test_peak_is_the_stores_a_shard_and_a_unit(tmp_path: Path):
-    folders = saved(tmp_path, opt, 512, 16)
-    found = measured(tmp_path, [*folders, config_of(device="cpu")])[0]
+def test_peak_is_the_stores_a_shard_and_a_unit(measured: dict[str, dict[str, int]]):
+    found = measured["opt"]
     assert found["all"] <= found["held"] + SHARD + found["unit"] + SLACK
     assert found["held"] > 200e6
 
 
-def test_what_is_converted_is_not_in_memory(tmp_path: Path):
-    """Experts that are merged as they are loaded: 50 MB, nearly all of the model."""
-    disk = config_of(device="nvme", nvme_path=str(tmp_path / "disk"))
-    folders = [saved(tmp_path / make.__name__, make, 256, 16) for make in (mixtral, qwen3_moe)]
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
+def test_experts_that_are_merged_are_not_in_memory(measured: dict[str, dict[str, int]], name: str):
+    found = measured[name]
     merged = 2 * 8 * 256 * 256 * 2  # gates and projections of a layer, either model's
-    for (_, large), found in zip(
-        folders, measured(tmp_path, *([*each, disk] for each in folders)), strict=True
-    ):
-        bound = found["held"] + SHARD + found["unit"] + merged + SLACK
-        assert found["anonymous"] <= bound
-        assert bytes_of_experts(Path(large)) > 2 * (bound - found["held"] - SLACK)
+    bound = SHARD + found["unit"] + merged
+    assert found["anonymous"] <= found["held"] + bound + SLACK
+    assert found["experts"] > bound + 2 * SLACK  # they would be found
 
 
 def bytes_of_experts(folder: Path) -> int:
