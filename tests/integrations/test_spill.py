@@ -1,4 +1,4 @@
-"""Weights that are converted on loading rest in files, hold the same bits, and leave nothing."""
+"""Weights that loading makes anew rest in files, hold the same bits, and leave nothing."""
 
 import errno
 import os
@@ -182,7 +182,7 @@ def test_no_room_is_refused_with_the_numbers(
     folder = saved(tmp_path, "mixtral")
     free(monkeypatch, room=5, model=16_000)
     words = (
-        r"^MixtralExperts.gate_up_proj: converted as it is loaded, it has to rest on a disk until "
+        r"^MixtralExperts.gate_up_proj: made anew as it is loaded, it has to rest on a disk until "
         r"a store takes it: 32,768 bytes are needed, 1\d\d,\d\d\d at most for all such weights, "
         rf"but {room} has 5 free, {folder} has 16,000 free; free some space, or set TMPDIR to a "
         "folder on a larger disk$"

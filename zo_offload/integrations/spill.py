@@ -26,7 +26,7 @@ from zo_offload.errors import StoreError
 from zo_offload.offload.disk import errors_of
 
 LEAST_BYTES = 64 << 10  # smaller ones stay: what they take together is little
-SEQUENTIAL = "HF_DEACTIVATE_ASYNC_LOAD"  # else threads convert ahead of what is written
+SEQUENTIAL = "HF_DEACTIVATE_ASYNC_LOAD"  # else threads make more ahead of what is written
 IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs")
 MAPS, MOUNTS = Path("/proc/self/maps"), Path("/proc/self/mountinfo")
 
@@ -86,7 +86,7 @@ class _Spill:
                     self._announce(folder, most)
                     return folder
         raise StoreError(
-            f"{name}: converted as it is loaded, it has to rest on a disk until a store takes it: "
+            f"{name}: made anew as it is loaded, it has to rest on a disk until a store takes it: "
             f"{num_bytes:,} bytes are needed, {most:,} at most for all such weights, but "
             f"{', '.join(f'{folder} {said}' for folder, _, said in found)}; free some space, or "
             "set TMPDIR to a folder on a larger disk"
