@@ -95,7 +95,7 @@ def convert(
     with reporter.phase(f"loading {model_name}"):
         if is_converted(model_name):
             raise ConfigError(f"--model: {model_name} is a converted model already")
-        model = load_causal_lm(model_name)
+        model = load_causal_lm(model_name, folders)
     placing = Placing(model, settings.zeroth_order, CPU, settings.dtype, {})
     writer = _Writer(model, placing, reporter)
     with ExitStack() as stack:

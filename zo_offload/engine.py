@@ -95,7 +95,8 @@ def initialize(
     caller_optimizer.check_kind(optimizer)
     init_distributed(distributed_port, dist_init_required)
     settings = read_settings(config)
-    module = model if isinstance(model, nn.Module) else load_causal_lm(model)
+    spill = settings.zeroth_order.offload_param.nvme_path or ()
+    module = model if isinstance(model, nn.Module) else load_causal_lm(model, spill)
     caller_optimizer.check_covers("model_parameters", model_parameters, module)
     engine = ZOEngine(
         model=module,

@@ -114,7 +114,7 @@ def train(options: RunOptions, reporter: Reporter) -> Summary | None:
 
         if replica.share(claim) == FINISHED:
             return _read_summary(directory / "summary.json") if replica.is_first else None
-        engine = _start_engine(replica, task, config, reporter, options.steps)
+        engine = _start_engine(replica, task, config, reporter, options.steps, directory)
         try:
             return _run(engine, task, options, journal_path(config, directory), reporter)
         finally:
@@ -221,6 +221,7 @@ def _start_engine(
     config: Mapping[str, Any],
     reporter: Reporter,
     steps: int | None = None,
+    directory: Path | None = None,
 ) -> Any:
     from torch.optim.lr_scheduler import LambdaLR
 
@@ -238,8 +239,9 @@ def _start_engine(
         from zo_offload.integrations.hf import load_causal_lm
         from zo_offload.objective import Objective
 
+        spill = [*(parse_config(config).offload_param.nvme_path or ()), *filter(None, [directory])]
         engine, _, _, _ = initialize(
-            model=replica.all_or_none(lambda: load_causal_lm(task.model_name)),
+            model=replica.all_or_none(lambda: load_causal_lm(task.model_name, spill)),
             config=config,
             objective=Objective(loss=option_loss, forward=option_forward),
             lr_scheduler=None if config.get("scheduler") else linear_decay,

@@ -1,67 +1,132 @@
 """A model given by its path: beside the stores no more than a shard and a unit is in memory."""
 
 import json
+import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import OPTConfig, OPTForCausalLM
+from models.table import EXPERTS, of
+from safetensors.torch import load_file
 
 SHARD = 8 << 20
+SLACK = 8 << 20  # allocators, module objects
 PROGRAM = """
-import json, re, sys
-import torch
-import zo_offload, zo_offload.engine, transformers.models.opt.modeling_opt
+import gc, json, re, sys, threading, time
+import zo_offload, zo_offload.engine
 
-def most():
-    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+def status(name):
+    return 1024 * int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
 
-config = json.loads(sys.argv[2])
-zo_offload.initialize(model=sys.argv[3], config=config)[0].destroy()  # what a first use imports
-before = most()
-engine, *_ = zo_offload.initialize(model=sys.argv[1], config=config)
-weights = engine.stepper.weights
-held = weights.host_bytes + weights.arena.peak_bytes
-unit = max(unit.wire_bytes + unit.rest_bytes for unit in weights.map.everything)
-print(json.dumps({"grown": most() - before, "held": held, "unit": unit}))
-engine.destroy()
+def sample():  # the kernel keeps no high-water mark of anonymous memory
+    while True:
+        most[0] = max(most[0], status("RssAnon"))
+        time.sleep(0.002)
+
+def used(path, config):
+    engine, *_ = zo_offload.initialize(model=path, config=config)
+    weights = engine.stepper.weights
+    weights.digest()  # every unit passes through memory once, those of a disk too
+    unit = max(unit.wire_bytes + unit.rest_bytes for unit in weights.map.everything)
+    found = {"held": weights.host_bytes + weights.arena.peak_bytes, "unit": unit}
+    engine.destroy()
+    return found
+
+most = [0]
+threading.Thread(target=sample, daemon=True).start()
+for tiny, large, config in json.loads(sys.argv[1]):
+    used(tiny, config)  # what a first use imports
+    gc.collect()
+    before, mapped = status("RssAnon"), status("VmHWM")
+    most[0] = before
+    found = used(large, config)
+    grown = {"anonymous": most[0] - before, "all": status("VmHWM") - mapped}
+    print(json.dumps(found | grown), flush=True)
 """
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A model of 100 MB in shards of 8 MB, and a tiny one."""
+def opt(width: int, layers: int) -> Any:
+    own = {"ffn_dim": 4 * width, "word_embed_proj_dim": width}
+    return made("OPTForCausalLM", width, layers, **own)
+
+
+def mixtral(width: int, layers: int) -> Any:
+    own = {"intermediate_size": 2 * width, "num_local_experts": 4}
+    return made("MixtralForCausalLM", width, layers, **own, **EXPERTS)
+
+
+def qwen3_moe(width: int, layers: int) -> Any:
+    own = {"moe_intermediate_size": width, "num_experts": 8, "head_dim": width // 4}
+    return made("Qwen3MoeForCausalLM", width, layers, **own, **EXPERTS)
+
+
+def made(architecture: str, width: int, layers: int, **own: int) -> Any:
+    own |= {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 4}
+    return of(architecture, vocab_size=512, max_position_embeddings=64, **own)()
+
+
+def saved(folder: Path, make: Callable[[int, int], Any], width: int, layers: int) -> list[str]:
+    """A tiny model, and a large one in shards of 8 MB."""
     found = []
-    for name, width, layers in (("large", 512, 16), ("tiny", 8, 2)):
-        config = OPTConfig(
-            hidden_size=width, ffn_dim=4 * width, num_hidden_layers=layers, vocab_size=512,
-            num_attention_heads=4, word_embed_proj_dim=width, max_position_embeddings=64,
-        )  # fmt: skip
-        model: Any = OPTForCausalLM(config)
-        model = model.to(torch.bfloat16)
-        found.append(str(tmp_path_factory.mktemp(name)))
-        model.save_pretrained(found[-1], max_shard_size=SHARD)
+    for name, model in (("tiny", make(8, 2)), ("large", make(width, layers))):
+        found.append(str(folder / name))
+        model.to(torch.bfloat16).save_pretrained(found[-1], max_shard_size=SHARD)
+    assert len(list((folder / "large").glob("*.safetensors"))) > 5
     return found
 
 
-def test_peak_is_the_stores_a_shard_and_a_unit(folders: list[str], tmp_path: Path):
-    config = {
-        "train_batch_size": 1,
-        "bf16": {"enabled": True},
-        "zeroth_order": {"offload_param": {"device": "cpu"}},
+def config_of(**offload: Any) -> dict[str, Any]:
+    block = {"offload_param": offload, "journal": {"path": None}}
+    return {"train_batch_size": 1, "bf16": {"enabled": True}, "zeroth_order": block}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]:
+    """Bytes that loading takes, measured in a process of its own."""
+    folder = tmp_path_factory.mktemp("models")
+    disk = config_of(device="nvme", nvme_path=str(folder / "disk"))
+    cases = {  # the first is measured by a high-water mark
+        "opt": [*saved(folder / "opt", opt, 512, 16), config_of(device="cpu")],
+        "mixtral": [*saved(folder / "mixtral", mixtral, 256, 16), disk],
+        "qwen3-moe": [*saved(folder / "qwen3-moe", qwen3_moe, 256, 16), disk],
     }
-    assert len(list(Path(folders[0]).glob("*.safetensors"))) > 5
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, folders[0], json.dumps(config), folders[1]],
+        [sys.executable, "-c", PROGRAM, json.dumps(list(cases.values()))],
         capture_output=True,
         text=True,
-        cwd=tmp_path,
+        cwd=folder,
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"},  # what is freed goes back at once
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    slack = 8 << 20  # allocators, module objects
-    assert found["grown"] <= found["held"] + SHARD + found["unit"] + slack
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    experts = [bytes_of_experts(Path(large)) for _, large, _ in cases.values()]
+    return {
+        name: {"experts": size, **each}
+        for name, size, each in zip(cases, experts, found, strict=True)
+    }
+
+
+def test_peak_is_the_stores_a_shard_and_a_unit(measured: dict[str, dict[str, int]]):
+    found = measured["opt"]
+    assert found["all"] <= found["held"] + SHARD + found["unit"] + SLACK
     assert found["held"] > 200e6
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
+def test_experts_that_are_merged_are_not_in_memory(measured: dict[str, dict[str, int]], name: str):
+    found = measured[name]
+    merged = 2 * 8 * 256 * 256 * 2  # gates and projections of a layer, either model's
+    bound = SHARD + found["unit"] + merged
+    assert found["anonymous"] <= found["held"] + bound + SLACK
+    assert found["experts"] > bound + 2 * SLACK  # they would be found
+
+
+def bytes_of_experts(folder: Path) -> int:
+    """That lie in a checkpoint as matrices of their own."""
+    held = [item for path in folder.glob("*.safetensors") for item in load_file(path).items()]
+    return sum(value.nbytes for key, value in held if re.search(r"\.experts\.\d+\.", key))

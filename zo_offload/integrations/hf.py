@@ -1,38 +1,48 @@
 """Loading and recognising Hugging Face models and tokenizers, every fault in one line."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 from zo_offload.converted import is_converted, read_converted
-from zo_offload.errors import ModelError
+from zo_offload.errors import ModelError, StoreError
 from zo_offload.integrations.skeleton import skeleton
+from zo_offload.integrations.spill import spilled
 
 LONGEST_REASON = 300
 
 
-def load_causal_lm(name: str | Path) -> Any:
+def load_causal_lm(name: str | Path, spill: Sequence[str | Path] = ()) -> Any:
     """A causal LM from a local directory or a model id, in its checkpoint's dtype.
 
-    Code that a checkpoint brings along is never run, and no weight is ever made up. A directory
+    Code that a checkpoint brings along is never run, and no weight is ever made up. Its values are
+    views of files: the checkpoint's own, and unlinked ones of what loading makes anew. A directory
     that ``zo-offload convert`` made gives a model whose units have no values in memory.
+
+    Args:
+        name: Directory or id.
+        spill: Folders for unlinked files, before those for temporary ones and by the checkpoint.
 
     Raises:
         ModelError: It cannot be found, fetched, read, is of an unknown type, or lacks weights.
-        StoreError: It was converted, and is damaged.
+        StoreError: It was converted, and is damaged; or no folder has room for the unlinked files.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if is_converted(name):
         config = _load(AutoConfig, name, "configuration")
         return skeleton(read_converted(Path(name)), config)
-    model, found = _load(
-        AutoModelForCausalLM,
-        name,
-        "model",
-        dtype="auto",
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # refused here, where they can be named
-    )
+    with spilled([*map(Path, spill), *_spare_folders(Path(name))]):
+        model, found = _load(
+            AutoModelForCausalLM,
+            name,
+            "model",
+            dtype="auto",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused here, where they can be named
+        )
     for key, held, expected in sorted(found["mismatched_keys"]):
         raise ModelError(
             f"{name}: config.json and weights do not belong together: {key} is {list(held)}, "
@@ -45,6 +55,16 @@ def load_causal_lm(name: str | Path) -> Any:
             f"({missing[0]}, ...), which would be random; is it a causal LM, and whole?"
         )
     return model
+
+
+def _spare_folders(path: Path) -> list[Path]:
+    """For temporary files, and beside the checkpoint."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folders = [path if path.is_dir() else Path(HF_HUB_CACHE)]
+    with suppress(FileNotFoundError):  # there is none
+        folders.insert(0, Path(gettempdir()))
+    return folders
 
 
 def load_tokenizer(name: str | Path) -> Any:
@@ -105,6 +125,8 @@ def _load(auto_class: Any, name: str | Path, what: str, **options: Any) -> Any:
         raise ModelError(f"{name}: no such directory")
     try:
         return auto_class.from_pretrained(str(name), trust_remote_code=False, **options)
+    except StoreError:
+        raise
     except Exception as error:  # the loaders raise whatever the layers below them raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         if len(reason) > LONGEST_REASON:
