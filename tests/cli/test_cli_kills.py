@@ -127,7 +127,7 @@ ON_DISK = [
     [At("zo_offload.offload.direct", "DirectFile._transfer", 3)],  # of a unit, not its header
     [At("zo_offload.offload.nvme", "UnitStore._settled", 4)],
     [At("zo_offload.offload.nvme", "UnitStore.sync", 1)],
-    [At("zo_offload.offload.manifest", "write_file", 2, "before")],  # of the mark of a clean end
+    [At("zo_offload.offload.manifest", "write_file", 1, "before")],  # of the mark of a clean end
     [
         At("zo_offload.metrics", "Metrics.add_step", 2),
         At("zo_offload.offload.nvme", "recover", 1),
