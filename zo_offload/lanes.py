@@ -96,6 +96,12 @@ class Lane:
             raise _Stopped
         self.inside = unit
 
+    @contextmanager
+    def passing_by(self) -> Iterator[None]:
+        """Units need not be there: their forwards read no weights meanwhile. For a single lane."""
+        raise NotImplementedError
+        yield
+
     def run(self, scope: "Callable[[Lane], ExitStack]") -> None:
         """The thread's body."""
         self._go.acquire()
@@ -119,11 +125,23 @@ class _InlineLane(Lane):
     def __init__(self, call: Call, owner: "Lanes", weights: Weights) -> None:
         super().__init__(call, owner)
         self._weights = weights
+        self._passes_by = False
 
     def arrive(self, unit: int) -> None:
+        if self._passes_by:
+            return
         with torch._C.DisableTorchFunction():  # the lane's mode is for the model's code, not ours
             self._weights.load_scratch(self._weights.map.units[unit], self.call.draw)
         self.inside = unit
+
+    @contextmanager
+    def passing_by(self) -> Iterator[None]:
+        """See :meth:`Lane.passing_by`."""
+        self._passes_by = True
+        try:
+            yield
+        finally:
+            self._passes_by = False
 
 
 class Lanes:
@@ -169,7 +187,15 @@ class Lanes:
         self._forwards = ExitStack()
         self._forwards.enter_context(read_one_by_one(divided))
 
-    def run(self, calls: Sequence[Call], shapes: Sequence[Hashable] = ()) -> list[Any]:
+    @property
+    def current(self) -> "Lane | None":
+        """The lane that this thread runs."""
+        lane = getattr(_current, "lane", None)
+        return lane if lane is not None and lane.owner is self else None
+
+    def run(
+        self, calls: Sequence[Call], shapes: Sequence[Hashable] = (), looks: bool = False
+    ) -> list[Any]:
         """Results of all calls, in order.
 
         Calls of one draw should be neighbours: each perturbed copy is then built once a unit. An
@@ -178,6 +204,7 @@ class Lanes:
         Args:
             calls: What to run, each in a lane.
             shapes: Of the inputs of micro-batches; each is looked at closely when it is new.
+            looks: Lanes see the weights as they are, and take no step.
 
         Raises:
             ModelError: The forward leaves state on a module.
@@ -186,7 +213,7 @@ class Lanes:
         results: list[Any] = []
         with self._leaving_nothing(shapes):
             for first in range(0, len(calls), self._max_live):
-                with self._visit(), self._generators.kept():
+                with self._visit(looks), self._generators.kept():
                     results += self._run_together(calls[first : first + self._max_live])
         return results
 
