@@ -1,4 +1,4 @@
-"""The command line: ``zo-offload train``, ``eval``, ``plan`` and ``convert``.
+"""The command line: ``zo-offload train``, ``eval``, ``plan``, ``convert``, ...
 
 Light to import: what takes seconds (torch, DeepSpeed, transformers) is imported by a command, after
 it has said that it is starting.
@@ -19,6 +19,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from zo_offload import launched
+from zo_offload.cli_options import (
+    CONVERT_OPTIONS,
+    PLAN_MEMORY,
+    PLAN_OPTIONS,
+    PLAN_RATES,
+    SENSITIVITY_OPTIONS,
+    TASK_OPTIONS,
+    TRAIN_OPTIONS,
+    takes,
+)
 from zo_offload.errors import ZOError
 from zo_offload.reporter import Item, Reporter
 from zo_offload.wording import one_line
@@ -72,82 +82,6 @@ def fails_in_one_line(command: Callable) -> Callable:
             raise Interrupted("interrupted") from None
 
     return wrapped
-
-
-# fmt: off
-TASK_OPTIONS = (
-    click.option("--model", required=True, metavar="DIR_OR_ID",
-                 help="Hugging Face directory or model id."),
-    click.option("--dev", required=True, metavar="FILE",
-                 help="Held-out examples: TSV with a header, or JSONL."),
-    click.option("--template", required=True,
-                 help='Prompt with fields, e.g. "{sentence} It was".'),
-    click.option("--labels", required=True,
-                 help='Label words in the order of their indices, e.g. " terrible, great".'),
-    click.option("--config", metavar="FILE",
-                 help="DeepSpeed JSON with a zeroth_order block."),
-    click.option("--dev-limit", type=click.IntRange(min=1),
-                 help="Use only the first examples of --dev."),
-    click.option("--truncate", is_flag=True,
-                 help="Cut texts that are longer than the model's context."),
-    click.option("--local_rank", "--local-rank", type=int, hidden=True,
-                 help="Set by launchers."),
-)
-TRAIN_OPTIONS = (
-    click.option("--train", required=True, metavar="FILE",
-                 help="Training examples: TSV with a header, or JSONL."),
-    click.option("--steps", required=True, type=int,
-                 help="Steps to train."),
-    click.option("--output", required=True, metavar="DIR",
-                 help="Where the run goes; the same command continues it."),
-    click.option("--eval-every", type=click.IntRange(min=1),
-                 help="Steps between evaluations (default: a tenth of --steps, at least 10)."),
-)
-POSITIVE = click.FloatRange(min=0, min_open=True)
-COUNT = click.IntRange(min=1)
-CONVERT_OPTIONS = (
-    click.option("--model", required=True, metavar="DIR_OR_ID",
-                 help="Hugging Face directory or model id."),
-    click.option("--output", required=True, metavar="DIR",
-                 help="A directory to make; use it as --model, any number of times."),
-    click.option("--config", metavar="FILE",
-                 help="DeepSpeed JSON of the runs: precision, unit and master decide the layout."),
-    click.option("--stripe", multiple=True, metavar="DIR",
-                 help="A further directory, on another disk; may be given several times."),
-)
-PLAN_MEMORY = ("device_gb", "host_gb", "nvme_gb")
-PLAN_RATES = ("pcie_gbps", "nvme_gbps", "host_gbps", "tflops")
-PLAN_OPTIONS = (
-    click.option("--model", required=True, metavar="NAME",
-                 help="A shape by name (opt-175b, llama-3-70b, ...), directory or model id."),
-    click.option("--config", metavar="FILE",
-                 help="DeepSpeed JSON with a zeroth_order block; options go before it."),
-    click.option("--device-gb", type=POSITIVE, help="Device memory, in GiB."),
-    click.option("--host-gb", type=POSITIVE, help="Host memory, in GiB."),
-    click.option("--nvme-gb", type=POSITIVE, help="Disk, in GiB (default: any)."),
-    click.option("--pcie-gbps", type=POSITIVE, help="Of the bus, 10^9 bytes a second (25)."),
-    click.option("--nvme-gbps", type=POSITIVE, help="Of the disks (10)."),
-    click.option("--host-gbps", type=POSITIVE, help="Of the host's updates (35)."),
-    click.option("--tflops", type=POSITIVE, help="Of the device, 10^12 a second (100)."),
-    click.option("--unit", type=click.Choice(["block", "sublayer", "linear"]),
-                 help="What moves together (default: the plan's choice)."),
-    click.option("--wire", type=click.Choice(
-                     ["identity", "bf16", "lossless12", "fp8_e4m3", "int8", "int4", "nf4"]),
-                 help="What crosses the bus."),
-    click.option("--trainable", type=click.Choice(["full", "sparse", "peft"]),
-                 help="What moves; all but full freeze the base."),
-    click.option("--probes", type=COUNT, help="Directions a step."),
-    click.option("--lag", type=click.IntRange(min=0), help="Steps that masters may be behind."),
-    click.option("--batch-size", type=COUNT, help="Examples of a micro-batch (1)."),
-    click.option("--length", type=COUNT, help="Tokens of an example (2048, or the context)."),
-    click.option("--json", is_flag=True, help="One line of JSON."),
-)
-# fmt: on
-
-
-def takes(*options: Callable) -> Callable[[Callable], Callable]:
-    """A command with these options."""
-    return lambda command: functools.reduce(lambda f, option: option(f), reversed(options), command)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -231,6 +165,22 @@ def convert_model(model: str, output: str, config: str | None, stripe: tuple[str
           f"unit {done.settings['unit']}")  # fmt: skip
     if not done.has_tokenizer:
         print("  no tokenizer was found beside the model: copy its files there")
+
+
+@main.command()
+@takes(*SENSITIVITY_OPTIONS)
+@fails_in_one_line
+def sensitivity(**options: Any) -> None:
+    """Score weights by their squared gradients on a text, and write a mask of the largest."""
+    with reporter() as bar:
+        with bar.phase("starting"):
+            _quiet()
+            from zo_offload.scoring import ScoringOptions, score
+        chosen = ScoringOptions(**options)
+        done = score(chosen, bar)
+    mask = done.mask
+    print(f"{chosen.output}: {mask.num_chosen:,} of {mask.origin.candidates:,} weights in "
+          f"{len(mask.chosen)} matrices, by {mask.origin.method}, {done.seconds:.1f} s")  # fmt: skip
 
 
 def reporter() -> Reporter:

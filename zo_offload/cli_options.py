@@ -1,0 +1,100 @@
+"""What each command of ``zo-offload`` may be given."""
+
+import functools
+from collections.abc import Callable
+
+import click
+
+# fmt: off
+TASK_OPTIONS = (
+    click.option("--model", required=True, metavar="DIR_OR_ID",
+                 help="Hugging Face directory or model id."),
+    click.option("--dev", required=True, metavar="FILE",
+                 help="Held-out examples: TSV with a header, or JSONL."),
+    click.option("--template", required=True,
+                 help='Prompt with fields, e.g. "{sentence} It was".'),
+    click.option("--labels", required=True,
+                 help='Label words in the order of their indices, e.g. " terrible, great".'),
+    click.option("--config", metavar="FILE",
+                 help="DeepSpeed JSON with a zeroth_order block."),
+    click.option("--dev-limit", type=click.IntRange(min=1),
+                 help="Use only the first examples of --dev."),
+    click.option("--truncate", is_flag=True,
+                 help="Cut texts that are longer than the model's context."),
+    click.option("--local_rank", "--local-rank", type=int, hidden=True,
+                 help="Set by launchers."),
+)
+TRAIN_OPTIONS = (
+    click.option("--train", required=True, metavar="FILE",
+                 help="Training examples: TSV with a header, or JSONL."),
+    click.option("--steps", required=True, type=int,
+                 help="Steps to train."),
+    click.option("--output", required=True, metavar="DIR",
+                 help="Where the run goes; the same command continues it."),
+    click.option("--eval-every", type=click.IntRange(min=1),
+                 help="Steps between evaluations (default: a tenth of --steps, at least 10)."),
+)
+POSITIVE = click.FloatRange(min=0, min_open=True)
+COUNT = click.IntRange(min=1)
+CONVERT_OPTIONS = (
+    click.option("--model", required=True, metavar="DIR_OR_ID",
+                 help="Hugging Face directory or model id."),
+    click.option("--output", required=True, metavar="DIR",
+                 help="A directory to make; use it as --model, any number of times."),
+    click.option("--config", metavar="FILE",
+                 help="DeepSpeed JSON of the runs: precision, unit and master decide the layout."),
+    click.option("--stripe", multiple=True, metavar="DIR",
+                 help="A further directory, on another disk; may be given several times."),
+)
+SENSITIVITY_OPTIONS = (
+    click.option("--model", required=True, metavar="DIR_OR_ID",
+                 help="Hugging Face directory or model id."),
+    click.option("--output", required=True, metavar="FILE", help="The mask, a safetensors file."),
+    click.option("--corpus", metavar="FILE", help="Text in UTF-8, for gradients."),
+    click.option("--config", metavar="FILE",
+                 help="DeepSpeed JSON: precision, and where weights rest meanwhile."),
+    click.option("--method", type=click.Choice(["gradient", "magnitude", "random"]),
+                 default="gradient", show_default=True, help="What scores a weight."),
+    click.option("--scope", type=click.Choice(["global", "matrix"]), default="global",
+                 show_default=True, help="The largest of all matrices together, or of each."),
+    click.option("--share", type=click.FloatRange(0, 1, min_open=True), default=1e-3,
+                 show_default=True, help="Of the weights in the blocks' matrices."),
+    click.option("--sequences", type=COUNT, default=16, show_default=True,
+                 help="Pieces of text; each gives one gradient."),
+    click.option("--length", type=COUNT, default=512, show_default=True,
+                 help="Tokens of a piece."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of random scores."),
+)
+PLAN_MEMORY = ("device_gb", "host_gb", "nvme_gb")
+PLAN_RATES = ("pcie_gbps", "nvme_gbps", "host_gbps", "tflops")
+PLAN_OPTIONS = (
+    click.option("--model", required=True, metavar="NAME",
+                 help="A shape by name (opt-175b, llama-3-70b, ...), directory or model id."),
+    click.option("--config", metavar="FILE",
+                 help="DeepSpeed JSON with a zeroth_order block; options go before it."),
+    click.option("--device-gb", type=POSITIVE, help="Device memory, in GiB."),
+    click.option("--host-gb", type=POSITIVE, help="Host memory, in GiB."),
+    click.option("--nvme-gb", type=POSITIVE, help="Disk, in GiB (default: any)."),
+    click.option("--pcie-gbps", type=POSITIVE, help="Of the bus, 10^9 bytes a second (25)."),
+    click.option("--nvme-gbps", type=POSITIVE, help="Of the disks (10)."),
+    click.option("--host-gbps", type=POSITIVE, help="Of the host's updates (35)."),
+    click.option("--tflops", type=POSITIVE, help="Of the device, 10^12 a second (100)."),
+    click.option("--unit", type=click.Choice(["block", "sublayer", "linear"]),
+                 help="What moves together (default: the plan's choice)."),
+    click.option("--wire", type=click.Choice(
+                     ["identity", "bf16", "lossless12", "fp8_e4m3", "int8", "int4", "nf4"]),
+                 help="What crosses the bus."),
+    click.option("--trainable", type=click.Choice(["full", "sparse", "peft"]),
+                 help="What moves; all but full freeze the base."),
+    click.option("--probes", type=COUNT, help="Directions a step."),
+    click.option("--lag", type=click.IntRange(min=0), help="Steps that masters may be behind."),
+    click.option("--batch-size", type=COUNT, help="Examples of a micro-batch (1)."),
+    click.option("--length", type=COUNT, help="Tokens of an example (2048, or the context)."),
+    click.option("--json", is_flag=True, help="One line of JSON."),
+)
+# fmt: on
+
+
+def takes(*options: Callable) -> Callable[[Callable], Callable]:
+    """A command with these options."""
+    return lambda command: functools.reduce(lambda f, option: option(f), reversed(options), command)
