@@ -111,10 +111,10 @@ def test_a_spoilt_mask_is_refused(path: Path, change: dict[str, torch.Tensor], w
 @pytest.mark.parametrize(
     ("metadata", "words"),
     [
-        (None, "format None, not"),
-        ({"format": FORMAT}, "'origin'"),
-        ({"format": FORMAT, "origin": "{"}, "Expecting"),
-        ({"format": FORMAT, "origin": '{"a": 1}'}, "unexpected keyword"),
+        (None, "its metadata lack 'zo_offload mask 1'"),
+        ({"format": "pt"}, "its metadata lack"),
+        ({FORMAT: "{"}, "Expecting"),
+        ({FORMAT: '{"a": 1}'}, "unexpected keyword"),
     ],
 )
 def test_what_is_no_mask_is_refused(tmp_path: Path, metadata: dict | None, words: str):

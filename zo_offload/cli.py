@@ -179,8 +179,9 @@ def sensitivity(**options: Any) -> None:
         chosen = ScoringOptions(**options)
         done = score(chosen, bar)
     mask = done.mask
-    print(f"{chosen.output}: {mask.num_chosen:,} of {mask.origin.candidates:,} weights in "
-          f"{len(mask.chosen)} matrices, by {mask.origin.method}, {done.seconds:.1f} s")  # fmt: skip
+    found = f"{mask.num_chosen:,} of {mask.origin.candidates:,} weights"
+    where = f"in {len(mask.chosen)} matrices, by {mask.origin.method}"
+    print(f"{chosen.output}: {found} {where}, in {done.seconds:.1f} s")
 
 
 def reporter() -> Reporter:

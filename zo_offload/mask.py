@@ -147,7 +147,7 @@ def write_mask(path: Path, mask: Mask) -> None:
     aside = path.with_name(path.name + files.ASIDE)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, aside, {"format": FORMAT, "origin": json.dumps(asdict(mask.origin))})
+        save_file(tensors, aside, {FORMAT: json.dumps(asdict(mask.origin))})  # keys have no order
         files.sync(aside)
         aside.replace(path)
         files.sync(path.parent)
@@ -165,9 +165,9 @@ def read_mask(path: Path) -> Mask:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"format {metadata.get('format')!r}, not {FORMAT!r}")
-        origin = Origin(**json.loads(metadata["origin"]))
+        if FORMAT not in metadata:
+            raise ValueError(f"its metadata lack {FORMAT!r}")
+        origin = Origin(**json.loads(metadata[FORMAT]))
         names = sorted(name.removesuffix(INDICES) for name in tensors if name.endswith(INDICES))
         chosen = {name: Chosen(tensors.pop(name + INDICES), tensors.pop(name + SCORES))
                   for name in names}  # fmt: skip
