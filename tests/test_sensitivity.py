@@ -1,5 +1,9 @@
 """Squared gradients over streamed weights are autograd's."""
 
+import json
+import os
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -102,3 +106,56 @@ def test_training_goes_on_to_the_same_bits():
             stepper.train_step([row.inputs(5)], 1e-3)
             digests.append(stepper.weights.digest())
     assert digests[0] == digests[1]
+
+
+PROGRAM = """
+import json, re, sys
+from pathlib import Path
+import torch
+from transformers import OPTConfig, OPTForCausalLM
+from zo_offload.config import ZOConfig
+from zo_offload.sensitivity import squared_gradients
+from zo_offload.step import Stepper
+
+def most():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+config = OPTConfig(
+    hidden_size=512, ffn_dim=2048, num_hidden_layers=10, vocab_size=512, num_attention_heads=4,
+    word_embed_proj_dim=512, max_position_embeddings=64,
+)
+nvme = {"offload_param": {"device": "nvme", "nvme_path": sys.argv[1]}}
+with Stepper(OPTForCausalLM(config), ZOConfig.model_validate(nvme)) as stepper:
+    tokens = torch.randint(5, 500, (1, 32))
+    batches = [{"input_ids": tokens + i, "labels": tokens + i} for i in range(4)]
+    stepper.train_step(batches, 1e-4)  # every block is on the disk now
+    stepper.train_step(batches, 1e-4)
+    Path("/proc/self/clear_refs").write_text("5")
+    stepper.train_step(batches, 1e-4)
+    training = most()
+    squared_gradients(stepper, batches, lambda unit, sums: None)
+    units = stepper.weights.map.units
+    print(json.dumps({
+        "grown": most() - training,
+        "unit": max(4 * unit.num_parameters for unit in units),
+        "model": sum(4 * unit.num_parameters for unit in units),
+        "passages": len(units) * len(batches) * 32 * 512 * 4,
+    }))
+"""
+
+
+def test_it_takes_the_memory_of_training_and_one_units_gradients(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},  # what is freed goes at once
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    gradients = 3 * found["unit"]  # a batch's, their square and the sum
+    left = 3 * found["passages"]  # what units gave and were given, and its gradients
+    slack = 8 << 20
+    assert found["grown"] <= gradients + left + slack
+    assert found["model"] > 2 * (gradients + left + slack)
