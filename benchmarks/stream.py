@@ -8,7 +8,7 @@ machine's memory here, counted apart. The bound is the slower of
   the same size, as many reads as writes at once.
 
     python benchmarks/stream.py [--folder DIR] [--layers 28] [--width 2048] [--tokens 1 128]
-                                [--device-mb 600] [--host-mb 1000] [--lag 0] [--block-mib 1]
+                                [--device-mb 600] [--host-mb 1000] [--lag 0] [--block-mib 4]
                                 [--buffers 2] [--rounds 3]
 
 The last line is JSON: ``step_vs_bound`` (a ratio of times), ``peak_device_bytes``,
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--host-mb", type=float, default=1000)
     parser.add_argument("--lag", type=int, default=0)
     parser.add_argument("--wire", default="identity")
-    parser.add_argument("--block-mib", type=int, default=1, help="of a transfer")
+    parser.add_argument("--block-mib", type=int, default=4, help="of a transfer")
     parser.add_argument("--buffers", type=int, default=2, help="units in flight on the device")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()

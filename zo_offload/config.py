@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from zo_offload.errors import ConfigError
+from zo_offload.offload.aio import BLOCK_BYTES
 from zo_offload.ops.layout import CODECS, layout_of
 from zo_offload.wording import hint
 
@@ -122,7 +123,7 @@ class AioConfig(_Strict):
 
     block_size: Annotated[
         int, BeforeValidator(parse_bytes), Field(ge=4096, le=2**30, multiple_of=4096)
-    ] = 1 << 20
+    ] = BLOCK_BYTES
     queue_depth: Annotated[int, Field(ge=1, le=256)] = 8
     intra_op_parallelism: Annotated[int, Field(ge=1, le=256)] = 1
     thread_count: int | None = None

@@ -6,9 +6,12 @@ PAGE = 4096  # what direct I/O asks of addresses, offsets and lengths
 MOST_THREADS = 64
 
 
+BLOCK_BYTES = 4 << 20  # a thread of this process handles each: smaller ones take its processors
+
+
 @dataclass(frozen=True)
 class Aio:
-    """The block's keys, with DeepSpeed's defaults.
+    """The block's keys, with DeepSpeed's defaults but for the size of a transfer (its own: 1 MiB).
 
     Attributes:
         block_size: Bytes of one transfer; also of a stripe, where files are made on several paths.
@@ -20,7 +23,7 @@ class Aio:
         8
     """
 
-    block_size: int = 1 << 20
+    block_size: int = BLOCK_BYTES
     queue_depth: int = 8
     intra_op_parallelism: int = 1
 
