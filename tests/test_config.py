@@ -361,7 +361,8 @@ def test_updates_on_the_host_are_for_weights_that_rest_there():
 
 def test_aio_is_deepspeeds_own_block():
     beside = {"aio": {"block_size": "1MiB", "queue_depth": 16, "single_submit": False}}
-    assert parse_config(beside).aio == AioConfig(queue_depth=16, single_submit=False)
+    expected = AioConfig(block_size=1 << 20, queue_depth=16, single_submit=False)
+    assert parse_config(beside).aio == expected
     assert refusal({"aio": {"queue_depth": 0}}) == "aio.queue_depth: expected at least 1, found 0"
     assert (
         refusal(beside | block(aio={})) == "aio stands both in zeroth_order and beside it; keep one"
