@@ -94,7 +94,7 @@ class AmbientCopies:
     def value(self, parameter: object, draw: Draw | None, rank: int) -> torch.Tensor:
         """The parameter along ``draw``; ``rank`` counts the visit's distinct draws from 0."""
         span, segment = self.places[id(parameter)]
-        if draw is None or not span.trainable:
+        if draw is None or not self._weights.map.moves(span, draw.step):
             values = self._weights.ambient_values(span)
             return values[segment.start : segment.start + segment.numel].view(segment.shape)
         key = (segment.name, rank % self._num_draws if is_small(span, segment) else 0)
@@ -125,6 +125,12 @@ class AmbientCopies:
             self._weights.direction,
             draw,
         )
+
+    def gathers(self, table: object, draw: Draw) -> bool:
+        """Whether a table's rows are perturbed as they are looked up."""
+        if id(table) not in self.gathered:
+            return False
+        return self._weights.map.moves(self.places[id(table)][0], draw.step)
 
     @property
     def names(self) -> set[str]:
@@ -260,7 +266,7 @@ class AmbientMode(TorchFunctionMode):
             self._before_writing(func, target)
         if func is F.embedding and self._draw is not None:
             table = args[1] if len(args) > 1 else kwargs["weight"]
-            if id(table) in self._copies.gathered:
+            if self._copies.gathers(table, self._draw):
                 return self._gather(args[0] if args else kwargs["input"], table)
         is_head = func is F.linear and self._is_head(args, kwargs)
         if is_head and self._copies.chunks is not None:
