@@ -31,6 +31,7 @@ from zo_offload.unmanageable import refuse_compiled
 
 FORWARD_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 IDENTITY = "identity"  # the codec that packs nothing
+WRAPPED = ".base_layer"  # where peft puts a layer that it adapts
 AMBIENT = -1  # index of the pseudo-unit that holds ambient parameters
 
 
@@ -165,7 +166,8 @@ def map_model(
     """
     names, aliases = _parameter_names(model)
     resident = {id(names[name]) for name in moving.resident}
-    blocks = [each for each in _find_units(model, unit) if _holds_more(each[1], resident)]
+    found = [_with_its_adapter(model, *each) for each in _find_units(model, unit)]
+    blocks = [each for each in found if _holds_more(each[1], resident)]
     refuse_compiled(model, [path for path, _ in blocks])
     owner = _owners(model, [module for _, module in blocks]) | dict.fromkeys(resident, AMBIENT)
     turn_of = moving.rotation.group_of if moving.rotation is not None else {}
@@ -280,6 +282,12 @@ def _owns_all(module: nn.Module, index: int, owner: Mapping[int, int]) -> bool:
     return all(owner[id(p)] == index and p.is_floating_point() for p in module.parameters())
 
 
+def _with_its_adapter(model: nn.Module, path: str, module: nn.Module) -> tuple[str, nn.Module]:
+    """The layer that ``peft`` has put around a layer: adapters such as DoRA read its weight."""
+    outside = path.removesuffix(WRAPPED)
+    return (path, module) if outside == path else (outside, model.get_submodule(outside))
+
+
 def _holds_more(module: nn.Module, resident: set[int]) -> bool:
     """Whether anything is left to travel where these parameters stay on the device."""
     return not resident or any(id(parameter) not in resident for parameter in module.parameters())
@@ -340,7 +348,7 @@ def _search_list(items: nn.ModuleList, path: str, found: dict[int, tuple[str, nn
 def _signature(module: nn.Module) -> tuple[type, set[tuple[str, tuple[int, ...]]]]:
     """Class, parameter names and shapes; names as they were before ``peft`` wrapped a layer."""
     return type(module), {
-        (name.replace("base_layer.", ""), tuple(p.shape)) for name, p in module.named_parameters()
+        (name.replace(WRAPPED, ""), tuple(p.shape)) for name, p in module.named_parameters()
     }
 
 
