@@ -115,7 +115,7 @@ class AmbientCopies:
     def rows(self, parameter: object, indices: torch.Tensor, draw: Draw | None) -> torch.Tensor:
         """Rows ``[len(indices), width]`` of a table, perturbed along ``draw``."""
         span, segment = self.places[id(parameter)]
-        if draw is None or not span.trainable:
+        if draw is None or not self._weights.map.moves(span, draw.step):
             return self.value(parameter, None, 0).index_select(0, indices)
         return ops.perturb_rows(
             span,
@@ -125,12 +125,6 @@ class AmbientCopies:
             self._weights.direction,
             draw,
         )
-
-    def gathers(self, table: object, draw: Draw) -> bool:
-        """Whether a table's rows are perturbed as they are looked up."""
-        if id(table) not in self.gathered:
-            return False
-        return self._weights.map.moves(self.places[id(table)][0], draw.step)
 
     @property
     def names(self) -> set[str]:
@@ -266,7 +260,7 @@ class AmbientMode(TorchFunctionMode):
             self._before_writing(func, target)
         if func is F.embedding and self._draw is not None:
             table = args[1] if len(args) > 1 else kwargs["weight"]
-            if self._copies.gathers(table, self._draw):
+            if id(table) in self._copies.gathered:
                 return self._gather(args[0] if args else kwargs["input"], table)
         is_head = func is F.linear and self._is_head(args, kwargs)
         if is_head and self._copies.chunks is not None:

@@ -203,7 +203,7 @@ class Masters:
     def is_behind(self, unit: Unit, step: int) -> bool:
         """Whether the unit's masters lack a step before ``step`` that moves any of it."""
         carried = self._current_to[unit.index]
-        if carried >= step or not any(span.trainable for span in unit.spans):
+        if carried >= step or unit.is_frozen:
             return False
         if self.map.rotation is None:
             return True

@@ -64,6 +64,11 @@ class Unit:
         """The most that cross the bus where the wire is packed."""
         return sum(span.packed_bytes for span in self.spans)
 
+    @cached_property
+    def is_frozen(self) -> bool:
+        """Whether nothing in it is trained: what rests is what travels, at every step."""
+        return not any(span.trainable for span in self.spans)
+
     @property
     def is_packed(self) -> bool:
         """Whether a codec packs what crosses the bus."""
@@ -212,9 +217,7 @@ def map_model(
     }
     modules = tuple(piece.module for piece in pieces)
     division = unit if isinstance(unit, str) else tuple(unit or ()) or "block"
-    return ModelMap(
-        tuple(units), ambient, modules, managed, aliases, division, moving.rotation
-    )
+    return ModelMap(tuple(units), ambient, modules, managed, aliases, division, moving.rotation)
 
 
 class BlockMap(NamedTuple):

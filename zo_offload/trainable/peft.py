@@ -7,6 +7,7 @@ that all ranks and every restart begin alike. Files are the library's own.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,15 @@ from zo_offload.wording import hint, one_line
 
 # Values of init_lora_weights that leave the base as it is and ask for no data.
 PLAIN_STARTS = (True, False, "gaussian", "orthogonal")
+
+# Keys of its configurations that say where an adapter came from.
+NOT_OF_BITS = (
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "peft_version",
+    "auto_mapping",
+)
 
 
 class Peft(Trainable):
@@ -74,6 +84,15 @@ class Peft(Trainable):
         for parameter, flag in self._flags.items():
             parameter.requires_grad_(flag)
         self._flags = {}
+
+    def header(self, model: nn.Module) -> dict[str, Any]:
+        """See :class:`Trainable`; with the adapters' configurations, which decide losses."""
+        said = super().header(model)
+        adapted: Any = model
+        said["trainable"]["adapters"] = {
+            name: _as_json(config.to_dict()) for name, config in adapted.peft_config.items()
+        }
+        return said
 
     def save(self, model: nn.Module, weights: Weights, directory: Path) -> None:
         """See :class:`Trainable`: ``adapter_config.json`` and ``adapter_model.safetensors``."""
@@ -154,6 +173,19 @@ def _loaded(model: nn.Module, directory: str) -> Any:
         raise ConfigError(f"{PATH}.adapter: {directory}: {one_line(error)}") from error
 
 
+def _as_json(value: Any) -> Any:
+    """A configuration's values for the journal, less what says only where it came from."""
+    if isinstance(value, Mapping):
+        return {str(k): _as_json(v) for k, v in value.items() if k not in NOT_OF_BITS}
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    if isinstance(value, list | tuple):
+        return [_as_json(item) for item in value]
+    if isinstance(value, Enum):
+        return str(value.value)
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
 def _check(model: Any) -> None:
     """Refuse adapters that would not move what the forward reads.
 
@@ -182,7 +214,7 @@ def _values(weights: Weights, names: Any) -> Iterator[None]:
             parameter.data = weights.value(name)
         yield
     finally:
-        for name, parameter in parameters.items():
+        for parameter in parameters.values():
             shape, dtype = tuple(parameter.shape), parameter.dtype
             parameter.data = nothing(shape, dtype, weights.arena.device)
 

@@ -77,9 +77,7 @@ def _numbers(layer: int | str, count: int) -> range:
     return range(first, last + 1)
 
 
-def turns(
-    model: nn.Module, blocks: BlockMap, blocks_at_once: int, interval: int
-) -> Rotation:
+def turns(model: nn.Module, blocks: BlockMap, blocks_at_once: int, interval: int) -> Rotation:
     """Groups of so many neighbouring blocks, in order; what lies in no block is the last group."""
     moves = {name for name, p in model.named_parameters() if p.requires_grad}
     movable = sorted({blocks.block_of[name] for name in moves} - {AMBIENT})

@@ -51,7 +51,7 @@ class Trainable(ABC):
         names = "\n".join(sorted(name for name, moves in flags.items() if moves))
         said: dict[str, Any] = {"moves": hashlib.sha256(names.encode()).hexdigest()}
         if rotation is not None:
-            turns = "\n".join(f"{name} {rotation.group_of[name]}" for name in sorted(rotation.group_of))
+            turns = "\n".join(f"{name} {turn}" for name, turn in sorted(rotation.group_of.items()))
             said["rotate"] = {
                 "interval": rotation.interval,
                 "groups": rotation.num_groups,
