@@ -1,11 +1,10 @@
 """The mode of a run: what the JSON says, unless the model is a ``PeftModel`` and says it itself."""
 
-import sys
-
 from torch import nn
 
 from zo_offload.config import ZOConfig
 from zo_offload.errors import ConfigError
+from zo_offload.trainable.detect import is_peft_model
 from zo_offload.trainable.full import Full
 from zo_offload.trainable.peft import Peft
 from zo_offload.trainable.selection import PATH
@@ -28,9 +27,3 @@ def trainable_for(model: nn.Module, config: ZOConfig) -> Trainable:
             f"{said[0]} out, or pass the plain model"
         )
     return Peft(config)
-
-
-def is_peft_model(model: nn.Module) -> bool:
-    """Whether it is one, which is not so where nobody has imported ``peft``."""
-    peft = sys.modules.get("peft")
-    return peft is not None and isinstance(model, peft.PeftModel)
