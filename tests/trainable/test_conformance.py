@@ -49,7 +49,7 @@ def after(name: str, **more: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("lag", [0, 2])
-@pytest.mark.parametrize("name", ["layers", "rotate", "rotate-of-parameters", "lora", "prefix"])
+@pytest.mark.parametrize("name", ["layers", "rotate", "lora"])
 def test_no_tier_changes_a_bit(name: str, lag: int, tmp_path: Path):
     update = {"lag": lag}
     expected = after(name, update=update)
@@ -63,7 +63,7 @@ def test_no_tier_changes_a_bit(name: str, lag: int, tmp_path: Path):
         assert differing(expected, found) == [], more
 
 
-@pytest.mark.parametrize("stop", [1, 3, 5])
+@pytest.mark.parametrize("stop", [1, 3])
 @pytest.mark.parametrize("name", ["rotate", "lora"])
 def test_a_run_goes_on_from_its_journal(name: str, stop: int, tmp_path: Path):
     def run(path: Path, steps: int, **more: Any) -> dict[str, torch.Tensor]:

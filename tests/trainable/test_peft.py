@@ -39,8 +39,10 @@ def saved(stepper: Stepper, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("unit", [None, "linear"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "unit"),
+    [(kind, None) for kind in KINDS] + [(kind, "linear") for kind in ("lora", "hra", "prefix")],
+)
 def test_files_load_to_equal_outputs(kind: str, unit: Any, tmp_path: Path):
     block = {"mode": "peft", "peft_config": KINDS[kind]}
     settings = {"trainable": block, "unit": unit, "offload_param": {"device": "cpu"}}

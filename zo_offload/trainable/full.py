@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from zo_offload.config import ZOConfig
+from zo_offload.converted import converted_of
 from zo_offload.errors import ConfigError, ModelError
 from zo_offload.trainable.moving import Moving
 from zo_offload.trainable.selection import PATH, by_layer, by_name, turns
@@ -33,6 +34,11 @@ class Full(Trainable):
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """See :class:`Trainable`: the model itself."""
+        if converted_of(model) is not None and (self._config.parameters or self._config.layers):
+            raise ModelError(
+                "a converted model's blocks are laid out to move as a whole; to choose some of "
+                f"their parameters ({PATH}), give the model that was converted"
+            )
         chosen = self._chosen(model)
         moved = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if moved and not moved.keys() & chosen:

@@ -5,6 +5,7 @@ are few, and every forward reads them. New ones get their first values from the 
 that all ranks and every restart begin alike. Files are the library's own.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
@@ -24,6 +25,7 @@ from zo_offload.views import nothing
 from zo_offload.weights import Weights
 from zo_offload.wording import hint, one_line
 
+ADAPTER = "adapter_config.json"
 # Values of init_lora_weights that leave the base as it is and ask for no data.
 PLAIN_STARTS = (True, False, "gaussian", "orthogonal")
 
@@ -110,7 +112,7 @@ class Peft(Trainable):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._config.seed % 2**63)
             if wanted.adapter is not None:
-                return _loaded(model, wanted.adapter)
+                return load_adapter(model, wanted.adapter, f"{PATH}.adapter: ")
             assert wanted.peft_config is not None
             config = _peft_config(wanted.peft_config)
             try:
@@ -160,17 +162,45 @@ def _peft_config(keys: Mapping[str, Any]) -> Any:
         raise ConfigError(f"{PATH}.peft_config: {one_line(error)}") from error
 
 
-def _loaded(model: nn.Module, directory: str) -> Any:
-    """The model with the adapter that a directory holds, to go on from it."""
-    if not (Path(directory) / "adapter_config.json").is_file():
+def load_adapter(model: nn.Module, directory: str | Path, where: str = "") -> Any:
+    """The model with the adapter that a directory holds, to go on from it.
+
+    Args:
+        model: The base.
+        directory: What ``save_pretrained`` wrote.
+        where: What begins a message.
+
+    Raises:
+        ConfigError: There is none, or it is of another model.
+    """
+    if not (Path(directory) / ADAPTER).is_file():
         raise ConfigError(
-            f"{PATH}.adapter: no adapter_config.json in {directory}; give the directory that "
-            "save_pretrained wrote"
+            f"{where}no {ADAPTER} in {directory}; give the directory that save_pretrained wrote"
         )
     try:
-        return _library().PeftModel.from_pretrained(model, directory, is_trainable=True)
+        return _library().PeftModel.from_pretrained(model, str(directory), is_trainable=True)
     except (ValueError, RuntimeError, OSError, KeyError) as error:
-        raise ConfigError(f"{PATH}.adapter: {directory}: {one_line(error)}") from error
+        raise ConfigError(f"{where}{directory}: {one_line(error)[:300]}") from error
+
+
+def base_of(directory: str | Path) -> str | None:
+    """The model that an adapter's directory names as its base; None where it holds no adapter.
+
+    Raises:
+        ModelError: It names none.
+    """
+    path = Path(directory)
+    if not (path / ADAPTER).is_file() or (path / "config.json").is_file():
+        return None
+    try:
+        base = json.loads((path / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path / ADAPTER}: cannot be read: {one_line(error)}") from error
+    if not isinstance(base, str) or not base:
+        raise ModelError(
+            f"{path / ADAPTER}: base_model_name_or_path names no model; write its directory there"
+        )
+    return base
 
 
 def _as_json(value: Any) -> Any:
