@@ -37,7 +37,7 @@ from zo_offload.prepare import cast_buffers, without_cache
 from zo_offload.replica import Replica
 from zo_offload.trainable.choose import trainable_for
 from zo_offload.units import IDENTITY
-from zo_offload.unmanageable import refuse_empty, refuse_unmanageable
+from zo_offload.unmanageable import refuse_empty, refuse_taken, refuse_unmanageable
 from zo_offload.weights import Weights
 from zo_offload.window import Means, Sum, Window
 
@@ -115,12 +115,14 @@ class Stepper:
 
     def __post_init__(self) -> None:
         self._device = torch.device(self.device)
-        self.trainable = trainable_for(self.model, self.config)
-        self.model = self.trainable.prepare(self.model)
+        refuse_taken(self.model)
+        given, self.trainable = self.model, trainable_for(self.model, self.config)
         try:
+            self.model = self.trainable.prepare(given)
             self._take_over()
         except BaseException:
-            self.trainable.undo()
+            self.model = given
+            self.trainable.abandon()
             raise
 
     def _take_over(self) -> None:

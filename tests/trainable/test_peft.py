@@ -12,7 +12,7 @@ from torch import nn
 
 from trainable.modes import BATCH, LR, MODES, PEFT, differing, lora, masters, model, stepper_of
 from zo_offload.config import ZOConfig
-from zo_offload.errors import ConfigError, ModelError
+from zo_offload.errors import ConfigError, ModelError, StoreError
 from zo_offload.step import Stepper
 
 KINDS = {
@@ -142,6 +142,20 @@ def test_what_is_wrong_is_refused(trainable: dict, message: str):
     with pytest.raises(ConfigError, match=message):
         Stepper(base, block)
     assert all(parameter.requires_grad for parameter in base.parameters())
+
+
+def test_a_model_is_as_it_was_where_no_run_came_of_it():
+    base = model()
+    names = [name for name, _ in base.named_parameters()]
+    for _ in range(2):
+        block = ZOConfig.model_validate({"trainable": lora(), "device_budget": 1})
+        with pytest.raises(StoreError, match="device_budget"):
+            Stepper(base, block)
+        assert [name for name, p in base.named_parameters() if p.requires_grad] == names
+    with closing(Stepper(base)):
+        with pytest.raises(ModelError, match="in the store of another"):
+            Stepper(base, ZOConfig.model_validate({"trainable": lora()}))
+        assert [name for name, _ in base.named_parameters()] == names
 
 
 def test_adapters_that_would_not_move_are_refused():

@@ -72,11 +72,7 @@ class Peft(Trainable):
             self._flags = {p: p.requires_grad for p in model.parameters()}
             adapted = self._adapted(model)
             self._made = adapted
-        try:
-            _check(adapted)
-        except BaseException:
-            self.undo()
-            raise
+        _check(adapted)
         moved = {name for name, p in adapted.named_parameters() if p.requires_grad}
         self.moving = Moving(resident=frozenset(moved))
         return adapted
@@ -86,6 +82,12 @@ class Peft(Trainable):
         for parameter, flag in self._flags.items():
             parameter.requires_grad_(flag)
         self._flags = {}
+
+    def abandon(self) -> None:
+        """See :class:`Trainable`: layers that were put around the model's are taken off."""
+        if self._made is not None and hasattr(self._made.base_model, "unload"):
+            self._made.unload()
+        self.undo()
 
     def header(self, model: nn.Module) -> dict[str, Any]:
         """See :class:`Trainable`; with the adapters' configurations, which decide losses."""

@@ -27,12 +27,16 @@ class Trainable(ABC):
         """The model that is trained, before it is mapped; ``requires_grad`` says what moves.
 
         Raises:
-            ConfigError: What is asked for does not fit the model. The model is as it was.
+            ConfigError: What is asked for does not fit the model; call :meth:`abandon`.
         """
 
     @abstractmethod
     def undo(self) -> None:
-        """Give the flags of the parameters back; the caller's model is as it was prepared from."""
+        """At the end of a run: give the parameters their flags back."""
+
+    def abandon(self) -> None:
+        """Where no run came of it: the caller's model is as it was."""
+        self.undo()
 
     @abstractmethod
     def save(self, model: nn.Module, weights: Weights, directory: Path) -> None:
