@@ -129,7 +129,11 @@ setup(
     cmdclass={"build_ext": BuildKernels},
     install_requires=RUNTIME,
     # accelerate is what transformers.Trainer needs to drive a DeepSpeed engine.
-    extras_require={"trainer": ["accelerate>=1.10"], "tasks": ["datasets>=3"]},
+    extras_require={
+        "trainer": ["accelerate>=1.10"],
+        "tasks": ["datasets>=3"],
+        "peft": ["peft>=0.18"],
+    },
     entry_points={"console_scripts": ["zo-offload = zo_offload.cli:main"]},
     zip_safe=False,
     classifiers=[

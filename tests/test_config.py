@@ -387,7 +387,7 @@ def test_aio_is_deepspeeds_own_block():
         ({"aio": {"block_size": 17}}, "zeroth_order.aio.block_size: expected at least 4096"),
         ({"update": {"type": "adam"}}, "update.type: not yet"),
         ({"estimator": "one_sided"}, "estimator: not yet"),
-        ({"trainable": {"mode": "peft"}}, "trainable.mode: not yet"),
+        ({"trainable": {"mode": "sparse"}}, "trainable.mode: not yet"),
         ({"wire": "nf5"}, r"wire: expected a codec \(did you mean 'nf4'\?\), found \"nf5\""),
         ({"wire": "nf4:32"}, "wire: 'nf4:32': a group is 64 or 128 elements"),
         ({"wire": 4}, "wire: expected text, found 4"),

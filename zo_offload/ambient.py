@@ -94,7 +94,7 @@ class AmbientCopies:
     def value(self, parameter: object, draw: Draw | None, rank: int) -> torch.Tensor:
         """The parameter along ``draw``; ``rank`` counts the visit's distinct draws from 0."""
         span, segment = self.places[id(parameter)]
-        if draw is None or not span.trainable:
+        if draw is None or not self._weights.map.moves(span, draw.step):
             values = self._weights.ambient_values(span)
             return values[segment.start : segment.start + segment.numel].view(segment.shape)
         key = (segment.name, rank % self._num_draws if is_small(span, segment) else 0)
@@ -115,7 +115,7 @@ class AmbientCopies:
     def rows(self, parameter: object, indices: torch.Tensor, draw: Draw | None) -> torch.Tensor:
         """Rows ``[len(indices), width]`` of a table, perturbed along ``draw``."""
         span, segment = self.places[id(parameter)]
-        if draw is None or not span.trainable:
+        if draw is None or not self._weights.map.moves(span, draw.step):
             return self.value(parameter, None, 0).index_select(0, indices)
         return ops.perturb_rows(
             span,

@@ -43,7 +43,7 @@ class HeadChunks:
         width = segment.shape[1]
         start, stop = first * width, last * width
         wire = self._weights.ambient_values(span)
-        if draw is None or not span.trainable:
+        if draw is None or not self._weights.map.moves(span, draw.step):
             return wire[segment.start + start : segment.start + stop].view(-1, width)
         begin = start // ALIGNMENT * ALIGNMENT
         count = -(-(stop - begin) // ALIGNMENT) * ALIGNMENT

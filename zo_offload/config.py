@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -75,11 +75,32 @@ def _parse_paths(value: Any) -> Any:
     return tuple(paths)
 
 
+def _parse_patterns(value: Any) -> Any:
+    listed = isinstance(value, list | tuple) and all(isinstance(x, str) and x for x in value)
+    if not (listed and value):
+        raise ValueError("expected a list of patterns on parameter names, such as '*.self_attn.*'")
+    return tuple(value)
+
+
+def _parse_layers(value: Any) -> Any:
+    if not (isinstance(value, list | tuple) and value and all(map(_is_layer, value))):
+        raise ValueError("expected a list of layer numbers and ranges, such as [0, -1, '20-31']")
+    return tuple(value)
+
+
+def _is_layer(value: Any) -> bool:
+    if isinstance(value, str):
+        return re.fullmatch(r"-?\d{1,9}(-(-?\d{1,9}))?", value) is not None
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 Paths = Annotated[tuple[str, ...], BeforeValidator(_parse_paths)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0, lt=2**63)]
 UnitChoice = Annotated[
     Literal["block", "sublayer", "linear"] | tuple[str, ...], BeforeValidator(_parse_unit)
 ]
+Patterns = Annotated[tuple[str, ...], BeforeValidator(_parse_patterns)]
+Layers = Annotated[tuple[int | str, ...], BeforeValidator(_parse_layers)]
 Wire = Annotated[str, AfterValidator(_parse_wire)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -95,10 +116,22 @@ class _Strict(BaseModel):
         return {k: v for k, v in values.items() if v is not None or k not in cls.model_fields}
 
 
+class RotateConfig(_Strict):
+    """Groups of blocks that take turns."""
+
+    blocks: Annotated[int, Field(ge=1)] = 1
+    interval: Annotated[int, Field(ge=1)] = 50
+
+
 class TrainableConfig(_Strict):
     """What moves."""
 
-    mode: Literal["full"] = "full"
+    mode: Literal["full", "peft"] = "full"
+    parameters: Patterns | None = None
+    layers: Layers | None = None
+    rotate: RotateConfig | None = None
+    peft_config: dict[str, Any] | None = None
+    adapter: str | None = None
 
 
 class UpdateConfig(_Strict):
@@ -207,6 +240,7 @@ def parse_config(config: Mapping[str, Any]) -> ZOConfig:
     except ValidationError as error:
         raise ConfigError(_explain(error, beside)) from None
     _check_tier(parsed)
+    _check_trainable(parsed.trainable)
     _check_beside(config)
     return parsed
 
@@ -227,6 +261,21 @@ def _check_tier(parsed: ZOConfig) -> None:
         raise ConfigError(
             f'{BLOCK}.offload_param.nvme_path: "device": "nvme" needs a directory on the disk, '
             "found null"
+        )
+
+
+def _check_trainable(trainable: TrainableConfig) -> None:
+    of_full, of_peft = ("parameters", "layers", "rotate"), ("peft_config", "adapter")
+    for key in of_full if trainable.mode == "peft" else of_peft:
+        if getattr(trainable, key) is not None:
+            other = "full" if trainable.mode == "peft" else "peft"
+            raise ConfigError(
+                f'{BLOCK}.trainable.{key}: is of "mode": "{other}", found "{trainable.mode}"'
+            )
+    if trainable.peft_config is not None and trainable.adapter is not None:
+        raise ConfigError(
+            f"{BLOCK}.trainable: peft_config makes an adapter, and adapter goes on from one; keep "
+            "one of the two"
         )
 
 
@@ -334,7 +383,7 @@ _ROOTS = {"offload_param": "zero_optimization", "aio": ""}  # where DeepSpeed ha
 
 # What later versions will take: text, or any positive number.
 _PLANNED: dict[str, tuple[str, ...]] = {
-    "trainable.mode": ("peft", "sparse", "low_rank", "scales"),
+    "trainable.mode": ("sparse", "low_rank", "scales"),
     "update.type": ("momentum", "adam"),
     "estimator": ("one_sided",),
     "direction": ("low_rank",),
@@ -387,7 +436,6 @@ def _keys_at(parents: list[Any]) -> list[str]:
     model: type[BaseModel] = ZOConfig
     for part in parents:
         annotation = model.model_fields[part].annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, BaseModel)
-        model = annotation
+        kinds = [annotation, *get_args(annotation)]  # itself, or where it may be null
+        (model,) = (k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
     return list(model.model_fields)

@@ -139,7 +139,7 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
         if not isinstance(objective, Objective):
             objective = Objective(loss=objective or model_loss)
         stepper = Stepper(model, config, device, settings.dtype, objective, replica=replica())
-        self.stepper = stepper
+        self.stepper, model = stepper, stepper.model
         try:
             with stepper.weights.kept(model), unstarted_scheduler():
                 super().__init__(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zo_offload import checkpoint, export, resume
-from zo_offload.errors import CheckpointError, ConfigError, ModelError
+from zo_offload.errors import CheckpointError, ConfigError
 from zo_offload.journal import Journal
 from zo_offload.journal.header import as_stored, canonical
 from zo_offload.loader import Loader
@@ -36,14 +36,12 @@ class SavesAndLoads:
     _snapshots: Series | None
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write a plain Hugging Face directory of the current weights, in the forward's dtype."""
-        model: Any = self.module
-        if not hasattr(model, "save_pretrained"):
-            raise ModelError(
-                f"{type(model).__name__} has no save_pretrained; "
-                "write engine.module.state_dict() with safetensors.torch.save_file"
-            )
-        model.save_pretrained(str(directory), state_dict=model.state_dict())
+        """Write a plain Hugging Face directory of the current weights, in the forward's dtype.
+
+        Of a ``PeftModel`` its adapter, in files of the ``peft`` library.
+        """
+        stepper = self.stepper
+        stepper.trainable.save(stepper.model, stepper.weights, Path(directory))
 
     def save_16bit_model(
         self,

@@ -10,6 +10,7 @@ written every L steps. Whoever looks between is given a copy brought to the curr
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from threading import Lock
 
@@ -79,18 +80,18 @@ class Masters:
 
     def expect(self, unit: Unit, step: int) -> None:
         """The unit will soon be asked for at ``step``."""
-        self._stores[unit.index].expect(unit, whole=self._current_to[unit.index] < step)
+        self._stores[unit.index].expect(unit, whole=self.is_behind(unit, step))
 
     def brought(self, unit: Unit, step: int) -> Sent:
         """The unit's wire bytes after ``step`` steps, in the store or room of its own."""
         with self._moving:
-            whole = self._current_to[unit.index] < step
+            whole = self.is_behind(unit, step)
             lease = self._stores[unit.index].lend(unit, whole)
             try:
                 wire = lease.wire
                 if step >= self.goal(unit):
                     self._settle(unit, lease)
-                if self._current_to[unit.index] != step:
+                if self.is_behind(unit, step):
                     wire = lease.spare_wire()
                     self._copy_at(unit, lease, step, wire)
                 if not unit.is_packed:
@@ -105,10 +106,11 @@ class Masters:
 
     def as_it_rests(self, unit: Unit, step: int) -> Sent:
         """The unit for a device that brings it to ``step`` itself."""
-        carried = self._current_to[unit.index]
-        lease = self._stores[unit.index].lend(unit, whole=carried < step)
-        rest = lease.rest if carried < step else None
-        return Sent([(0, lease.wire)], rest, carried, lease.end)
+        behind = self.is_behind(unit, step)
+        lease = self._stores[unit.index].lend(unit, whole=behind)
+        if not behind:
+            return Sent([(0, lease.wire)], None, step, lease.end)
+        return Sent([(0, lease.wire)], lease.rest, self._current_to[unit.index], lease.end)
 
     def taken_back(self, unit: Unit, step: int) -> Sent:
         """Where to write the unit's masters, which a device has brought to ``step``."""
@@ -182,30 +184,54 @@ class Masters:
     ) -> None:
         carried, goal = self._current_to[unit.index], self.goal(unit)
         assert carried <= goal, f"{unit.name}: carries {carried} steps, the goal is {goal}"
-        if carried == goal and out is None:
-            return
-        due = self.history[carried:goal]
+        behind = self.is_behind(unit, goal)
+        due = self.history[carried:goal] if behind else ()
         ahead = self.ahead(unit) if out is not None else ()
         for span in unit.spans:
-            if span.trainable:
+            points = []
+            if draw is not None and out is not None and span.codec == IDENTITY:
+                points = [Point(span.wire(out), draw)] if self.map.moves(span, draw.step) else []
+            moved = self.steps_of(span, due)
+            if moved or points:
                 wire, rest = span.wire(lease.wire), span.rest(lease.rest)
-                points = []
-                if draw is not None and out is not None and span.codec == IDENTITY:
-                    points = [Point(span.wire(out), draw)]
-                ops.update(span, wire, rest, self.direction, due, points, ahead)
+                later = self.steps_of(span, ahead)
+                ops.update(span, wire, rest, self.direction, moved, points, later)
         self._current_to[unit.index] = goal
-        if carried < goal:
+        if behind:
             lease.keep(goal)
+
+    def is_behind(self, unit: Unit, step: int) -> bool:
+        """Whether the unit's masters lack a step before ``step`` that moves any of it."""
+        carried = self._current_to[unit.index]
+        if carried >= step or unit.is_frozen:
+            return False
+        if self.map.rotation is None:
+            return True
+        missing = self.history[carried:step]
+        return any(self.steps_of(span, missing) for span in unit.spans)
+
+    def steps_of(self, span: Span, updates: Sequence[StepUpdate]) -> Sequence[StepUpdate]:
+        """Those updates that move a span. Decay is of all weights, at any turn."""
+        if not span.trainable:
+            return ()
+        if self.map.rotation is None:
+            return updates
+        return [
+            each if self.map.moves(span, each.step) else replace(each, draws=())
+            for each in updates
+            if each.decay != 1.0 or self.map.moves(span, each.step)
+        ]
 
     def _copy_at(self, unit: Unit, lease: Lease, step: int, wire: torch.Tensor) -> None:
         wire.copy_(lease.wire)
-        due = self.history[self._current_to[unit.index] : step]
-        if not due:
+        if not self.is_behind(unit, step):
             return
+        missing = self.history[self._current_to[unit.index] : step]
         rest = lease.spare_rest()
         rest.copy_(lease.rest)
         for span in unit.spans:
-            if span.trainable:
+            due = self.steps_of(span, missing)
+            if due:
                 ops.update(span, span.wire(wire), span.rest(rest), self.direction, due)
 
     def let_arrive(self, unit: Unit) -> None:
@@ -272,8 +298,8 @@ class Masters:
         with self.lent(unit) as lease:
             self._settle(unit, lease)
             wire, rest = span.wire(lease.wire), span.rest(lease.rest)
-            ahead = self.ahead(unit)
-            if not ahead or not span.trainable:
+            ahead = self.steps_of(span, self.ahead(unit))
+            if not ahead:
                 part = slice(segment.start, segment.start + segment.numel)
                 yield span, segment, wire, rest, part
                 return

@@ -16,6 +16,7 @@ from zo_offload.offload.aio import Aio
 from zo_offload.offload.planner import Needs
 from zo_offload.offload.residency import DEVICE, HOST, NVME
 from zo_offload.offload.run_files import Disk
+from zo_offload.trainable.moving import ALWAYS, Moving
 from zo_offload.units import IDENTITY, ModelMap, map_model
 from zo_offload.weights import Placement
 
@@ -32,6 +33,7 @@ class Placing:
         device: Where forwards run.
         dtype: What they compute in (None: as the model is).
         scales: Factor on z by parameter name.
+        moving: What stays on the device, and what takes turns.
     """
 
     model: nn.Module
@@ -39,6 +41,7 @@ class Placing:
     device: torch.device
     dtype: torch.dtype | None
     scales: Mapping[str, float]
+    moving: Moving = ALWAYS
 
     def map(self) -> ModelMap:
         """The model's units; where the config leaves them open, the coarsest that fit.
@@ -51,7 +54,9 @@ class Placing:
         if config.unit is None and converted is not None:
             choices = (converted.record.unit,)
         maps = [
-            map_model(self.model, unit, self.scales, self.dtype, config.master, self.wire)
+            map_model(
+                self.model, unit, self.scales, self.dtype, config.master, self.wire, self.moving
+            )
             for unit in choices
         ]
         needed = [self.needs(each).least(self.tier).device_bytes for each in maps]

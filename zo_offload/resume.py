@@ -69,7 +69,7 @@ def begin_with(stepper: Stepper, source: Journal, weights: Path | None) -> None:
     snapshot.check(stepper.weights)
     theirs, ours = source.header.fields, stepper.journal.header.fields
     if any(unit.carries < snapshot.step for unit in snapshot.units):
-        for name in ("direction", "scales", "master"):
+        for name in ("direction", "scales", "master", "trainable"):
             if theirs.get(name) != ours.get(name):
                 raise CheckpointError(
                     f"{weights}: its masters lag behind its {snapshot.step} steps, which need the "

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from zo_offload import files, launched
-from zo_offload.config import load_json, parse_config
+from zo_offload.config import BLOCK, load_json, parse_config
 from zo_offload.errors import ConfigError
 from zo_offload.journal import Journal
 from zo_offload.metrics import Metrics, draw_curve
@@ -125,7 +125,7 @@ def evaluate_model(options: TaskOptions, reporter: Reporter) -> Evaluation:
     """Accuracy and mean loss of a model on a data set; its weights stream as in training."""
     replica = _ranks()
     config, task = replica.all_or_none(lambda: _task(options))
-    engine = _start_engine(replica, task, config, reporter)
+    engine = _start_engine(replica, task, _without_adapter(config, options.model), reporter)
     try:
         return evaluate_on_ranks(engine, task.dev, reporter)
     finally:
@@ -326,6 +326,16 @@ def _without_journal(config: Mapping[str, Any]) -> dict[str, Any]:
         return dict(config)
     journal = {key: value for key, value in block["journal"].items() if key != "path"}
     return {**config, "zeroth_order": {**block, "journal": journal}}
+
+
+def _without_adapter(config: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """A run's JSON, to evaluate what it has written: that has its adapter already."""
+    from zo_offload.trainable.peft import base_of
+
+    if base_of(model) is None:
+        return dict(config)
+    block = config.get(BLOCK) or {}
+    return {**config, BLOCK: {k: v for k, v in block.items() if k != "trainable"}}
 
 
 def _export(engine: Any, task: Task, directory: Path) -> None:

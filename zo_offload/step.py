@@ -35,8 +35,9 @@ from zo_offload.ops import Draw
 from zo_offload.placing import Placing
 from zo_offload.prepare import cast_buffers, without_cache
 from zo_offload.replica import Replica
+from zo_offload.trainable.choose import trainable_for
 from zo_offload.units import IDENTITY
-from zo_offload.unmanageable import refuse_empty, refuse_unmanageable
+from zo_offload.unmanageable import refuse_empty, refuse_taken, refuse_unmanageable
 from zo_offload.weights import Weights
 from zo_offload.window import Means, Sum, Window
 
@@ -68,7 +69,8 @@ class Stepper:
 
     Args:
         model: Any ``nn.Module`` with repeated blocks; its weights move into a store, it stays in
-            evaluation mode.
+            evaluation mode. With ``"trainable": {"mode": "peft"}`` it is wrapped, and then the
+            attribute is the ``PeftModel``.
         config: The ``zeroth_order`` block.
         device: Where forwards run.
         dtype: What forwards compute in (default: as the model is). Masters keep the values given.
@@ -78,6 +80,7 @@ class Stepper:
 
     Attributes:
         journal: The record of every step taken; in memory, until :meth:`follow` gives it a file.
+        trainable: What moves.
 
     Example:
         >>> from torch import nn
@@ -112,12 +115,25 @@ class Stepper:
 
     def __post_init__(self) -> None:
         self._device = torch.device(self.device)
+        refuse_taken(self.model)
+        given, self.trainable = self.model, trainable_for(self.model, self.config)
+        try:
+            self.model = self.trainable.prepare(given)
+            self._take_over()
+        except BaseException:
+            self.model = given
+            self.trainable.abandon()
+            raise
+
+    def _take_over(self) -> None:
         refuse_unmanageable(self.model)
         refuse_empty(self.model)
         self.model.eval()
         if self.scales is None:
             self.scales = self._scales()
-        self._placing = Placing(self.model, self.config, self._device, self.dtype, self.scales)
+        self._placing = Placing(
+            self.model, self.config, self._device, self.dtype, self.scales, self.trainable.moving
+        )
         model_map = self._placing.map()
         placement = self._placing.place(model_map, self._disk())
         cast_buffers(self.model, self.dtype, self._device)
@@ -301,6 +317,7 @@ class Stepper:
                 {str(span.dtype) for u in self.weights.map.everything for span in u.spans}
             ),
             "counter": "block, parameter, step, probe | stream << 16",
+            **self.trainable.header(self.model),
         }
 
     def _streamed(self) -> str | None:
@@ -362,6 +379,7 @@ class Stepper:
         if self.step or self.weights.base_sha256 is None:
             mark_converted(self.model, None)  # its weights are other ones by now
         self.weights.close()
+        self.trainable.undo()
         self.journal.close()
 
     def __enter__(self) -> "Stepper":

@@ -26,10 +26,12 @@ from zo_offload.errors import ConfigError, ModelError
 from zo_offload.experts import groups_of, holds_experts, refuse_compiled_experts
 from zo_offload.granularity import GRANULARITIES, divide
 from zo_offload.ops import Segment, Span
+from zo_offload.trainable.moving import ALWAYS, Moving, Rotation
 from zo_offload.unmanageable import refuse_compiled
 
 FORWARD_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 IDENTITY = "identity"  # the codec that packs nothing
+WRAPPED = ".base_layer"  # where peft puts a layer that it adapts
 AMBIENT = -1  # index of the pseudo-unit that holds ambient parameters
 
 
@@ -62,6 +64,11 @@ class Unit:
         """The most that cross the bus where the wire is packed."""
         return sum(span.packed_bytes for span in self.spans)
 
+    @cached_property
+    def is_frozen(self) -> bool:
+        """Whether nothing in it is trained: what rests is what travels, at every step."""
+        return not any(span.trainable for span in self.spans)
+
     @property
     def is_packed(self) -> bool:
         """Whether a codec packs what crosses the bus."""
@@ -88,6 +95,7 @@ class ModelMap:
         parameters: Every managed parameter by its first name.
         aliases: Further names of tied parameters, to the first.
         division: How far blocks are divided, or the names of the classes that are units.
+        rotation: When which parameters move; None: all that do, at every step.
     """
 
     units: tuple[Unit, ...]
@@ -96,6 +104,13 @@ class ModelMap:
     parameters: dict[str, nn.Parameter]
     aliases: dict[str, str]
     division: str | tuple[str, ...] = "block"
+    rotation: Rotation | None = None
+
+    def moves(self, span: Span, step: int) -> bool:
+        """Whether the directions of a step move a span; its parameters take their turns alike."""
+        if not span.trainable or self.rotation is None:
+            return span.trainable
+        return self.rotation.moves(span.segments[0].name, step)
 
     @property
     def everything(self) -> tuple[Unit, ...]:
@@ -135,6 +150,7 @@ def map_model(
     dtype: torch.dtype | None = None,
     master: str = "fp32",
     codec: str = IDENTITY,
+    moving: Moving = ALWAYS,
 ) -> ModelMap:
     """Divide a model into units and ambient parameters, and lay each out flat.
 
@@ -147,15 +163,19 @@ def map_model(
             that the model asks to keep in fp32 stay so.
         master: What updates of bfloat16 parameters accumulate in; see :class:`Span`.
         codec: How the units' matrices are packed where they cross the bus. Vectors never are.
+        moving: What stays on the device, and what takes turns.
 
     Raises:
         ModelError: No unit was found, or a parameter's dtype cannot be trained.
         ConfigError: A class name matches nothing.
     """
-    blocks = _find_units(model, unit)
-    refuse_compiled(model, [path for path, _ in blocks])
     names, aliases = _parameter_names(model)
-    owner = _owners(model, [module for _, module in blocks])
+    resident = {id(names[name]) for name in moving.resident}
+    found = [_with_its_adapter(model, *each) for each in _find_units(model, unit)]
+    blocks = [each for each in found if _holds_more(each[1], resident)]
+    refuse_compiled(model, [path for path, _ in blocks])
+    owner = _owners(model, [module for _, module in blocks]) | dict.fromkeys(resident, AMBIENT)
+    turn_of = moving.rotation.group_of if moving.rotation is not None else {}
     pieces = _pieces(blocks, owner, divides=unit == "linear")
     indices = {name: i for i, name in enumerate(names)}
     members: dict[int, list[str]] = {i: [] for i in range(AMBIENT, len(blocks))}
@@ -175,7 +195,8 @@ def map_model(
             )
             packs = index != AMBIENT and parameter.ndim > 1
             packed_by = _codec_for(codec, computes_in) if packs else IDENTITY
-            kind = Kind(computes_in, parameter.requires_grad, dither, packed_by)
+            turn = turn_of.get(member)
+            kind = Kind(computes_in, parameter.requires_grad, dither, packed_by, turn)
             kinds.setdefault(kind, []).append(member)
         spans: list[Span] = []
         for kind, group in kinds.items():
@@ -196,7 +217,29 @@ def map_model(
     }
     modules = tuple(piece.module for piece in pieces)
     division = unit if isinstance(unit, str) else tuple(unit or ()) or "block"
-    return ModelMap(tuple(units), ambient, modules, managed, aliases, division)
+    return ModelMap(tuple(units), ambient, modules, managed, aliases, division, moving.rotation)
+
+
+class BlockMap(NamedTuple):
+    """A model's blocks, however they are divided into units.
+
+    Attributes:
+        paths: Of the blocks, in order.
+        block_of: Number of the block that each parameter lies in, by first name; ``AMBIENT`` where
+            it lies in none, or in two.
+    """
+
+    paths: list[str]
+    block_of: dict[str, int]
+
+
+def block_map(model: nn.Module, unit: str | Sequence[str] | None = None) -> BlockMap:
+    """The blocks of a model; those of named classes where ``unit`` names classes."""
+    blocks = _find_units(model, None if isinstance(unit, str) else unit)
+    names, _ = _parameter_names(model)
+    owner = _owners(model, [module for _, module in blocks])
+    paths = [path for path, _ in blocks]
+    return BlockMap(paths, {name: owner[id(p)] for name, p in names.items()})
 
 
 def _find_units(model: nn.Module, unit: str | Sequence[str] | None) -> list[tuple[str, nn.Module]]:
@@ -240,6 +283,17 @@ def _pieces(
 def _owns_all(module: nn.Module, index: int, owner: Mapping[int, int]) -> bool:
     """Whether nobody else reads its parameters, and all of them are trained or read as floats."""
     return all(owner[id(p)] == index and p.is_floating_point() for p in module.parameters())
+
+
+def _with_its_adapter(model: nn.Module, path: str, module: nn.Module) -> tuple[str, nn.Module]:
+    """The layer that ``peft`` has put around a layer: adapters such as DoRA read its weight."""
+    outside = path.removesuffix(WRAPPED)
+    return (path, module) if outside == path else (outside, model.get_submodule(outside))
+
+
+def _holds_more(module: nn.Module, resident: set[int]) -> bool:
+    """Whether anything is left to travel where these parameters stay on the device."""
+    return not resident or any(id(parameter) not in resident for parameter in module.parameters())
 
 
 def _size(module: nn.Module) -> int:
@@ -295,7 +349,10 @@ def _search_list(items: nn.ModuleList, path: str, found: dict[int, tuple[str, nn
 
 
 def _signature(module: nn.Module) -> tuple[type, set[tuple[str, tuple[int, ...]]]]:
-    return type(module), {(name, tuple(p.shape)) for name, p in module.named_parameters()}
+    """Class, parameter names and shapes; names as they were before ``peft`` wrapped a layer."""
+    return type(module), {
+        (name.replace(WRAPPED, ""), tuple(p.shape)) for name, p in module.named_parameters()
+    }
 
 
 def _alike(a: tuple[type, set], b: tuple[type, set]) -> bool:
@@ -366,6 +423,7 @@ class Kind(NamedTuple):
     trainable: bool
     dither: bool
     codec: str
+    turn: int | None
 
 
 def _lay_out_span(

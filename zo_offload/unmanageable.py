@@ -18,11 +18,11 @@ taken: "WeakSet[nn.Module]" = WeakSet()
 """Modules with parameters whose values are in a store."""
 
 
-def refuse_unmanageable(model: nn.Module) -> None:
-    """Look at every module and parameter.
+def refuse_taken(model: nn.Module) -> None:
+    """Look for what is another's, before anything is done to a model.
 
     Raises:
-        ModelError: With the name of the first that cannot be managed, why, and the mend.
+        ModelError: A part of it is.
     """
     for name, module in model.named_modules():
         if module in taken:  # also where one model holds a part of another
@@ -31,6 +31,14 @@ def refuse_unmanageable(model: nn.Module) -> None:
                 "another Stepper or engine; close() or destroy() that one first, which gives them "
                 "back"
             )
+
+
+def refuse_unmanageable(model: nn.Module) -> None:
+    """Look at every module and parameter.
+
+    Raises:
+        ModelError: With the name of the first that cannot be managed, why, and the mend.
+    """
     named = dict(model.named_parameters())
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):

@@ -9,7 +9,7 @@ reads as NaN. ``state_dict()`` is served from the masters (``masters.py``).
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -190,6 +190,8 @@ class Weights(Masters):
 
     def load_scratch(self, unit: Unit, draw: Draw | None) -> None:
         """Write the unit's weights, perturbed along ``draw``, where its parameters point."""
+        if draw is not None and not any(self.map.moves(span, draw.step) for span in unit.spans):
+            draw = _still(draw)  # one copy serves every probe and sign
         wanted = (unit.index, len(self.history), draw)
         if self._scratch_holds == wanted:
             return
@@ -226,12 +228,14 @@ class Weights(Masters):
         if unit.is_packed and not packed:
             wire, packed = self._pack_here(unit, wire), True
         for span in unit.spans:
-            if not span.trainable:
+            due, moves = self.steps_of(span, ahead), self.map.moves(span, draw.step)
+            if not moves and not due:
                 self._look(span, wire, packed)
-            elif not (written and span.codec == IDENTITY):
+            elif not (moves and written and span.codec == IDENTITY):
                 source = span.packed(wire) if packed else span.wire(wire)
                 target = span.wire(self._scratch)
-                ops.perturb(span, source, target, self.direction, draw, ahead=ahead)
+                along = draw if moves else _still(draw)
+                ops.perturb(span, source, target, self.direction, along, ahead=due)
 
     def _look(self, span: Span, wire: torch.Tensor, packed: bool = True) -> None:
         """Write a span unperturbed to the scratch."""
@@ -254,9 +258,10 @@ class Weights(Masters):
         assert self.pipeline is not None
         slot = self.pipeline.acquire(unit, step)
         if slot.carries < step:  # it came as it rests
-            due = self.history[slot.carries : step]
+            missing = self.history[slot.carries : step]
             for span in unit.spans:
-                if span.trainable:
+                due = self.steps_of(span, missing)
+                if due:
                     ops.update(
                         span, span.wire(slot.wire), span.rest(slot.rest), self.direction, due
                     )
@@ -490,6 +495,11 @@ class Weights(Masters):
                 yield module.register_state_dict_post_hook(serve)
         yield model.register_state_dict_post_hook(forget)
         yield model.register_load_state_dict_pre_hook(refuse)
+
+
+def _still(draw: Draw) -> Draw:
+    """For what does not move: the same for all draws of a step."""
+    return replace(draw, probe=0, coefficient=0.0)
 
 
 @dataclass(frozen=True)

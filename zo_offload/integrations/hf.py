@@ -10,6 +10,7 @@ from zo_offload.converted import is_converted, read_converted
 from zo_offload.errors import ModelError, StoreError
 from zo_offload.integrations.skeleton import skeleton
 from zo_offload.integrations.spill import spilled
+from zo_offload.trainable.peft import base_of, load_adapter
 
 LONGEST_REASON = 300
 
@@ -19,7 +20,8 @@ def load_causal_lm(name: str | Path, spill: Sequence[str | Path] = ()) -> Any:
 
     Code that a checkpoint brings along is never run, and no weight is ever made up. Its values are
     views of files: the checkpoint's own, and unlinked ones of what loading makes anew. A directory
-    that ``zo-offload convert`` made gives a model whose units have no values in memory.
+    that ``zo-offload convert`` made gives a model whose units have no values in memory; one with an
+    adapter of ``peft``, a ``PeftModel`` on the base that it names.
 
     Args:
         name: Directory or id.
@@ -31,6 +33,9 @@ def load_causal_lm(name: str | Path, spill: Sequence[str | Path] = ()) -> Any:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    base = base_of(name)
+    if base is not None:
+        return load_adapter(load_causal_lm(base, spill), name)
     if is_converted(name):
         config = _load(AutoConfig, name, "configuration")
         return skeleton(read_converted(Path(name)), config)
@@ -95,7 +100,7 @@ def save_tokenizer(name: str | Path, directory: Path) -> bool:
 def _tokenizer(name: str | Path) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = _load(AutoTokenizer, name, "tokenizer")
+    tokenizer = _load(AutoTokenizer, base_of(name) or name, "tokenizer")
     if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_tokens)):  # made up
         raise ModelError(f"{name}: no tokenizer there; copy its files (tokenizer.json, ...)")
     return tokenizer
@@ -109,7 +114,7 @@ def limits(name: str | Path) -> tuple[int | None, int | None]:
     """
     from transformers import AutoConfig
 
-    config = _load(AutoConfig, name, "configuration").get_text_config()
+    config = _load(AutoConfig, base_of(name) or name, "configuration").get_text_config()
     return getattr(config, "max_position_embeddings", None), getattr(config, "vocab_size", None)
 
 

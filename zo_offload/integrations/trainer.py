@@ -10,7 +10,9 @@ from difflib import get_close_matches
 from functools import wraps
 from typing import Any
 
-from zo_offload.config import BLOCK, load_json
+from zo_offload.config import BLOCK, load_json, parse_config
+from zo_offload.errors import ConfigError
+from zo_offload.trainable.detect import is_peft_model
 
 _theirs: Callable | None = None
 
@@ -40,6 +42,7 @@ def install() -> None:
     @wraps(theirs)
     def initialize(*args: Any, **kwargs: Any) -> Any:
         if _wants_ours(args, kwargs):
+            _refuse_new_adapter(_config_of(args, kwargs), *args[1:2], kwargs.get("model"))
             return engine.initialize(*args, **kwargs)
         return theirs(*args, **kwargs)
 
@@ -67,14 +70,31 @@ def _wants_ours(args: tuple, kwargs: Mapping[str, Any]) -> bool:
         >>> _wants_ours((), {"config": {"zeroth_ordr": {}}})
         True
     """
-    config = kwargs.get("config") or kwargs.get("config_params")
-    if config is None:
-        config = getattr(args[0] if args else kwargs.get("args"), "deepspeed_config", None)
-    if isinstance(config, str):
-        config = load_json(config)
+    config = _config_of(args, kwargs)
     if not isinstance(config, Mapping):
         return False
     if BLOCK not in config:
         return bool(get_close_matches(BLOCK, map(str, config), n=1, cutoff=0.85))
     block = config[BLOCK]
     return not isinstance(block, Mapping) or block.get("enabled", True) is not False
+
+
+def _config_of(args: tuple, kwargs: Mapping[str, Any]) -> Any:
+    config = kwargs.get("config") or kwargs.get("config_params")
+    if config is None:
+        config = getattr(args[0] if args else kwargs.get("args"), "deepspeed_config", None)
+    return load_json(config) if isinstance(config, str) else config
+
+
+def _refuse_new_adapter(config: Mapping[str, Any], *models: Any) -> None:
+    """The Trainer evaluates and saves the model that it was given, which must be the whole.
+
+    Raises:
+        ConfigError: The engine would put another one around it.
+    """
+    wanted = parse_config(config).trainable
+    if wanted.mode == "peft" and not any(is_peft_model(model) for model in models):
+        raise ConfigError(
+            f'{BLOCK}.trainable.mode: "peft" in the JSON wraps the model, but a Trainer goes on '
+            "with the one that it was given: Trainer(model=get_peft_model(model, config), ...)"
+        )

@@ -1,0 +1,130 @@
+"""What moves, one row a way to say it: a new one is tested by adding a row."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from models.table import ROWS
+from torch import nn
+
+from zo_offload.config import ZOConfig
+from zo_offload.step import Stepper
+
+LR = 1e-2
+MODEL = "llama"
+BLOCK = "model.layers.{}."
+
+
+def anything(name: str, step: int) -> bool:
+    return True
+
+
+def frozen_but(name: str, *parts: str) -> bool:
+    return any(part in name for part in parts)
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way to say what moves.
+
+    Attributes:
+        trainable: The block of the JSON.
+        moves: Whether a parameter of the trained model moves at a step.
+        some: A parameter that moves at step 0.
+    """
+
+    trainable: dict[str, Any]
+    moves: Callable[[str, int], bool]
+    some: str
+
+
+def by_turns(name: str, step: int) -> bool:
+    """Blocks 0 and 1, then what lies outside, two steps each."""
+    places = [i for i in range(2) if name.startswith(BLOCK.format(i))]
+    return (places[0] if places else 2) == step // 2 % 3
+
+
+def lora(**more: Any) -> dict[str, Any]:
+    return {"mode": "peft", "peft_config": {"peft_type": "LORA", "r": 4, **more}}
+
+
+def prompt(kind: str, **more: Any) -> dict[str, Any]:
+    return {"mode": "peft", "peft_config": {"peft_type": kind, "num_virtual_tokens": 3, **more}}
+
+
+MODES = {
+    "full": Mode({}, anything, "model.embed_tokens.weight"),
+    "parameters": Mode(
+        {"parameters": ["*.self_attn.?_proj.weight", "lm_head*"]},
+        lambda name, step: frozen_but(name, "self_attn", "lm_head"),
+        "lm_head.weight",
+    ),
+    "layers": Mode(
+        {"layers": [-1]},
+        lambda name, step: name.startswith(BLOCK.format(1)),
+        "model.layers.1.mlp.up_proj.weight",
+    ),
+    "parameters-of-layers": Mode(
+        {"parameters": ["*.mlp.*", "*embed*"], "layers": ["0-0"]},
+        lambda name, step: name.startswith(BLOCK.format(0)) and "mlp" in name,
+        "model.layers.0.mlp.up_proj.weight",
+    ),
+    "rotate": Mode(
+        {"rotate": {"blocks": 1, "interval": 2}}, by_turns, "model.layers.0.mlp.up_proj.weight"
+    ),
+    "rotate-of-parameters": Mode(
+        {"rotate": {"interval": 1}, "parameters": ["*_proj.weight"]},
+        lambda name, step: "_proj" in name and name.startswith(BLOCK.format(step % 2)),
+        "model.layers.0.mlp.up_proj.weight",
+    ),
+    "lora": Mode(
+        lora(),
+        lambda name, step: "lora_" in name,
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_B.default.weight",
+    ),
+    "dora-of-one-layer": Mode(
+        lora(use_dora=True, layers_to_transform=[0], target_modules=["q_proj", "down_proj"]),
+        lambda name, step: "lora_" in name,
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_B.default.weight",
+    ),
+    "ia3": Mode(
+        {"mode": "peft", "peft_config": {"peft_type": "IA3"}},
+        lambda name, step: "ia3_" in name,
+        "base_model.model.model.layers.0.self_attn.k_proj.ia3_l.default",
+    ),
+    "prefix": Mode(
+        prompt("PREFIX_TUNING"),
+        lambda name, step: name.startswith("prompt_encoder"),
+        "prompt_encoder.default.embedding.weight",
+    ),
+    "prompt": Mode(
+        prompt("PROMPT_TUNING"),
+        lambda name, step: name.startswith("prompt_encoder"),
+        "prompt_encoder.default.embedding.weight",
+    ),
+}
+PEFT = [name for name, mode in MODES.items() if mode.trainable.get("mode") == "peft"]
+BATCH = ROWS[MODEL].batch(6)
+
+
+def model() -> nn.Module:
+    return ROWS[MODEL].build()
+
+
+def config_of(name: str, **more: Any) -> ZOConfig:
+    return ZOConfig.model_validate({"eps": 1e-2, "trainable": MODES[name].trainable, **more})
+
+
+def stepper_of(name: str, dtype: torch.dtype | None = None, **more: Any) -> Stepper:
+    """A fresh model in a mode; ``more`` are keys of the block."""
+    return Stepper(model(), config_of(name, **more), dtype=dtype)
+
+
+def masters(stepper: Stepper) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in stepper.weights.masters()}
+
+
+def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
+    assert a.keys() == b.keys()
+    return [name for name in a if not torch.equal(a[name], b[name])]

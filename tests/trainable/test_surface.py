@@ -1,0 +1,116 @@
+"""The same through DeepSpeed's engine, the Trainer's stand-in, the command line, and on ranks."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import peft
+import pytest
+import torch
+from cli.common import Task, accuracies, assert_one_line, invoke, make_task
+from distributed import worker
+from distributed.launch import run
+from engine.common import config, opt, same, tokens, weights
+from engine.conftest import make_engine
+
+import zo_offload
+from trainable.modes import MODES, lora
+from zo_offload.config import load_json
+from zo_offload.errors import ConfigError
+from zo_offload.loss_noise import LossNoise
+
+__all__ = ["make_engine"]
+Make = Callable[..., Any]
+
+
+def settings(trainable: dict[str, Any], **more: Any) -> dict[str, Any]:
+    block = {"trainable": trainable, "offload_param": {"device": "cpu"}, **more}
+    return config(zeroth_order=block)
+
+
+@pytest.mark.parametrize("trainable", [lora(), MODES["rotate"].trainable], ids=["lora", "rotate"])
+def test_an_engine_saves_and_goes_on(make_engine: Make, tmp_path: Path, trainable: dict):
+    first = make_engine(opt(), settings(trainable))
+    for step in range(2):
+        first.train_batch(iter([tokens(step)]))
+    first.save_checkpoint(tmp_path / "tags")
+    second = make_engine(opt(), settings(trainable))
+    second.load_checkpoint(tmp_path / "tags")
+    assert second.global_steps == 2
+    for engine in (first, second):
+        engine.train_batch(iter([tokens(2)]))
+    assert same(weights(first), weights(second))
+
+
+def test_an_engine_wraps_the_model_and_writes_its_adapter(make_engine: Make, tmp_path: Path):
+    engine = make_engine(opt(), settings(lora()))
+    assert isinstance(engine.module, peft.PeftModel)
+    engine.train_batch(iter([tokens(0)]))
+    engine.save_pretrained(tmp_path / "adapter")
+    engine.eval()
+    expected = engine(**tokens(1)).loss
+    loaded = peft.PeftModel.from_pretrained(opt(), tmp_path / "adapter").eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(**tokens(1)).loss, expected)
+    again = make_engine(
+        loaded.unload(), settings({"mode": "peft", "adapter": str(tmp_path / "adapter")})
+    )
+    again.eval()
+    assert torch.equal(again(**tokens(1)).loss, expected)
+
+
+def test_an_adapter_in_the_json_of_a_trainer_is_refused(make_engine: Make):
+    zo_offload.install()
+    try:
+        with pytest.raises(ConfigError, match=r"Trainer\(model=get_peft_model"):
+            deepspeed.initialize(model=opt(), config=settings(lora()))
+        adapted = peft.get_peft_model(opt(), peft.LoraConfig(r=2, task_type="CAUSAL_LM"))
+        engine, *_ = deepspeed.initialize(model=adapted, config=settings({"mode": "peft"}))
+        assert engine.stepper.trainable.mode == "peft"
+        engine.destroy()
+    finally:
+        zo_offload.uninstall()
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    made = make_task(tmp_path_factory.mktemp("task"))
+    ds = load_json(made.folder / "ds.json")
+    ds["zeroth_order"]["trainable"] = lora()
+    (made.folder / "ds.json").write_text(json.dumps(ds))
+    return made
+
+
+def test_a_command_trains_an_adapter_and_evaluates_it(task: Task, tmp_path: Path):
+    done = invoke(task.arguments(tmp_path / "run"))
+    assert done.exit_code == 0, done.output
+    _, after = accuracies(done.stdout)
+    adapter = tmp_path / "run" / "model"
+    assert (adapter / "adapter_model.safetensors").is_file()
+    assert not (adapter / "model.safetensors").exists()
+    for json_file in (None, task.folder / "ds.json"):
+        found = invoke(task.arguments("", "eval", model=adapter, config=json_file))
+        assert f"\naccuracy: {after}\n" in found.stdout, found.output
+    (adapter / "adapter_config.json").write_text("{}")
+    assert_one_line(
+        invoke(task.arguments("", "eval", model=adapter)), "adapter_config.json: cannot be read"
+    )
+
+
+@pytest.mark.slow
+def test_two_ranks_make_one_adapter_and_end_in_the_bits_of_one(tmp_path: Path):
+    ds = config(zeroth_order={"trainable": lora(), "seed": 5}, train_batch_size=8)
+    ds["train_micro_batch_size_per_gpu"] = 2
+    del ds["gradient_accumulation_steps"]
+    job = {"config": ds, "steps": 3, "out": str(tmp_path)}
+    engine, loader = worker.start(job)
+    try:
+        engine.loss_noise = LossNoise(0.0, 1.0)
+        for _ in worker.steps(engine, loader, job):
+            pass
+        alone = worker.digest(engine)
+    finally:
+        engine.destroy()
+    assert [report["weights"] for report in run("none", 2, job)] == [alone, alone]

@@ -1,0 +1,80 @@
+"""``full``: every parameter moves, or those that are chosen by name, by layer, or by turn."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from zo_offload.config import ZOConfig
+from zo_offload.converted import converted_of
+from zo_offload.errors import ConfigError, ModelError
+from zo_offload.trainable.moving import Moving
+from zo_offload.trainable.selection import PATH, by_layer, by_name, turns
+from zo_offload.trainable.trainable import Trainable
+from zo_offload.units import block_map
+from zo_offload.weights import Weights
+
+
+class Full(Trainable):
+    """What has ``requires_grad``, as far as it is chosen.
+
+    Patterns and layers choose together: a parameter must be of both. What the caller has frozen
+    stays so.
+
+    Args:
+        config: The ``zeroth_order`` block.
+    """
+
+    mode = "full"
+
+    def __init__(self, config: ZOConfig) -> None:
+        self._config = config.trainable
+        self._unit = config.unit
+        self._frozen: list[nn.Parameter] = []
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """See :class:`Trainable`: the model itself."""
+        if converted_of(model) is not None and (self._config.parameters or self._config.layers):
+            raise ModelError(
+                "a converted model's blocks are laid out to move as a whole; to choose some of "
+                f"their parameters ({PATH}), give the model that was converted"
+            )
+        chosen = self._chosen(model)
+        moved = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if moved and not moved.keys() & chosen:
+            raise ConfigError(
+                f"{PATH}: parameters and layers together choose none of the model's "
+                f"{len(moved)} trainable parameters; a parameter must be of both"
+            )
+        self._frozen = [p for name, p in moved.items() if name not in chosen]
+        for parameter in self._frozen:
+            parameter.requires_grad_(False)
+        rotate = self._config.rotate
+        if rotate is not None:
+            blocks = block_map(model, self._unit)
+            self.moving = Moving(rotation=turns(model, blocks, rotate.blocks, rotate.interval))
+        return model
+
+    def undo(self) -> None:
+        """See :class:`Trainable`."""
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        self._frozen = []
+
+    def save(self, model: nn.Module, weights: Weights, directory: Path) -> None:
+        """See :class:`Trainable`: a plain Hugging Face directory."""
+        saves: Any = model
+        if not hasattr(model, "save_pretrained"):
+            raise ModelError(
+                f"{type(model).__name__} has no save_pretrained; "
+                "write engine.module.state_dict() with safetensors.torch.save_file"
+            )
+        saves.save_pretrained(str(directory), state_dict=model.state_dict())
+
+    def _chosen(self, model: nn.Module) -> set[str]:
+        chosen = {name for name, _ in model.named_parameters()}
+        if self._config.parameters is not None:
+            chosen &= by_name(model, self._config.parameters)
+        if self._config.layers is not None:
+            chosen &= by_layer(block_map(model, self._unit), self._config.layers)
+        return chosen
