@@ -166,6 +166,8 @@ def test_adapters_that_would_not_move_are_refused():
     frozen = made_of(model()).requires_grad_(False)
     with pytest.raises(ModelError, match="is_trainable=True"):
         Stepper(frozen)
+    with pytest.raises(ModelError, match="every parameter moves, the base's too"):
+        Stepper(made_of(model()).requires_grad_(True))
     with pytest.raises(ConfigError, match="layers: the model is a PeftModel"):
         Stepper(made_of(model()), ZOConfig.model_validate({"trainable": {"layers": [0]}}))
     with pytest.raises(ConfigError, match='master: "bf16_sr" would save next to nothing'):

@@ -50,7 +50,6 @@ class Peft(Trainable):
 
     def __init__(self, config: ZOConfig) -> None:
         self._config = config
-        self._given: nn.Module | None = None
         self._flags: dict[nn.Parameter, bool] = {}
         self._made: Any = None
 
@@ -61,7 +60,7 @@ class Peft(Trainable):
                 f'zeroth_order.master: "{self._config.master}" would save next to nothing: an '
                 'adapter is small, its base has no masters; write "fp32", or leave it out'
             )
-        if converted_of(model) is not None:
+        if any(converted_of(each) is not None for each in model.modules()):
             raise ModelError(
                 "a converted model's blocks are laid out to move; adapters need a base that does "
                 "not: give the model that was converted"
@@ -91,12 +90,9 @@ class Peft(Trainable):
 
     def header(self, model: nn.Module) -> dict[str, Any]:
         """See :class:`Trainable`; with the adapters' configurations, which decide losses."""
-        said = super().header(model)
         adapted: Any = model
-        said["trainable"]["adapters"] = {
-            name: _as_json(config.to_dict()) for name, config in adapted.peft_config.items()
-        }
-        return said
+        adapters = {name: _as_json(each.to_dict()) for name, each in adapted.peft_config.items()}
+        return {"trainable": {**super().header(model)["trainable"], "adapters": adapters}}
 
     def save(self, model: nn.Module, weights: Weights, directory: Path) -> None:
         """See :class:`Trainable`: ``adapter_config.json`` and ``adapter_model.safetensors``."""
@@ -111,8 +107,7 @@ class Peft(Trainable):
                 f'{PATH}.peft_config: mode "peft" needs "peft_config": {{"peft_type": "LORA", '
                 '...}, or "adapter": a directory to go on from, or a PeftModel; found null'
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._config.seed % 2**63)
+        with _seeded(self._config.seed):
             if wanted.adapter is not None:
                 return load_adapter(model, wanted.adapter, f"{PATH}.adapter: ")
             assert wanted.peft_config is not None
@@ -123,6 +118,15 @@ class Peft(Trainable):
                 raise ConfigError(
                     f"{PATH}.peft_config: {type(model).__name__}: {one_line(error)}"
                 ) from error
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Generators of torch start from a seed meanwhile; the caller's are left as they were."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
 
 
 def _library() -> Any:
@@ -228,6 +232,11 @@ def _check(model: Any) -> None:
         raise ModelError(
             f"{type(model).__name__} has no trainable parameter: load its adapter with "
             "PeftModel.from_pretrained(..., is_trainable=True)"
+        )
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError(
+            f"{type(model).__name__}: every parameter moves, the base's too, where an adapter's "
+            "base is only read: requires_grad_(False) on the base, or pass the plain model"
         )
     for name, module in model.named_modules():
         if getattr(module, "merged_adapters", None):
