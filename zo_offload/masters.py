@@ -16,7 +16,7 @@ from threading import Lock
 import torch
 
 from zo_offload import ops, update
-from zo_offload.offload.packing import Packer
+from zo_offload.offload.packing import Packer, frozen_pieces
 from zo_offload.offload.store import Lease, Store
 from zo_offload.offload.streamer import Sent
 from zo_offload.ops import Draw, Point, Segment, Span, StepUpdate
@@ -53,7 +53,12 @@ class Masters:
     # -- moving --
 
     def goal(self, unit: Unit, step: int | None = None) -> int:
-        """Number of steps that the unit's masters carry at a step's visit (default: the next's)."""
+        """Number of steps that the unit's masters carry at a step's visit (default: the next's).
+
+        None moves what is frozen: it carries 0 at every visit.
+        """
+        if unit.is_frozen:
+            return 0
         step = len(self.history) if step is None else step
         return update.settled(step, 0 if unit.index == AMBIENT else self.lag)
 
@@ -72,7 +77,7 @@ class Masters:
             unit: Which.
             draw: Where a perturbed copy at the current step is to be written in the same pass, of
                 what no codec packs.
-            out: Memory of that copy, as the unit's wire bytes.
+            out: Memory of that copy, as the scratch has it.
         """
         with self.lent(unit) as lease:
             self._settle(unit, lease, draw, out)
@@ -83,6 +88,8 @@ class Masters:
 
     def brought(self, unit: Unit, step: int) -> Sent:
         """The unit's wire bytes after ``step`` steps, in the store or room of its own."""
+        if unit.is_frozen:
+            return self._as_always(unit)
         with self._moving:
             whole = self._current_to[unit.index] < step
             lease = self._stores[unit.index].lend(unit, whole)
@@ -92,7 +99,8 @@ class Masters:
                     self._settle(unit, lease)
                 if self._current_to[unit.index] != step:
                     wire = lease.spare_wire()
-                    self._copy_at(unit, lease, step, wire)
+                    wire.copy_(lease.wire)
+                    self._advance(unit, lease, step, [span.wire(wire) for span in unit.spans])
                 if not unit.is_packed:
                     return Sent([(0, wire)], None, step, lease.end)
                 assert self._packer is not None
@@ -105,10 +113,20 @@ class Masters:
 
     def as_it_rests(self, unit: Unit, step: int) -> Sent:
         """The unit for a device that brings it to ``step`` itself."""
+        if unit.is_frozen:
+            return self._as_always(unit)
         carried = self._current_to[unit.index]
         lease = self._stores[unit.index].lend(unit, whole=carried < step)
         rest = lease.rest if carried < step else None
         return Sent([(0, lease.wire)], rest, carried, lease.end)
+
+    def _as_always(self, unit: Unit) -> Sent:
+        """A frozen unit: what rests is what travels."""
+        with self._moving:
+            lease = self._stores[unit.index].lend(unit, whole=False)
+            if lease.is_made and self.history:  # no other run's journal will be taken up now
+                lease.keep(0)  # on the disk it is read as it is, ever after
+        return Sent(frozen_pieces(unit, lease.wire), None, 0, lease.end, unit.is_packed)
 
     def taken_back(self, unit: Unit, step: int) -> Sent:
         """Where to write the unit's masters, which a device has brought to ``step``."""
@@ -117,11 +135,15 @@ class Masters:
         lease.keep(step)
         return Sent([(0, lease.wire)], lease.rest, step, lease.end)
 
-    def load_current(self, unit: Unit, wire: torch.Tensor) -> None:
-        """Write the unit's wire bytes at the current step to memory beside the store."""
+    def load_current(self, unit: Unit, out: torch.Tensor) -> None:
+        """Write what is trained of a unit, at the current step, to memory as the scratch's."""
         with self.lent(unit) as lease:
             self._settle(unit, lease)
-            self._copy_at(unit, lease, len(self.history), wire)
+            plain = [span.plain(out) for span in unit.spans]
+            for span, target in zip(unit.spans, plain, strict=True):
+                if span.trainable:
+                    target.copy_(span.wire(lease.wire))
+            self._advance(unit, lease, len(self.history), plain)
 
     def settle_all(self) -> None:
         """Bring the masters in memory to the current step, at the end of a run."""
@@ -148,11 +170,14 @@ class Masters:
 
         Args:
             unit: Which.
-            masters: fp32 values by parameter name; of a divided one the unit's part.
+            masters: fp32 values by parameter name; of a divided one the unit's part. What is
+                frozen stays as it is.
             step: Number of steps that they carry.
         """
-        with self.lent(unit, anew=True) as lease:
-            fill_unit(unit, masters, lease.wire, lease.rest)
+        with self.lent(unit, anew=all(span.trainable for span in unit.spans)) as lease:
+            for span in unit.spans:
+                if span.trainable:
+                    fill(span, masters, lease.wire, lease.rest)
             self._current_to[unit.index] = step
             lease.keep(step)
 
@@ -182,7 +207,7 @@ class Masters:
     ) -> None:
         carried, goal = self._current_to[unit.index], self.goal(unit)
         assert carried <= goal, f"{unit.name}: carries {carried} steps, the goal is {goal}"
-        if carried == goal and out is None:
+        if carried == goal and (out is None or unit.is_frozen):
             return
         due = self.history[carried:goal]
         ahead = self.ahead(unit) if out is not None else ()
@@ -191,22 +216,24 @@ class Masters:
                 wire, rest = span.wire(lease.wire), span.rest(lease.rest)
                 points = []
                 if draw is not None and out is not None and span.codec == IDENTITY:
-                    points = [Point(span.wire(out), draw)]
+                    points = [Point(span.plain(out), draw)]
                 ops.update(span, wire, rest, self.direction, due, points, ahead)
         self._current_to[unit.index] = goal
         if carried < goal:
             lease.keep(goal)
 
-    def _copy_at(self, unit: Unit, lease: Lease, step: int, wire: torch.Tensor) -> None:
-        wire.copy_(lease.wire)
+    def _advance(
+        self, unit: Unit, lease: Lease, step: int, copies: Sequence[torch.Tensor]
+    ) -> None:
+        """Bring copies of a unit's wire elements, one a span, to ``step``."""
         due = self.history[self._current_to[unit.index] : step]
-        if not due:
+        if not due or unit.is_frozen:
             return
         rest = lease.spare_rest()
         rest.copy_(lease.rest)
-        for span in unit.spans:
+        for span, wire in zip(unit.spans, copies, strict=True):
             if span.trainable:
-                ops.update(span, span.wire(wire), span.rest(rest), self.direction, due)
+                ops.update(span, wire, span.rest(rest), self.direction, due)
 
     def let_arrive(self, unit: Unit) -> None:
         """Wait for what is on its way to or from where the unit rests."""
@@ -229,15 +256,15 @@ class Masters:
     def held(self, unit: Unit) -> dict[str, torch.Tensor]:
         """The unit's masters as they stand, after :meth:`carried` steps: fp32, on the CPU.
 
-        Of a divided parameter there is the unit's part.
+        Of a divided parameter there is the unit's part; of what is frozen, nothing.
         """
         found = {}
         with self.lent(unit) as lease:
             self._settle(unit, lease)
             for span, segment in unit.segments:
-                part = slice(segment.start, segment.start + segment.numel)
-                wire, rest = span.wire(lease.wire), span.rest(lease.rest)
-                found[segment.name] = _master(span, segment, wire, rest, part)
+                if span.trainable:
+                    wire, rest = span.wire(lease.wire), span.rest(lease.rest)
+                    found[segment.name] = _master(span, segment, wire, rest)
         return found
 
     def digest(self) -> str:
@@ -257,8 +284,8 @@ class Masters:
             return _master(*part)
 
     def _value_at(self, place: Place) -> torch.Tensor:
-        with self._current_part(place) as (_, segment, wire, _, part):
-            return wire[part].to("cpu", copy=True).view(segment.shape)
+        with self._current_part(place) as (span, segment, wire, _):
+            return seen(span, segment, wire).to("cpu", copy=True)
 
     def _whole(self, name: str, parts: Iterable[torch.Tensor]) -> torch.Tensor:
         """A parameter of its parts, in order; the part itself where that is all of it."""
@@ -274,47 +301,85 @@ class Masters:
             wire, rest = span.wire(lease.wire), span.rest(lease.rest)
             ahead = self.ahead(unit)
             if not ahead or not span.trainable:
-                part = slice(segment.start, segment.start + segment.numel)
-                yield span, segment, wire, rest, part
+                yield span, segment, wire, rest
                 return
             padded = slice(segment.start, segment.start + segment.padded)
             wire = wire[padded].clone()
             rest = rest[padded if span.rest_bytes else slice(0)].clone()
-            ops.update(span.alone(segment), wire, rest, self.direction, ahead)
-            yield span, segment, wire, rest, slice(0, segment.numel)
+            alone = span.alone(segment)
+            ops.update(alone, wire, rest, self.direction, ahead)
+            yield alone, alone.segments[0], wire, rest
 
 
-# A span and one of its parameters, wire and rest elements that hold it, and which of them do.
-Part = tuple[Span, Segment, torch.Tensor, torch.Tensor, slice]
+# A span and one of its parameters, and the span's wire and rest.
+Part = tuple[Span, Segment, torch.Tensor, torch.Tensor]
 
 
 def _master(
-    span: Span, segment: Segment, wire: torch.Tensor, rest: torch.Tensor, part: slice
+    span: Span, segment: Segment, wire: torch.Tensor, rest: torch.Tensor
 ) -> torch.Tensor:
-    """fp32 values of a parameter, on the CPU."""
-    if span.trainable:
-        values = ops.load_master(span, wire[part], rest[part] if span.rest_bytes else rest)
-    else:
-        values = wire[part].to(torch.float32, copy=True)
+    """fp32 values of a parameter, on the CPU; of what is frozen, those that the forward sees."""
+    if not span.trainable:
+        return seen(span, segment, wire).to("cpu", torch.float32, copy=True)
+    part = _part(segment)
+    values = ops.load_master(span, wire[part], rest[part] if span.rest_bytes else rest)
     return values.cpu().view(segment.shape)
+
+
+def seen(span: Span, segment: Segment, wire: torch.Tensor) -> torch.Tensor:
+    """A parameter's wire elements, where they rest; decoded, on that device, where it is packed."""
+    if not span.rests_packed:
+        return wire[_part(segment)].view(segment.shape)
+    values = torch.empty(segment.padded, dtype=span.dtype, device=wire.device)
+    ops.unpack(span.layout, wire, span.elements, span.dtype, values, segment.start)
+    return values[: segment.numel].view(segment.shape)
 
 
 def fill_unit(
     unit: Unit, values: Mapping[str, torch.Tensor], wire: torch.Tensor, rest: torch.Tensor
 ) -> None:
     """Write a unit's initial values, by parameter name; of a divided one the unit's part."""
-    for span, segment in unit.segments:
-        fill(span, segment, values[segment.name], span.wire(wire), span.rest(rest))
+    for span in unit.spans:
+        fill(span, values, wire, rest)
 
 
 def fill(
-    span: Span, segment: Segment, values: torch.Tensor, wire: torch.Tensor, rest: torch.Tensor
+    span: Span, values: Mapping[str, torch.Tensor], wire: torch.Tensor, rest: torch.Tensor
 ) -> None:
-    """Write a parameter's initial values: the master where it is trainable, else the wire alone."""
-    part = slice(segment.start, segment.start + segment.numel)
-    flat = values.reshape(-1).to(wire.device)
-    if span.trainable:
-        resting = rest[part] if span.rest_bytes else rest
-        ops.store_master(span, flat.float(), wire[part], resting)
-    else:
-        ops.encode(span.dtype, flat.float(), wire[part])
+    """Write a span's initial values: masters where it is trainable, else the wire alone.
+
+    Args:
+        span: Which.
+        values: By parameter name.
+        wire: Of its unit, as ``rest``; zeroed.
+        rest: Likewise.
+    """
+    if span.rests_packed:
+        _fill_packed(span, values, span.wire(wire))
+        return
+    for segment in span.segments:
+        part, flat = _part(segment), values[segment.name].reshape(-1).to(wire.device).float()
+        if span.trainable:
+            resting = span.rest(rest)
+            resting = resting[part] if span.rest_bytes else resting
+            ops.store_master(span, flat, span.wire(wire)[part], resting)
+        else:
+            ops.encode(span.dtype, flat, span.wire(wire)[part])
+
+
+def _fill_packed(span: Span, values: Mapping[str, torch.Tensor], wire: torch.Tensor) -> None:
+    """Write what a codec makes of a span, packed on the CPU: the device has no room for both."""
+    elements = torch.zeros(span.elements, dtype=span.dtype)
+    for segment in span.segments:
+        flat = values[segment.name].reshape(-1).cpu().float()
+        ops.encode(span.dtype, flat, elements[_part(segment)])
+    on_host = wire.device.type == "cpu"
+    packed = wire if on_host else torch.zeros(span.packed_bytes, dtype=torch.uint8)
+    ops.pack(span.layout, elements, packed)
+    if not on_host:
+        wire.copy_(packed)
+
+
+def _part(segment: Segment) -> slice:
+    """Its elements among the span's."""
+    return slice(segment.start, segment.start + segment.numel)
