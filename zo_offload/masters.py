@@ -16,7 +16,7 @@ from threading import Lock
 import torch
 
 from zo_offload import ops, update
-from zo_offload.offload.packing import Packer, frozen_pieces
+from zo_offload.offload.packing import Packer, resting_pieces
 from zo_offload.offload.store import Lease, Store
 from zo_offload.offload.streamer import Sent
 from zo_offload.ops import Draw, Point, Segment, Span, StepUpdate
@@ -47,6 +47,7 @@ class Masters:
         self.history: Sequence[StepUpdate] = ()
         self._stores = stores
         self._current_to = {unit.index: 0 for unit in model_map.everything}
+        self._frozen_sha256: str | None = None
         self._packer: Packer | None = None  # where units are packed on their way
         self._moving = Lock()
 
@@ -101,8 +102,9 @@ class Masters:
                     wire = lease.spare_wire()
                     wire.copy_(lease.wire)
                     self._advance(unit, lease, step, [span.wire(wire) for span in unit.spans])
-                if not unit.is_packed:
-                    return Sent([(0, wire)], None, step, lease.end)
+                if not unit.packs_on_its_way:
+                    pieces = resting_pieces(unit, wire)
+                    return Sent(pieces, None, step, lease.end, unit.is_packed)
                 assert self._packer is not None
                 pieces, number = self._packer.pack(unit, wire)
             except BaseException:
@@ -126,7 +128,7 @@ class Masters:
             lease = self._stores[unit.index].lend(unit, whole=False)
             if lease.is_made and self.history:  # no other run's journal will be taken up now
                 lease.keep(0)  # on the disk it is read as it is, ever after
-        return Sent(frozen_pieces(unit, lease.wire), None, 0, lease.end, unit.is_packed)
+        return Sent(resting_pieces(unit, lease.wire), None, 0, lease.end, unit.is_packed)
 
     def taken_back(self, unit: Unit, step: int) -> Sent:
         """Where to write the unit's masters, which a device has brought to ``step``."""
@@ -275,6 +277,26 @@ class Masters:
             for place in self._places(name):  # a divided one is never together in memory
                 total.update(self._master_at(place).contiguous().numpy().data)
         return total.hexdigest()
+
+    def frozen_sha256(self) -> str:
+        """SHA-256 of all that is frozen, as it rests; empty where nothing is. Read once."""
+        if self._frozen_sha256 is None:
+            self._frozen_sha256 = self._read_frozen()
+        return self._frozen_sha256
+
+    def _read_frozen(self) -> str:
+        total, found = hashlib.sha256(), False
+        for unit in self.map.everything:
+            spans = [span for span in unit.spans if not span.trainable]
+            if not spans:
+                continue
+            found = True
+            with self.lent(unit) as lease:
+                for span in spans:
+                    names = [(s.name, s.shape, s.offset) for s in span.segments]
+                    total.update(repr((span.codec, str(span.dtype), names)).encode())
+                    total.update(span.wire(lease.wire).view(torch.uint8).cpu().numpy().data)
+        return total.hexdigest() if found else ""
 
     def _places(self, name: str) -> list[Place]:
         return self.map.places[self.map.aliases.get(name, name)]

@@ -43,16 +43,17 @@ def pack(unit: Unit, wire: torch.Tensor, packed: torch.Tensor) -> list[Piece]:
     return pieces
 
 
-def frozen_pieces(unit: Unit, wire: torch.Tensor) -> list[Piece]:
-    """Of a frozen unit, which travels as it rests, the bytes that matter."""
+def resting_pieces(unit: Unit, wire: torch.Tensor) -> list[Piece]:
+    """Of a unit that travels as it rests, the bytes that matter."""
+    assert not unit.packs_on_its_way
     if not any(span.layout.kind == LOSSLESS for span in unit.spans):
         return [(0, wire)]
-    starts = [(span, span.wire_offset) for span in unit.spans]
+    starts = [(span, span.packed_offset) for span in unit.spans]
     return [(first, wire[first : first + used_bytes(s, s.wire(wire))]) for s, first in starts]
 
 
 def used_bytes(span: Span, packed: torch.Tensor) -> int:
-    """How many of a frozen span's resting bytes matter: lossless12 says itself how many."""
+    """How many of a span's resting bytes matter: lossless12 says itself how many."""
     if span.layout.kind != LOSSLESS:
         return span.wire_bytes
     header = packed[:HEADER_BYTES].cpu().numpy()

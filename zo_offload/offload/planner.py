@@ -179,7 +179,7 @@ class Needs:
 
     def _lag_there(self, units: Iterable[Unit]) -> bool:
         """Whether copies of some of these are asked for; ambient parameters never lag."""
-        return self.lags and any(unit.index != AMBIENT for unit in units)
+        return self.lags and any(unit.index != AMBIENT and not unit.is_frozen for unit in units)
 
 
 def _disk_bytes(units: Collection[Unit]) -> int:
