@@ -38,6 +38,7 @@ FORMAT = 1
 RECORD, UNITS, AMBIENT_FILE, BUFFERS_FILE = (
     "base.json", "units", "ambient.safetensors", "buffers.safetensors",
 )  # fmt: skip
+SAID = {"packed": "frozen weights packed by", "frozen": "a number of frozen weights of"}
 Shape = tuple[int, ...]
 
 
@@ -104,8 +105,9 @@ class Converted:
         for name, theirs in self.record.settings.items():
             if theirs != ours[name]:
                 raise StoreError(
-                    f"{self.directory}: converted with {_said(name, theirs)}, but this run has "
-                    f"{_said(name, ours[name])}: use that, or {AGAIN}, with this run's config"
+                    f"{self.directory}: converted with {SAID.get(name, name)} {_said(theirs)}, but "
+                    f"this run has {_said(ours[name])}: use that, or {AGAIN}, with this run's "
+                    "config"
                 )
         folders = [self.directory / UNITS, *map(Path, self.record.folders)]
         units = [stored(each) for each in model_map.units]
@@ -230,9 +232,7 @@ def mark_converted(model: nn.Module, converted: Converted | None) -> None:
 _models: "WeakKeyDictionary[nn.Module, Converted]" = WeakKeyDictionary()
 
 
-def _said(name: str, value: Any) -> str:
-    if name == "frozen":
-        return f"{value:,} frozen weights in units"
-    if name == "packed" and not value:
-        return "nothing that rests packed"
-    return f"{name} {value if isinstance(value, str) else ' and '.join(value)}"
+def _said(value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return value if isinstance(value, str) else " and ".join(value) or "none"

@@ -380,26 +380,30 @@ def fill(
         _fill_packed(span, values, span.wire(wire))
         return
     for segment in span.segments:
-        part, flat = _part(segment), values[segment.name].reshape(-1).to(wire.device).float()
+        part, given = _part(segment), values[segment.name]
         if span.trainable:
             resting = span.rest(rest)
             resting = resting[part] if span.rest_bytes else resting
-            ops.store_master(span, flat, span.wire(wire)[part], resting)
+            ops.store_master(span, _flat(given, wire.device), span.wire(wire)[part], resting)
         else:
-            ops.encode(span.dtype, flat, span.wire(wire)[part])
+            ops.encode(span.dtype, _flat(given, wire.device), span.wire(wire)[part])
 
 
 def _fill_packed(span: Span, values: Mapping[str, torch.Tensor], wire: torch.Tensor) -> None:
     """Write what a codec makes of a span, packed on the CPU: the device has no room for both."""
+    host = torch.device("cpu")
     elements = torch.zeros(span.elements, dtype=span.dtype)
-    for segment in span.segments:
-        flat = values[segment.name].reshape(-1).cpu().float()
-        ops.encode(span.dtype, flat, elements[_part(segment)])
-    on_host = wire.device.type == "cpu"
+    for segment in span.segments:  # no fp32 copy outlives its turn
+        ops.encode(span.dtype, _flat(values[segment.name], host), elements[_part(segment)])
+    on_host = wire.device == host
     packed = wire if on_host else torch.zeros(span.packed_bytes, dtype=torch.uint8)
     ops.pack(span.layout, elements, packed)
     if not on_host:
         wire.copy_(packed)
+
+
+def _flat(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return values.reshape(-1).to(device).float()
 
 
 def _part(segment: Segment) -> slice:

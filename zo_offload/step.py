@@ -383,12 +383,11 @@ class Stepper:
     def _scales(self) -> Mapping[str, float]:
         if self.config.direction_scale == "none":
             return {}
+        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         converted = converted_of(self.model)
         if converted is not None:
-            return converted.record.scales
-        return direction.rms_scales(
-            {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        )
+            return {n: scale for n, scale in converted.record.scales.items() if n in trained}
+        return direction.rms_scales(trained)
 
     def _disk(self) -> Disk | None:
         paths = self.config.offload_param.nvme_path
