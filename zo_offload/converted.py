@@ -34,7 +34,7 @@ from zo_offload.offload.staged import stored
 from zo_offload.ops import crc32c
 from zo_offload.units import IDENTITY, ModelMap, Unit
 
-FORMAT = 1
+FORMAT = 2
 RECORD, UNITS, AMBIENT_FILE, BUFFERS_FILE = (
     "base.json", "units", "ambient.safetensors", "buffers.safetensors",
 )  # fmt: skip
@@ -53,7 +53,7 @@ class Record(BaseModel):
         packed: Codecs by which frozen parameters rest packed.
         frozen: How many of the units' parameters are frozen.
         parameters: Shape and dtype that each parameter came with.
-        scales: ``direction_scale: rms`` of each parameter.
+        squares: Sum of squares of each parameter, for ``direction_scale: rms``.
         folders: Further ones that the units are striped over, absolute.
         files: Length and CRC-32C of the files that are read when it is opened.
     """
@@ -64,10 +64,10 @@ class Record(BaseModel):
     unit: str | list[str]
     master: str
     forward: list[str]
-    packed: list[str] = []
-    frozen: int = 0
+    packed: list[str]
+    frozen: int
     parameters: dict[str, tuple[list[int], str]]
-    scales: dict[str, float]
+    squares: dict[str, float]
     folders: list[str]
     files: dict[str, tuple[int, int]]
 

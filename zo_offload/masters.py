@@ -224,9 +224,7 @@ class Masters:
         if carried < goal:
             lease.keep(goal)
 
-    def _advance(
-        self, unit: Unit, lease: Lease, step: int, copies: Sequence[torch.Tensor]
-    ) -> None:
+    def _advance(self, unit: Unit, lease: Lease, step: int, copies: Sequence[torch.Tensor]) -> None:
         """Bring copies of a unit's wire elements, one a span, to ``step``."""
         due = self.history[self._current_to[unit.index] : step]
         if not due or unit.is_frozen:
@@ -337,9 +335,7 @@ class Masters:
 Part = tuple[Span, Segment, torch.Tensor, torch.Tensor]
 
 
-def _master(
-    span: Span, segment: Segment, wire: torch.Tensor, rest: torch.Tensor
-) -> torch.Tensor:
+def _master(span: Span, segment: Segment, wire: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
     """fp32 values of a parameter, on the CPU; of what is frozen, those that the forward sees."""
     if not span.trainable:
         return seen(span, segment, wire).to("cpu", torch.float32, copy=True)

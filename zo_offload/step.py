@@ -386,7 +386,12 @@ class Stepper:
         trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         converted = converted_of(self.model)
         if converted is not None:
-            return {n: scale for n, scale in converted.record.scales.items() if n in trained}
+            squares = converted.record.squares  # of what lies in units, the only place
+            known = {
+                n: (squares[n] if n in squares else direction.square(p), p.numel())
+                for n, p in trained.items()
+            }
+            return direction.scales_from(known)
         return direction.rms_scales(trained)
 
     def _disk(self) -> Disk | None:

@@ -107,8 +107,8 @@ def frozen_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     real = load_causal_lm
 
-    def load(name: Any) -> Any:
-        model = real(name)
+    def load(*where: Any) -> Any:
+        model = real(*where)
         model.model.decoder.layers.requires_grad_(False)
         return model
 
@@ -134,12 +134,18 @@ def test_another_frozen_base_is_refused(
     tmp_path: Path, frozen_blocks: None, monkeypatch: pytest.MonkeyPatch
 ):
     done = written(tmp_path, saved(tmp_path), wire="nf4")
-    plain = written(tmp_path / "plain", tmp_path / "plain").directory
     with pytest.raises(StoreError, match="packed by nf4, but this run has int4: use that"):
         stepper_of(done.directory, wire="int4")
     with pytest.raises(StoreError, match="packed by nf4, but this run has none: use that"):
         stepper_of(done.directory)
+    (tmp_path / "same").mkdir()
+    same = written(tmp_path / "same", tmp_path / "plain").directory  # nothing packs it
+    layers = load_causal_lm(tmp_path / "plain").model.decoder.layers
+    frozen = sum(parameter.numel() for parameter in layers.parameters())
     monkeypatch.undo()  # what was converted as a frozen base is to be trained
+    words = f"converted with a number of frozen weights of {frozen:,}, but this run has 0: use that"
+    with pytest.raises(StoreError, match=words):
+        stepper_of(same)
     with pytest.raises(StoreError, match="packed by nf4, but this run has none: use that"):
         stepper_of(done.directory, wire="nf4")
 
@@ -255,13 +261,13 @@ def test_damage_in_a_unit_is_found(tmp_path: Path, stripe: str):
 
 def test_a_hostile_record_is_refused(tmp_path: Path):
     directory = written(tmp_path, saved(tmp_path)).directory
-    content = read_sealed(directory / "base.json", 1, "")
-    write_sealed(directory / "base.json", 1, {**content, "scales": {"a": "b"}})
-    with pytest.raises(StoreError, match=r"base.json: damaged at scales.a; convert"):
+    content = read_sealed(directory / "base.json", 2, "")
+    write_sealed(directory / "base.json", 2, {**content, "squares": {"a": "b"}})
+    with pytest.raises(StoreError, match=r"base.json: damaged at squares.a; convert"):
         read_converted(directory)
     changed = dict(content["parameters"])
     changed[next(iter(changed))] = [[3, 3], "float32"]
-    write_sealed(directory / "base.json", 1, {**content, "parameters": changed})
+    write_sealed(directory / "base.json", 2, {**content, "parameters": changed})
     with pytest.raises(ModelError, match=r"config.json makes .* base.json has \[3, 3\] float32"):
         load_causal_lm(directory)
 

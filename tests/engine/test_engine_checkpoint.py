@@ -364,6 +364,6 @@ def test_weights_alone_begin_a_run_on_the_same_frozen_base(make_engine, tmp_path
     for model, ds in ((frozen(seed=1), packed()), (frozen(), settings())):
         other = make_engine(model, ds)
         before = weights(other)
-        with pytest.raises(CheckpointError, match="frozen weights of sha256 .*use the same base"):
+        with pytest.raises(CheckpointError, match=r"frozen weights of sha256 .*use the same base"):
             other.load_checkpoint(tmp_path, load_module_only=True)
         assert same(weights(other), before)

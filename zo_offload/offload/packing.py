@@ -10,8 +10,8 @@ import torch
 from zo_offload import ops
 from zo_offload.offload.memory import host_buffer
 from zo_offload.ops import Span
-from zo_offload.ops.lossless12 import read_header
 from zo_offload.ops.layout import HEADER_BYTES
+from zo_offload.ops.lossless12 import read_header
 from zo_offload.units import IDENTITY, Unit
 
 LOSSLESS = "lossless12"

@@ -109,9 +109,7 @@ class Buffer:
 class StagedLease:
     """A unit in a staging buffer."""
 
-    def __init__(
-        self, staged: "Staged", unit: Unit, buffer: Buffer, is_made: bool = False
-    ) -> None:
+    def __init__(self, staged: "Staged", unit: Unit, buffer: Buffer, is_made: bool = False) -> None:
         self.is_made = is_made
         self.wire, self.rest = _parts(unit, buffer)
         self._staged, self._unit, self._buffer = staged, unit, buffer
