@@ -139,7 +139,7 @@ class _Writer:
             further: Where those after the first will be.
         """
         shapes = shapes_of(self.model)
-        scales = direction.rms_scales(dict(self.model.named_parameters()))
+        squares = {n: direction.square(p) for n, p in self.model.named_parameters()}
         named = self.map.parameters
         ambient = {segment.name: named[segment.name] for _, segment in self.map.ambient.segments}
         others = {n: p for n, p in self.model.named_parameters() if n not in named}
@@ -150,7 +150,12 @@ class _Writer:
         sha256 = self._write_units([aside[0] / UNITS, *aside[1:]])
         layout = layout_settings(self.map, self.placing.config.master)
         return Record(
-            sha256=sha256, parameters=shapes, scales=scales, folders=further, files=small, **layout
+            sha256=sha256,
+            parameters=shapes,
+            squares=squares,
+            folders=further,
+            files=small,
+            **layout,
         )
 
     def _write_units(self, folders: Sequence[Path]) -> str:

@@ -34,10 +34,11 @@ from zo_offload.offload.staged import stored
 from zo_offload.ops import crc32c
 from zo_offload.units import IDENTITY, ModelMap, Unit
 
-FORMAT = 1
+FORMAT = 2
 RECORD, UNITS, AMBIENT_FILE, BUFFERS_FILE = (
     "base.json", "units", "ambient.safetensors", "buffers.safetensors",
 )  # fmt: skip
+SAID = {"packed": "frozen weights packed by", "frozen": "a number of frozen weights of"}
 Shape = tuple[int, ...]
 
 
@@ -49,8 +50,10 @@ class Record(BaseModel):
         unit: How blocks were divided: a granularity or names of classes.
         master: What updates accumulate in.
         forward: What forwards compute in: names of dtypes.
+        packed: Codecs by which frozen parameters rest packed.
+        frozen: How many of the units' parameters are frozen.
         parameters: Shape and dtype that each parameter came with.
-        scales: ``direction_scale: rms`` of each parameter.
+        squares: Sum of squares of each parameter, for ``direction_scale: rms``.
         folders: Further ones that the units are striped over, absolute.
         files: Length and CRC-32C of the files that are read when it is opened.
     """
@@ -61,15 +64,23 @@ class Record(BaseModel):
     unit: str | list[str]
     master: str
     forward: list[str]
+    packed: list[str]
+    frozen: int
     parameters: dict[str, tuple[list[int], str]]
-    scales: dict[str, float]
+    squares: dict[str, float]
     folders: list[str]
     files: dict[str, tuple[int, int]]
 
     @property
     def settings(self) -> dict[str, Any]:
         """What the layout of units depends on."""
-        return {"unit": self.unit, "master": self.master, "forward": self.forward}
+        return {
+            "unit": self.unit,
+            "master": self.master,
+            "forward": self.forward,
+            "packed": self.packed,
+            "frozen": self.frozen,
+        }
 
 
 @dataclass(frozen=True)
@@ -94,8 +105,9 @@ class Converted:
         for name, theirs in self.record.settings.items():
             if theirs != ours[name]:
                 raise StoreError(
-                    f"{self.directory}: converted with {name} {_said(theirs)}, but this run has "
-                    f"{_said(ours[name])}: use that, or {AGAIN}, with this run's config"
+                    f"{self.directory}: converted with {SAID.get(name, name)} {_said(theirs)}, but "
+                    f"this run has {_said(ours[name])}: use that, or {AGAIN}, with this run's "
+                    "config"
                 )
         folders = [self.directory / UNITS, *map(Path, self.record.folders)]
         units = [stored(each) for each in model_map.units]
@@ -142,10 +154,17 @@ class Base:
 
 def layout_settings(model_map: ModelMap, master: str) -> dict[str, Any]:
     """What a run's layout of units depends on, as :class:`Record` has it."""
-    forward = {str(span.dtype).removeprefix("torch.") for u in model_map.units for span in u.spans}
+    spans = [span for unit in model_map.units for span in unit.spans]
+    forward = {str(span.dtype).removeprefix("torch.") for span in spans}
     division = model_map.division
     unit = division if isinstance(division, str) else list(division)
-    return {"unit": unit, "master": master, "forward": sorted(forward)}
+    return {
+        "unit": unit,
+        "master": master,
+        "forward": sorted(forward),
+        "packed": sorted({span.codec for span in spans if span.rests_packed}),
+        "frozen": sum(s.numel for span in spans if not span.trainable for s in span.segments),
+    }
 
 
 def is_converted(directory: str | Path) -> bool:
@@ -214,4 +233,6 @@ _models: "WeakKeyDictionary[nn.Module, Converted]" = WeakKeyDictionary()
 
 
 def _said(value: Any) -> str:
-    return value if isinstance(value, str) else " and ".join(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return value if isinstance(value, str) else " and ".join(value) or "none"

@@ -17,7 +17,7 @@ from threading import Lock
 import torch
 
 from zo_offload import ops, update
-from zo_offload.offload.packing import Packer
+from zo_offload.offload.packing import Packer, resting_pieces
 from zo_offload.offload.store import Lease, Store
 from zo_offload.offload.streamer import Sent
 from zo_offload.ops import Draw, Point, Segment, Span, StepUpdate
@@ -48,13 +48,19 @@ class Masters:
         self.history: Sequence[StepUpdate] = ()
         self._stores = stores
         self._current_to = {unit.index: 0 for unit in model_map.everything}
+        self._frozen_sha256: str | None = None
         self._packer: Packer | None = None  # where units are packed on their way
         self._moving = Lock()
 
     # -- moving --
 
     def goal(self, unit: Unit, step: int | None = None) -> int:
-        """Number of steps that the unit's masters carry at a step's visit (default: the next's)."""
+        """Number of steps that the unit's masters carry at a step's visit (default: the next's).
+
+        None moves what is frozen: it carries 0 at every visit.
+        """
+        if unit.is_frozen:
+            return 0
         step = len(self.history) if step is None else step
         return update.settled(step, 0 if unit.index == AMBIENT else self.lag)
 
@@ -73,7 +79,7 @@ class Masters:
             unit: Which.
             draw: Where a perturbed copy at the current step is to be written in the same pass, of
                 what no codec packs.
-            out: Memory of that copy, as the unit's wire bytes.
+            out: Memory of that copy, as the scratch has it.
         """
         with self.lent(unit) as lease:
             self._settle(unit, lease, draw, out)
@@ -84,6 +90,8 @@ class Masters:
 
     def brought(self, unit: Unit, step: int) -> Sent:
         """The unit's wire bytes after ``step`` steps, in the store or room of its own."""
+        if unit.is_frozen:
+            return self._as_always(unit)
         with self._moving:
             whole = self.is_behind(unit, step)
             lease = self._stores[unit.index].lend(unit, whole)
@@ -93,9 +101,11 @@ class Masters:
                     self._settle(unit, lease)
                 if self.is_behind(unit, step):
                     wire = lease.spare_wire()
-                    self._copy_at(unit, lease, step, wire)
-                if not unit.is_packed:
-                    return Sent([(0, wire)], None, step, lease.end)
+                    wire.copy_(lease.wire)
+                    self._advance(unit, lease, step, [span.wire(wire) for span in unit.spans])
+                if not unit.packs_on_its_way:
+                    pieces = resting_pieces(unit, wire)
+                    return Sent(pieces, None, step, lease.end, unit.is_packed)
                 assert self._packer is not None
                 pieces, number = self._packer.pack(unit, wire)
             except BaseException:
@@ -106,11 +116,21 @@ class Masters:
 
     def as_it_rests(self, unit: Unit, step: int) -> Sent:
         """The unit for a device that brings it to ``step`` itself."""
+        if unit.is_frozen:
+            return self._as_always(unit)
         behind = self.is_behind(unit, step)
         lease = self._stores[unit.index].lend(unit, whole=behind)
         if not behind:
             return Sent([(0, lease.wire)], None, step, lease.end)
         return Sent([(0, lease.wire)], lease.rest, self._current_to[unit.index], lease.end)
+
+    def _as_always(self, unit: Unit) -> Sent:
+        """A frozen unit: what rests is what travels."""
+        with self._moving:
+            lease = self._stores[unit.index].lend(unit, whole=False)
+            if lease.is_made and self.history:  # no other run's journal will be taken up now
+                lease.keep(0)  # on the disk it is read as it is, ever after
+        return Sent(resting_pieces(unit, lease.wire), None, 0, lease.end, unit.is_packed)
 
     def taken_back(self, unit: Unit, step: int) -> Sent:
         """Where to write the unit's masters, which a device has brought to ``step``."""
@@ -119,11 +139,15 @@ class Masters:
         lease.keep(step)
         return Sent([(0, lease.wire)], lease.rest, step, lease.end)
 
-    def load_current(self, unit: Unit, wire: torch.Tensor) -> None:
-        """Write the unit's wire bytes at the current step to memory beside the store."""
+    def load_current(self, unit: Unit, out: torch.Tensor) -> None:
+        """Write what is trained of a unit, at the current step, to memory as the scratch's."""
         with self.lent(unit) as lease:
             self._settle(unit, lease)
-            self._copy_at(unit, lease, len(self.history), wire)
+            plain = [span.plain(out) for span in unit.spans]
+            for span, target in zip(unit.spans, plain, strict=True):
+                if span.trainable:
+                    target.copy_(span.wire(lease.wire))
+            self._advance(unit, lease, len(self.history), plain)
 
     def settle_all(self) -> None:
         """Bring the masters in memory to the current step, at the end of a run."""
@@ -150,11 +174,14 @@ class Masters:
 
         Args:
             unit: Which.
-            masters: fp32 values by parameter name; of a divided one the unit's part.
+            masters: fp32 values by parameter name; of a divided one the unit's part. What is
+                frozen stays as it is.
             step: Number of steps that they carry.
         """
-        with self.lent(unit, anew=True) as lease:
-            fill_unit(unit, masters, lease.wire, lease.rest)
+        with self.lent(unit, anew=all(span.trainable for span in unit.spans)) as lease:
+            for span in unit.spans:
+                if span.trainable:
+                    fill(span, masters, lease.wire, lease.rest)
             self._current_to[unit.index] = step
             lease.keep(step)
 
@@ -190,7 +217,7 @@ class Masters:
         for span in unit.spans:
             points = []
             if draw is not None and out is not None and span.codec == IDENTITY:
-                points = [Point(span.wire(out), draw)] if self.map.moves(span, draw.step) else []
+                points = [Point(span.plain(out), draw)] if self.map.moves(span, draw.step) else []
             moved = self.steps_of(span, due)
             if moved or points:
                 wire, rest = span.wire(lease.wire), span.rest(lease.rest)
@@ -222,17 +249,17 @@ class Masters:
             if each.decay != 1.0 or self.map.moves(span, each.step)
         ]
 
-    def _copy_at(self, unit: Unit, lease: Lease, step: int, wire: torch.Tensor) -> None:
-        wire.copy_(lease.wire)
+    def _advance(self, unit: Unit, lease: Lease, step: int, copies: Sequence[torch.Tensor]) -> None:
+        """Bring copies of a unit's wire elements, one a span, to ``step``."""
         if not self.is_behind(unit, step):
             return
         missing = self.history[self._current_to[unit.index] : step]
         rest = lease.spare_rest()
         rest.copy_(lease.rest)
-        for span in unit.spans:
+        for span, wire in zip(unit.spans, copies, strict=True):
             due = self.steps_of(span, missing)
             if due:
-                ops.update(span, span.wire(wire), span.rest(rest), self.direction, due)
+                ops.update(span, wire, span.rest(rest), self.direction, due)
 
     def let_arrive(self, unit: Unit) -> None:
         """Wait for what is on its way to or from where the unit rests."""
@@ -255,15 +282,15 @@ class Masters:
     def held(self, unit: Unit) -> dict[str, torch.Tensor]:
         """The unit's masters as they stand, after :meth:`carried` steps: fp32, on the CPU.
 
-        Of a divided parameter there is the unit's part.
+        Of a divided parameter there is the unit's part; of what is frozen, nothing.
         """
         found = {}
         with self.lent(unit) as lease:
             self._settle(unit, lease)
             for span, segment in unit.segments:
-                part = slice(segment.start, segment.start + segment.numel)
-                wire, rest = span.wire(lease.wire), span.rest(lease.rest)
-                found[segment.name] = _master(span, segment, wire, rest, part)
+                if span.trainable:
+                    wire, rest = span.wire(lease.wire), span.rest(lease.rest)
+                    found[segment.name] = _master(span, segment, wire, rest)
         return found
 
     def digest(self) -> str:
@@ -275,6 +302,26 @@ class Masters:
                 total.update(self._master_at(place).contiguous().numpy().data)
         return total.hexdigest()
 
+    def frozen_sha256(self) -> str:
+        """SHA-256 of all that is frozen, as it rests; empty where nothing is. Read once."""
+        if self._frozen_sha256 is None:
+            self._frozen_sha256 = self._read_frozen()
+        return self._frozen_sha256
+
+    def _read_frozen(self) -> str:
+        total, found = hashlib.sha256(), False
+        for unit in self.map.everything:
+            spans = [span for span in unit.spans if not span.trainable]
+            if not spans:
+                continue
+            found = True
+            with self.lent(unit) as lease:
+                for span in spans:
+                    names = [(s.name, s.shape, s.offset) for s in span.segments]
+                    total.update(repr((span.codec, str(span.dtype), names)).encode())
+                    total.update(span.wire(lease.wire).view(torch.uint8).cpu().numpy().data)
+        return total.hexdigest() if found else ""
+
     def _places(self, name: str) -> list[Place]:
         return self.map.places[self.map.aliases.get(name, name)]
 
@@ -283,8 +330,8 @@ class Masters:
             return _master(*part)
 
     def _value_at(self, place: Place) -> torch.Tensor:
-        with self._current_part(place) as (_, segment, wire, _, part):
-            return wire[part].to("cpu", copy=True).view(segment.shape)
+        with self._current_part(place) as (span, segment, wire, _):
+            return seen(span, segment, wire).to("cpu", copy=True)
 
     def _whole(self, name: str, parts: Iterable[torch.Tensor]) -> torch.Tensor:
         """A parameter of its parts, in order; the part itself where that is all of it."""
@@ -300,47 +347,87 @@ class Masters:
             wire, rest = span.wire(lease.wire), span.rest(lease.rest)
             ahead = self.steps_of(span, self.ahead(unit))
             if not ahead:
-                part = slice(segment.start, segment.start + segment.numel)
-                yield span, segment, wire, rest, part
+                yield span, segment, wire, rest
                 return
             padded = slice(segment.start, segment.start + segment.padded)
             wire = wire[padded].clone()
             rest = rest[padded if span.rest_bytes else slice(0)].clone()
-            ops.update(span.alone(segment), wire, rest, self.direction, ahead)
-            yield span, segment, wire, rest, slice(0, segment.numel)
+            alone = span.alone(segment)
+            ops.update(alone, wire, rest, self.direction, ahead)
+            yield alone, alone.segments[0], wire, rest
 
 
-# A span and one of its parameters, wire and rest elements that hold it, and which of them do.
-Part = tuple[Span, Segment, torch.Tensor, torch.Tensor, slice]
+# A span and one of its parameters, and the span's wire and rest.
+Part = tuple[Span, Segment, torch.Tensor, torch.Tensor]
 
 
-def _master(
-    span: Span, segment: Segment, wire: torch.Tensor, rest: torch.Tensor, part: slice
-) -> torch.Tensor:
-    """fp32 values of a parameter, on the CPU."""
-    if span.trainable:
-        values = ops.load_master(span, wire[part], rest[part] if span.rest_bytes else rest)
-    else:
-        values = wire[part].to(torch.float32, copy=True)
+def _master(span: Span, segment: Segment, wire: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
+    """fp32 values of a parameter, on the CPU; of what is frozen, those that the forward sees."""
+    if not span.trainable:
+        return seen(span, segment, wire).to("cpu", torch.float32, copy=True)
+    part = _part(segment)
+    values = ops.load_master(span, wire[part], rest[part] if span.rest_bytes else rest)
     return values.cpu().view(segment.shape)
+
+
+def seen(span: Span, segment: Segment, wire: torch.Tensor) -> torch.Tensor:
+    """A parameter's wire elements, where they rest; decoded, on that device, where it is packed."""
+    if not span.rests_packed:
+        return wire[_part(segment)].view(segment.shape)
+    values = torch.empty(segment.padded, dtype=span.dtype, device=wire.device)
+    ops.unpack(span.layout, wire, span.elements, span.dtype, values, segment.start)
+    return values[: segment.numel].view(segment.shape)
 
 
 def fill_unit(
     unit: Unit, values: Mapping[str, torch.Tensor], wire: torch.Tensor, rest: torch.Tensor
 ) -> None:
     """Write a unit's initial values, by parameter name; of a divided one the unit's part."""
-    for span, segment in unit.segments:
-        fill(span, segment, values[segment.name], span.wire(wire), span.rest(rest))
+    for span in unit.spans:
+        fill(span, values, wire, rest)
 
 
 def fill(
-    span: Span, segment: Segment, values: torch.Tensor, wire: torch.Tensor, rest: torch.Tensor
+    span: Span, values: Mapping[str, torch.Tensor], wire: torch.Tensor, rest: torch.Tensor
 ) -> None:
-    """Write a parameter's initial values: the master where it is trainable, else the wire alone."""
-    part = slice(segment.start, segment.start + segment.numel)
-    flat = values.reshape(-1).to(wire.device)
-    if span.trainable:
-        resting = rest[part] if span.rest_bytes else rest
-        ops.store_master(span, flat.float(), wire[part], resting)
-    else:
-        ops.encode(span.dtype, flat.float(), wire[part])
+    """Write a span's initial values: masters where it is trainable, else the wire alone.
+
+    Args:
+        span: Which.
+        values: By parameter name.
+        wire: Of its unit, as ``rest``; zeroed.
+        rest: Likewise.
+    """
+    if span.rests_packed:
+        _fill_packed(span, values, span.wire(wire))
+        return
+    for segment in span.segments:
+        part, given = _part(segment), values[segment.name]
+        if span.trainable:
+            resting = span.rest(rest)
+            resting = resting[part] if span.rest_bytes else resting
+            ops.store_master(span, _flat(given, wire.device), span.wire(wire)[part], resting)
+        else:
+            ops.encode(span.dtype, _flat(given, wire.device), span.wire(wire)[part])
+
+
+def _fill_packed(span: Span, values: Mapping[str, torch.Tensor], wire: torch.Tensor) -> None:
+    """Write what a codec makes of a span, packed on the CPU: the device has no room for both."""
+    host = torch.device("cpu")
+    elements = torch.zeros(span.elements, dtype=span.dtype)
+    for segment in span.segments:  # no fp32 copy outlives its turn
+        ops.encode(span.dtype, _flat(values[segment.name], host), elements[_part(segment)])
+    on_host = wire.device == host
+    packed = wire if on_host else torch.zeros(span.packed_bytes, dtype=torch.uint8)
+    ops.pack(span.layout, elements, packed)
+    if not on_host:
+        wire.copy_(packed)
+
+
+def _flat(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return values.reshape(-1).to(device).float()
+
+
+def _part(segment: Segment) -> slice:
+    """Its elements among the span's."""
+    return slice(segment.start, segment.start + segment.numel)

@@ -67,6 +67,7 @@ def begin_with(stepper: Stepper, source: Journal, weights: Path | None) -> None:
         )
     snapshot = read_snapshot(weights)
     snapshot.check(stepper.weights)
+    snapshot.check_frozen(stepper.weights)
     theirs, ours = source.header.fields, stepper.journal.header.fields
     if any(unit.carries < snapshot.step for unit in snapshot.units):
         for name in ("direction", "scales", "master", "trainable"):

@@ -1,10 +1,11 @@
 """The exact weights of one step in a directory: a safetensors file a unit, and a manifest.
 
 Replay from the base rebuilds any step, so a snapshot is never needed; it saves the time of replay.
-It holds every parameter under its own name (of one that units divide, each unit's file holds a
-part), trainable ones as their fp32 masters, which may lag behind the step, and at most one unit is
-in memory while it is written or read. The manifest says what each file must be and how many steps
-it carries; nothing is believed before its length and digest are right.
+It holds every trainable parameter under its own name (of one that units divide, each unit's file
+holds a part) as its fp32 master, which may lag behind the step, and at most one unit is in memory
+while it is written or read. What is frozen is the base's, and is not in it. The manifest says what
+each file must be and how many steps it carries; nothing is believed before its length and digest
+are right.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from zo_offload.errors import CheckpointError
 from zo_offload.units import Unit
 from zo_offload.weights import Weights
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "weights.json"
 CHUNK_BYTES = 1 << 24
 
@@ -53,13 +54,15 @@ class Snapshot:
         directory: Where the files lie.
         step: Number of steps behind them.
         lineage: Digest of the records of those steps: which run, and which line of its history.
-        units: The files, in the order of the model's units.
+        units: The files, in the order of the model's units; of frozen ones there is none.
+        frozen: SHA-256 of what is frozen (:meth:`Masters.frozen_sha256`).
     """
 
     directory: Path
     step: int
     lineage: str
     units: tuple[UnitFile, ...]
+    frozen: str
 
     def check(self, weights: Weights) -> None:
         """Compare every file with the manifest, before anything is changed.
@@ -67,11 +70,12 @@ class Snapshot:
         Raises:
             CheckpointError: A file is missing, damaged, or of another model.
         """
-        if len(self.units) != len(weights.map.everything):
+        trained = len(_trained(weights))
+        if len(self.units) != trained:
             raise CheckpointError(
-                f"{self.directory}: {len(self.units)} files, but the model has "
-                f"{len(weights.map.everything)} units; it is of another model, or of "
-                "another zeroth_order.unit or device_budget"
+                f"{self.directory}: {len(self.units)} files, but the model has {trained} units "
+                "that are trained; it is of another model, or of another zeroth_order.unit or "
+                "device_budget"
             )
         for file in self.units:
             path = self.directory / file.name
@@ -81,6 +85,20 @@ class Snapshot:
                     f"{path}: damaged: {found[0]:,} bytes (sha256 {found[1][:12]}...), the "
                     f"manifest says {file.num_bytes:,} ({file.sha256[:12]}...)"
                 )
+
+    def check_frozen(self, weights: Weights) -> None:
+        """Compare what the snapshot leaves out, where it may be another run's.
+
+        Raises:
+            CheckpointError: The frozen weights are others here.
+        """
+        here = weights.frozen_sha256()
+        if here != self.frozen:
+            raise CheckpointError(
+                f"{self.directory}: beside frozen weights of sha256 "
+                f"{self.frozen[:12] or '(none)'}..., here are {here[:12] or '(none)'}...: frozen "
+                "weights are not in a checkpoint; use the same base, wire and trainable parameters"
+            )
 
     def restore(self, weights: Weights, behind_only: bool = False) -> None:
         """Put every unit's weights in place; call :meth:`check` first.
@@ -92,7 +110,7 @@ class Snapshot:
         Raises:
             CheckpointError: A tensor is missing, or of another shape or dtype.
         """
-        for unit, file in zip(weights.map.everything, self.units, strict=True):
+        for unit, file in zip(_trained(weights), self.units, strict=True):
             if behind_only and weights.carried(unit) >= file.carries:
                 continue
             tensors = _load(self.directory / file.name)
@@ -107,13 +125,20 @@ def write_snapshot(directory: Path, weights: Weights, step: int, lineage: str) -
         CheckpointError: The system refuses.
     """
     written: list[list[Any]] = []
-    count = len(weights.map.everything)
+    units = _trained(weights)
+    count = len(units)
     try:
-        for number, unit in enumerate(weights.map.everything, start=1):
+        for number, unit in enumerate(units, start=1):
             name = f"unit-{number:05}-of-{count:05}.safetensors"
             save_file(weights.held(unit), directory / name, {"format": "pt"})
             written.append([name, *_measure(directory / name), weights.carried(unit)])
-        manifest = {"format": FORMAT, "step": step, "lineage": lineage, "files": written}
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            "lineage": lineage,
+            "frozen": weights.frozen_sha256(),
+            "files": written,
+        }
         (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{directory}: cannot write the weights: {error}") from error
@@ -133,7 +158,9 @@ def read_snapshot(directory: Path) -> Snapshot:
                 UnitFile(str(name), int(num_bytes), str(digest), int(carries))
                 for name, num_bytes, digest, carries in held["files"]
             )
-            snapshot = Snapshot(directory, int(held["step"]), str(held["lineage"]), units)
+            snapshot = Snapshot(
+                directory, int(held["step"]), str(held["lineage"]), units, str(held["frozen"])
+            )
         else:
             snapshot = None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -208,6 +235,11 @@ class Series:
         return sorted((p for p in found if p.name[5:].isdecimal()), reverse=True)
 
 
+def _trained(weights: Weights) -> list[Unit]:
+    """Units of which there are masters."""
+    return [unit for unit in weights.map.everything if not unit.is_frozen]
+
+
 def _measure(path: Path) -> tuple[int, str]:
     """A file's length and SHA-256."""
     digest, num_bytes = hashlib.sha256(), 0
@@ -229,7 +261,7 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _check_tensors(path: Path, unit: Unit, tensors: Mapping[str, torch.Tensor]) -> None:
-    expected = {segment.name: segment.shape for _, segment in unit.segments}
+    expected = {s.name: s.shape for span, s in unit.segments if span.trainable}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if expected != found:
         name = next(n for n in {**expected, **found} if expected.get(n) != found.get(n))

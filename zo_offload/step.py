@@ -401,12 +401,16 @@ class Stepper:
     def _scales(self) -> Mapping[str, float]:
         if self.config.direction_scale == "none":
             return {}
+        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         converted = converted_of(self.model)
         if converted is not None:
-            return converted.record.scales
-        return direction.rms_scales(
-            {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        )
+            squares = converted.record.squares  # of what lies in units, the only place
+            known = {
+                n: (squares[n] if n in squares else direction.square(p), p.numel())
+                for n, p in trained.items()
+            }
+            return direction.scales_from(known)
+        return direction.rms_scales(trained)
 
     def _disk(self) -> Disk | None:
         paths = self.config.offload_param.nvme_path

@@ -44,7 +44,8 @@ class Unit:
         name: Module path in the model, with the range of experts where it holds some of many; empty
             for ambient.
         spans: Where its parameters lie.
-        wire_bytes: Bytes that the forward needs, in its dtype.
+        wire_bytes: Bytes that travel, as they rest: elements in the forward's dtype, and packed
+            what is frozen and has a codec.
         rest_bytes: Bytes that stay with the master.
     """
 
@@ -64,6 +65,11 @@ class Unit:
         """The most that cross the bus where the wire is packed."""
         return sum(span.packed_bytes for span in self.spans)
 
+    @property
+    def plain_bytes(self) -> int:
+        """Bytes that the forward reads, in its dtype."""
+        return sum(span.plain_bytes for span in self.spans)
+
     @cached_property
     def is_frozen(self) -> bool:
         """Whether nothing in it is trained: what rests is what travels, at every step."""
@@ -73,6 +79,11 @@ class Unit:
     def is_packed(self) -> bool:
         """Whether a codec packs what crosses the bus."""
         return any(span.codec != IDENTITY for span in self.spans)
+
+    @property
+    def packs_on_its_way(self) -> bool:
+        """Whether some of it is packed anew each time that it travels."""
+        return any(span.codec != IDENTITY and span.trainable for span in self.spans)
 
     @property
     def num_parameters(self) -> int:
@@ -443,9 +454,10 @@ def _lay_out_span(
     wire_offset = before.wire_offset + before.wire_bytes if before else 0
     rest_offset = before.rest_offset + before.rest_bytes if before else 0
     packed_offset = before.packed_offset + before.packed_bytes if before else 0
+    plain_offset = before.plain_offset + before.plain_bytes if before else 0
     return Span(
         kind.dtype, tuple(segments), wire_offset, rest_offset, kind.trainable, kind.dither, master,
-        kind.codec, packed_offset,
+        kind.codec, packed_offset, plain_offset,
     )  # fmt: skip
 
 

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from zo_offload import ops
+from zo_offload import ops, update
 from zo_offload.converted import Base
 from zo_offload.errors import StoreError
-from zo_offload.masters import Masters, fill_unit
+from zo_offload.masters import Masters, fill_unit, seen
 from zo_offload.offload.arena import Arena
-from zo_offload.offload.packing import Packer, pack
+from zo_offload.offload.packing import Packer
 from zo_offload.offload.residency import DEVICE, HOST, NVME
 from zo_offload.offload.run_files import Disk, RunFiles
 from zo_offload.offload.slot import Identity
@@ -105,14 +105,17 @@ class Weights(Masters):
             holds[NVME] = self._staged
         stores = {index: holds[tier] for index, tier in placement.tiers.items()}
         super().__init__(model_map, stores, direction, lag)
-        self._scratch = self.arena.take("scratch", max(unit.wire_bytes for unit in model_map.units))
+        largest = max(unit.plain_bytes for unit in model_map.units)
+        self._scratch = self.arena.take("scratch", largest)
         self._scratch_holds: tuple[int, int, Draw | None] | None = None
         self._packed_here: torch.Tensor | None = None
         self.pipeline: Streamer | None = None  # where all units rest on the device, nothing moves
         streamed = [unit for unit in model_map.units if not self._is_resident(unit)]
         if streamed:
             travels = placement.updates_on_device is not False
-            if placement.updates_on_device is not True and any(u.is_packed for u in streamed):
+            if placement.updates_on_device is not True and any(
+                unit.packs_on_its_way for unit in streamed
+            ):
                 largest = max(unit.packed_bytes for unit in streamed)
                 self._packer = Packer(largest, self._pins)
             self.pipeline = Streamer(
@@ -126,7 +129,7 @@ class Weights(Masters):
             )
         self._updates_on_device = bool(placement.updates_on_device)
         self._trial: Trial | None = None
-        if placement.updates_on_device is None:
+        if placement.updates_on_device is None and not all(unit.is_frozen for unit in streamed):
             self._trial = Trial(("updates on the host", "on the device"), max(lag, 1))
         self._hooks: list[Any] = []
         self._given: dict[str, tuple[torch.dtype, torch.device]] = {}  # what was, before emptied
@@ -164,13 +167,11 @@ class Weights(Masters):
         if self.pipeline is not None:
             self._choose_place(looks)
             step = len(self.history)
-            unit = self.map.units[0]
             if looks:
                 self.pipeline.begin(step, step)
             else:
-                self.pipeline.begin(
-                    self.goal(unit), self.goal(unit, step + 1) if self.lag else None
-                )
+                following = update.settled(step + 1, self.lag) if self.lag else None
+                self.pipeline.begin(update.settled(step, self.lag), following)
         self.settle(self.map.ambient)
         if not self._is_resident(self.map.ambient):
             with self.lent(self.map.ambient) as lease:
@@ -190,7 +191,9 @@ class Weights(Masters):
 
     def load_scratch(self, unit: Unit, draw: Draw | None) -> None:
         """Write the unit's weights, perturbed along ``draw``, where its parameters point."""
-        if draw is not None and not any(self.map.moves(span, draw.step) for span in unit.spans):
+        if unit.is_frozen:
+            draw = None  # once a visit, for every draw
+        elif draw is not None and not any(self.map.moves(s, draw.step) for s in unit.spans):
             draw = _still(draw)  # one copy serves every probe and sign
         wanted = (unit.index, len(self.history), draw)
         if self._scratch_holds == wanted:
@@ -202,62 +205,62 @@ class Weights(Masters):
         self._scratch_holds = wanted
 
     def _load_as_it_is(self, unit: Unit) -> None:
-        scratch, packed = self._scratch[: unit.wire_bytes], None
         if self._is_resident(unit):
-            self.load_current(unit, scratch)
+            self.load_current(unit, self._scratch)
+            wire = self._stores[unit.index].lend(unit).wire
+            for span in unit.spans:
+                if not span.trainable:
+                    self._look(span, span.wire(wire))
+                elif span.codec != IDENTITY:
+                    self._look(span, span.plain(self._scratch))
         else:
             slot = self._acquire(unit, len(self.history))
-            if slot.packed:
-                packed = slot.wire
-            else:
-                scratch.copy_(slot.wire[: unit.wire_bytes])
-        if packed is None and unit.is_packed:
-            packed = self._pack_here(unit, scratch)
-        if packed is not None:
             for span in unit.spans:
-                self._look(span, packed)
+                self._look(span, _sent(span, slot))
 
     def _load_perturbed(self, unit: Unit, draw: Draw) -> None:
         ahead = self.ahead(unit)
-        if self._is_resident(unit):  # masters at hand: one pass moves and perturbs them
+        at_hand = self._is_resident(unit)
+        if at_hand:  # one pass moves masters and perturbs what no codec packs
             self.settle(unit, draw, self._scratch)
-            wire, packed, written = self._stores[unit.index].lend(unit).wire, False, True
+            wire = self._stores[unit.index].lend(unit).wire
+            sources = [span.wire(wire) for span in unit.spans]
         else:
             slot = self._acquire(unit, self.goal(unit))
-            wire, packed, written = slot.wire, slot.packed, False
-        if unit.is_packed and not packed:
-            wire, packed = self._pack_here(unit, wire), True
-        for span in unit.spans:
+            sources = [_sent(span, slot) for span in unit.spans]
+        for span, source in zip(unit.spans, sources, strict=True):
             due, moves = self.steps_of(span, ahead), self.map.moves(span, draw.step)
             if not moves and not due:
-                self._look(span, wire, packed)
-            elif not (moves and written and span.codec == IDENTITY):
-                source = span.packed(wire) if packed else span.wire(wire)
-                target = span.wire(self._scratch)
+                self._look(span, source)
+            elif not (moves and at_hand and span.codec == IDENTITY):
+                source, target = self._as_sent(span, source), span.plain(self._scratch)
                 along = draw if moves else _still(draw)
                 ops.perturb(span, source, target, self.direction, along, ahead=due)
 
-    def _look(self, span: Span, wire: torch.Tensor, packed: bool = True) -> None:
+    def _look(self, span: Span, source: torch.Tensor) -> None:
         """Write a span unperturbed to the scratch."""
-        target = span.wire(self._scratch)
+        source, target = self._as_sent(span, source), span.plain(self._scratch)
         if span.codec != IDENTITY:
-            ops.unpack(span.layout, span.packed(wire), span.elements, span.dtype, target)
+            ops.unpack(span.layout, source, span.elements, span.dtype, target)
         else:
-            target.copy_(span.packed(wire) if packed else span.wire(wire))
+            target.copy_(source)
 
-    def _pack_here(self, unit: Unit, wire: torch.Tensor) -> torch.Tensor:
-        """What the bus would have brought, made on the device."""
+    def _as_sent(self, span: Span, source: torch.Tensor) -> torch.Tensor:
+        """A span as the bus would have brought it: elements that have a codec are packed here."""
+        if span.codec == IDENTITY or source.dtype == torch.uint8:
+            return source
         if self._packed_here is None:
-            most = max(each.packed_bytes for each in self.map.units)
+            most = max(each.packed_bytes for each in self.map.units if each.packs_on_its_way)
             self._packed_here = self.arena.take("packed", most)
-        pack(unit, wire, self._packed_here)
-        return self._packed_here
+        packed = span.packed(self._packed_here)
+        ops.pack(span.layout, source, packed)
+        return packed
 
     def _acquire(self, unit: Unit, step: int) -> Slot:
         """A slot with the unit after ``step`` steps."""
         assert self.pipeline is not None
         slot = self.pipeline.acquire(unit, step)
-        if slot.carries < step:  # it came as it rests
+        if slot.carries < step and not unit.is_frozen:  # it came as it rests
             missing = self.history[slot.carries : step]
             for span in unit.spans:
                 due = self.steps_of(span, missing)
@@ -291,7 +294,7 @@ class Weights(Masters):
 
     def scratch_view(self, span: Span, segment: Segment) -> torch.Tensor:
         """A parameter, or the part of it, while the scratch holds its unit."""
-        flat = span.wire(self._scratch)[segment.start : segment.start + segment.numel]
+        flat = span.plain(self._scratch)[segment.start : segment.start + segment.numel]
         return flat.view(segment.shape)
 
     @property
@@ -359,9 +362,10 @@ class Weights(Masters):
         """Stop the pipeline and give the model its weights back.
 
         As the forward sees them and where they rest, uncopied; divided parameters are put together,
-        one by one. What rests on a disk stays there.
+        one by one. What rests on a disk stays there, and what rests packed stays so, because nobody
+        has room for all of it decoded: both read as NaN.
         Before the first step, exactly as they were given, so that a construction that fails costs
-        nothing.
+        nothing; but what rests packed in memory is let go.
         """
         if self._closed or self._owners[0] not in taken:
             return  # the model may be another's by now, or is being collected together with this
@@ -372,7 +376,7 @@ class Weights(Masters):
         self.settle_all()
         for name, (dtype, _) in self._given.items():
             parameter = self.map.parameters[name]
-            if NVME in self._tiers_of(name):
+            if NVME in self._tiers_of(name) or self._rests_packed(name):
                 parameter.data = nothing(tuple(parameter.shape), dtype, self.arena.device)
             else:
                 parts = [self._resting(place) for place in self.map.places[name]]
@@ -414,8 +418,9 @@ class Weights(Masters):
 
     def _as_given(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         shape, places = self.map.parameters[name].shape, self.map.places[name]
-        if self.base_sha256 is not None and places[0][0].index != AMBIENT:
-            return nothing(tuple(shape), dtype, torch.device("cpu"))  # it came without values
+        came_empty = self.base_sha256 is not None and places[0][0].index != AMBIENT
+        if came_empty or (self._rests_packed(name) and self._tiers_of(name) != {NVME}):
+            return nothing(tuple(shape), dtype, torch.device("cpu"))
         return joined(shape, [self._part_as_given(place, dtype) for place in places])
 
     def _part_as_given(self, place: Place, dtype: torch.dtype) -> torch.Tensor:
@@ -426,6 +431,9 @@ class Weights(Masters):
             return given.values[segment.name] if isinstance(given, Given) else self._value_at(place)
         values = self._resting(place)  # the wire may have rounded
         return values if values.dtype == dtype else self._master_at(place)
+
+    def _rests_packed(self, name: str) -> bool:
+        return any(span.rests_packed for _, span, _ in self.map.places[name])
 
     def _tiers_of(self, name: str) -> set[str]:
         return {self.tiers[unit.index] for unit, _, _ in self.map.places[name]}
@@ -455,8 +463,7 @@ class Weights(Masters):
     def _resting(self, place: Place) -> torch.Tensor:
         """Wire elements where they rest."""
         unit, span, segment = place
-        flat = span.wire(self._stores[unit.index].lend(unit, whole=False).wire)
-        return flat[segment.start : segment.start + segment.numel].view(segment.shape)
+        return seen(span, segment, span.wire(self._stores[unit.index].lend(unit, whole=False).wire))
 
     def _empty_view(self, unit: Unit, span: Span, segment: Segment) -> torch.Tensor:
         shape = tuple(self.map.parameters[segment.name].shape)
@@ -500,6 +507,11 @@ class Weights(Masters):
 def _still(draw: Draw) -> Draw:
     """For what does not move: the same for all draws of a step."""
     return replace(draw, probe=0, coefficient=0.0)
+
+
+def _sent(span: Span, slot: Slot) -> torch.Tensor:
+    """A span in a slot: elements, or packed bytes."""
+    return span.packed(slot.wire) if slot.packed else span.wire(slot.wire)
 
 
 @dataclass(frozen=True)

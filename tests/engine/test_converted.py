@@ -101,6 +101,55 @@ def test_divided_experts_are_opened_by_group(tmp_path: Path):
         assert trained(stepper_of(done.directory, **block), "mixtral") == expected
 
 
+@pytest.fixture
+def frozen_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is loaded has frozen blocks, for converting and for training alike."""
+
+    real = load_causal_lm
+
+    def load(*where: Any) -> Any:
+        model = real(*where)
+        model.model.decoder.layers.requires_grad_(False)
+        return model
+
+    monkeypatch.setattr("zo_offload.convert.load_causal_lm", load)
+    monkeypatch.setitem(globals(), "load_causal_lm", load)
+
+
+@pytest.mark.parametrize("wire", [None, "nf4", "lossless12"])
+def test_a_frozen_base_is_opened_as_it_rests(tmp_path: Path, frozen_blocks: None, wire: str | None):
+    plain = saved(tmp_path)
+    done = written(tmp_path, plain, wire=wire)
+    before = content_of(tmp_path)
+    for device in ("none", "cpu", "nvme"):
+        path = str(tmp_path / "run") if device == "nvme" else None
+        block = {"wire": wire, "offload_param": {"device": device, "nvme_path": path}}
+        expected = trained(stepper_of(plain, **block), "opt")
+        assert trained(stepper_of(done.directory, **block), "opt") == expected
+        assert content_of(tmp_path) == before
+        assert not (tmp_path / "run").exists()
+
+
+def test_another_frozen_base_is_refused(
+    tmp_path: Path, frozen_blocks: None, monkeypatch: pytest.MonkeyPatch
+):
+    done = written(tmp_path, saved(tmp_path), wire="nf4")
+    with pytest.raises(StoreError, match="packed by nf4, but this run has int4: use that"):
+        stepper_of(done.directory, wire="int4")
+    with pytest.raises(StoreError, match="packed by nf4, but this run has none: use that"):
+        stepper_of(done.directory)
+    (tmp_path / "same").mkdir()
+    same = written(tmp_path / "same", tmp_path / "plain").directory  # nothing packs it
+    layers = load_causal_lm(tmp_path / "plain").model.decoder.layers
+    frozen = sum(parameter.numel() for parameter in layers.parameters())
+    monkeypatch.undo()  # what was converted as a frozen base is to be trained
+    words = f"converted with a number of frozen weights of {frozen:,}, but this run has 0: use that"
+    with pytest.raises(StoreError, match=words):
+        stepper_of(same)
+    with pytest.raises(StoreError, match="packed by nf4, but this run has none: use that"):
+        stepper_of(done.directory, wire="nf4")
+
+
 def content_of(folder: Path) -> dict[Path, tuple[bytes, int]]:
     """Of the converted model, which is made unwritable."""
     files = [f for name in ("converted", "disk1", "disk2") for f in (folder / name).rglob("*")]
@@ -212,13 +261,13 @@ def test_damage_in_a_unit_is_found(tmp_path: Path, stripe: str):
 
 def test_a_hostile_record_is_refused(tmp_path: Path):
     directory = written(tmp_path, saved(tmp_path)).directory
-    content = read_sealed(directory / "base.json", 1, "")
-    write_sealed(directory / "base.json", 1, {**content, "scales": {"a": "b"}})
-    with pytest.raises(StoreError, match=r"base.json: damaged at scales.a; convert"):
+    content = read_sealed(directory / "base.json", 2, "")
+    write_sealed(directory / "base.json", 2, {**content, "squares": {"a": "b"}})
+    with pytest.raises(StoreError, match=r"base.json: damaged at squares.a; convert"):
         read_converted(directory)
     changed = dict(content["parameters"])
     changed[next(iter(changed))] = [[3, 3], "float32"]
-    write_sealed(directory / "base.json", 1, {**content, "parameters": changed})
+    write_sealed(directory / "base.json", 2, {**content, "parameters": changed})
     with pytest.raises(ModelError, match=r"config.json makes .* base.json has \[3, 3\] float32"):
         load_causal_lm(directory)
 

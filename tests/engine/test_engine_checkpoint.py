@@ -311,3 +311,59 @@ def test_the_16_bit_model_is_a_safetensors_file(make_engine, tmp_path):
 def test_custom_loading_is_refused(make_engine, tmp_path):
     with pytest.raises(ConfigError, match="custom_load_fn"):
         make_engine().load_checkpoint(tmp_path, custom_load_fn=print)
+
+
+# -- beside a frozen base --
+
+
+def frozen(seed: int = 0) -> Any:
+    """Blocks that rest packed, but for a bias of the first one."""
+    model = net(seed)
+    model.blocks.requires_grad_(False)
+    model.blocks[0].bias.requires_grad_(True)
+    return model
+
+
+def packed(**journal: Any) -> dict[str, Any]:
+    return settings(**journal) | {
+        "zeroth_order": {**settings(**journal)["zeroth_order"], "wire": "nf4"}
+    }
+
+
+def test_what_is_frozen_is_in_no_checkpoint(make_engine, tmp_path):
+    engine = train(make_engine(frozen(), packed()), 3)
+    engine.save_checkpoint(tmp_path, "t")
+    files = sorted((tmp_path / "t" / "weights").glob("*.safetensors"))
+    assert [set(load_file(file)) for file in files] == [
+        {"inputs.weight", "inputs.bias"}, {"blocks.0.bias"},
+    ]  # fmt: skip
+    expected = outcome(train(engine, 6))
+    engine.load_checkpoint(tmp_path, "t")
+    assert_same_outcome(train(engine, 6), expected)
+    again = make_engine(frozen(), packed())
+    again.load_checkpoint(tmp_path, "t")
+    assert_same_outcome(train(again, 6), expected)
+
+
+def test_snapshots_of_what_is_trained_save_the_replay(make_engine, tmp_path):
+    expected = outcome(train(make_engine(frozen(), packed()), 7))
+    ds = packed(path=str(tmp_path / "run.journal"), snapshot_interval=2)
+    train(make_engine(frozen(), ds), 5).destroy()
+    again = make_engine(frozen(), ds)
+    held = again.stepper.weights
+    assert [held.carried(unit) for unit in held.map.everything] == [4, 4, 0, 0]
+    assert_same_outcome(train(again, 7), expected)
+
+
+def test_weights_alone_begin_a_run_on_the_same_frozen_base(make_engine, tmp_path):
+    trained = train(make_engine(frozen(), packed()), 4)
+    trained.save_checkpoint(tmp_path)
+    engine = make_engine(frozen(), packed())
+    engine.load_checkpoint(tmp_path, load_module_only=True)
+    assert same(weights(engine), weights(trained))
+    for model, ds in ((frozen(seed=1), packed()), (frozen(), settings())):
+        other = make_engine(model, ds)
+        before = weights(other)
+        with pytest.raises(CheckpointError, match=r"frozen weights of sha256 .*use the same base"):
+            other.load_checkpoint(tmp_path, load_module_only=True)
+        assert same(weights(other), before)

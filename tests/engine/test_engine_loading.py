@@ -19,6 +19,7 @@ SLACK = 8 << 20  # allocators, module objects
 PROGRAM = """
 import gc, json, re, sys, threading, time
 import zo_offload, zo_offload.engine
+from zo_offload.integrations.hf import load_causal_lm
 
 def status(name):
     return 1024 * int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
@@ -28,23 +29,26 @@ def sample():  # the kernel keeps no high-water mark of anonymous memory
         most[0] = max(most[0], status("RssAnon"))
         time.sleep(0.002)
 
-def used(path, config):
+def used(path, config, frozen=None):
+    if frozen is not None:
+        path = load_causal_lm(path)
+        path.get_submodule(frozen).requires_grad_(False)
     engine, *_ = zo_offload.initialize(model=path, config=config)
     weights = engine.stepper.weights
     weights.digest()  # every unit passes through memory once, those of a disk too
-    unit = max(unit.wire_bytes + unit.rest_bytes for unit in weights.map.everything)
+    unit = max(unit.plain_bytes + unit.rest_bytes for unit in weights.map.everything)
     found = {"held": weights.host_bytes + weights.arena.peak_bytes, "unit": unit}
     engine.destroy()
     return found
 
 most = [0]
 threading.Thread(target=sample, daemon=True).start()
-for tiny, large, config in json.loads(sys.argv[1]):
+for tiny, large, config, *frozen in json.loads(sys.argv[1]):
     used(tiny, config)  # what a first use imports
     gc.collect()
     before, mapped = status("RssAnon"), status("VmHWM")
     most[0] = before
-    found = used(large, config)
+    found = used(large, config, *frozen)
     grown = {"anonymous": most[0] - before, "all": status("VmHWM") - mapped}
     print(json.dumps(found | grown), flush=True)
 """
@@ -80,8 +84,8 @@ def saved(folder: Path, make: Callable[[int, int], Any], width: int, layers: int
     return found
 
 
-def config_of(**offload: Any) -> dict[str, Any]:
-    block = {"offload_param": offload, "journal": {"path": None}}
+def config_of(wire: str | None = None, **offload: Any) -> dict[str, Any]:
+    block = {"offload_param": offload, "journal": {"path": None}, "wire": wire}
     return {"train_batch_size": 1, "bf16": {"enabled": True}, "zeroth_order": block}
 
 
@@ -90,8 +94,10 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, in
     """Bytes that loading takes, measured in a process of its own."""
     folder = tmp_path_factory.mktemp("models")
     disk = config_of(device="nvme", nvme_path=str(folder / "disk"))
-    cases = {  # the first is measured by a high-water mark
-        "opt": [*saved(folder / "opt", opt, 512, 16), config_of(device="cpu")],
+    dense = saved(folder / "opt", opt, 512, 16)
+    cases: dict[str, list[Any]] = {  # the first is measured by a high-water mark
+        "opt": [*dense, config_of(device="cpu")],
+        "frozen": [*dense, config_of("nf4", device="cpu"), "model.decoder.layers"],
         "mixtral": [*saved(folder / "mixtral", mixtral, 256, 16), disk],
         "qwen3-moe": [*saved(folder / "qwen3-moe", qwen3_moe, 256, 16), disk],
     }
@@ -104,7 +110,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, in
     )
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    experts = [bytes_of_experts(Path(large)) for _, large, _ in cases.values()]
+    experts = [bytes_of_experts(Path(large)) for _, large, *_ in cases.values()]
     return {
         name: {"experts": size, **each}
         for name, size, each in zip(cases, experts, found, strict=True)
@@ -115,6 +121,13 @@ def test_peak_is_the_stores_a_shard_and_a_unit(measured: dict[str, dict[str, int
     found = measured["opt"]
     assert found["all"] <= found["held"] + SHARD + found["unit"] + SLACK
     assert found["held"] > 200e6
+
+
+def test_a_frozen_base_is_in_memory_as_it_rests(measured: dict[str, dict[str, int]]):
+    """Beside the stores, anonymous memory holds a unit that is packed and one fp32 matrix of it."""
+    found = measured["frozen"]
+    assert found["held"] < 40e6  # of 100 MB
+    assert found["anonymous"] <= found["held"] + found["unit"] + 512 * 2048 * 4 + SLACK
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])

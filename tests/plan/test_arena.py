@@ -60,6 +60,33 @@ def test_the_arena_peaks_where_the_plan_says(name: str, unit: str, head_chunk: i
     assert tiers.host_bytes == plan.host_bytes
 
 
+@pytest.mark.parametrize("device", ["cpu", "none"])
+@pytest.mark.parametrize("wire", ["int4", "nf4", "int8"])
+def test_a_frozen_base_takes_what_its_wire_takes(wire: str, device: Any):
+    config = config_like("llama-3-8b")
+    model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.requires_grad_(False)
+    model.model.norm.requires_grad_(True)  # something has to be
+    tokens = torch.randint(4, 500, (1, 16))
+    block = {"wire": wire, "offload_param": {"device": device}}
+    with closing(Stepper(model, ZOConfig.model_validate(block), dtype=torch.bfloat16)) as stepper:
+        stepper.train_step([{"input_ids": tokens, "labels": tokens}], lr=1e-3)
+        weights, plan, units = stepper.weights, stepper.plan, stepper.weights.map.units
+        assert (weights.arena.peak_bytes, weights.host_bytes) == (
+            plan.device_bytes, plan.host_bytes,
+        )  # fmt: skip
+        trained = 2 * 2 * 128 + 2 * 128  # a norm of 64, padded: its copies, and its masters' rest
+    lowest = {"cpu": "host", "none": "device"}[device]
+    request = replace(BASE, unit="block", lowest=lowest, wire=wire, trainable="sparse")
+    tiers = planned(config, torch.bfloat16, request)
+    rounding = 64 * len(units)  # scales up to whole sections
+    for name, found in (("slots", plan.slots), ("scratch", plan.scratch)):
+        assert tiers.device[name] <= found <= tiers.device[name] + rounding, name
+    on_device = weights_of(tiers) - tiers.device["sparse"]
+    assert on_device <= plan.device_bytes <= on_device + rounding + trained
+    assert tiers.host_bytes <= plan.host_bytes <= tiers.host_bytes + rounding + trained
+
+
 @pytest.mark.parametrize(
     ("device", "changes", "dtype"),
     [

@@ -34,20 +34,24 @@ def rms_scales(parameters: Mapping[str, torch.Tensor]) -> dict[str, float]:
         >>> rms_scales({"a": torch.full((4,), 3.0), "b": torch.full((4,), 4.0)})
         {'a': 0.84765625, 'b': 1.1328125}
     """
-    parameters = {name: values for name, values in parameters.items() if values.numel()}
-    if not parameters:
+    return scales_from({name: (square(v), v.numel()) for name, v in parameters.items()})
+
+
+def scales_from(squares: Mapping[str, tuple[float, int]]) -> dict[str, float]:
+    """The same from each tensor's sum of squares (:func:`square`) and number of elements."""
+    squares = {name: pair for name, pair in squares.items() if pair[1]}
+    if not squares:
         return {}
-    squares = {name: _sum_of_squares(values) for name, values in parameters.items()}
-    total = sum(values.numel() for values in parameters.values())
-    overall = math.sqrt(sum(squares.values()) / total) or 1.0
+    sums, counts = zip(*squares.values(), strict=True)
+    overall = math.sqrt(sum(sums) / sum(counts)) or 1.0
     return {
-        name: _eight_bits(max(math.sqrt(squares[name] / values.numel()) / overall, RMS_FLOOR))
-        for name, values in parameters.items()
+        name: _eight_bits(max(math.sqrt(total / count) / overall, RMS_FLOOR))
+        for name, (total, count) in squares.items()
     }
 
 
-def _sum_of_squares(values: torch.Tensor) -> float:
-    """In float64, a part at a time: a table of a large model would take gigabytes."""
+def square(values: torch.Tensor) -> float:
+    """Sum of squares in float64, a part at a time: a table of a large model takes gigabytes."""
     parts = values.detach().reshape(-1).split(PART)
     return sum(float(part.double().square().sum()) for part in parts)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from zo_offload.converted import is_converted, read_converted
 from zo_offload.errors import ModelError, StoreError
+from zo_offload.integrations.quantized import refuse_quantized
 from zo_offload.integrations.skeleton import skeleton
 from zo_offload.integrations.spill import spilled
 from zo_offload.trainable.peft import base_of, load_adapter
@@ -28,7 +29,8 @@ def load_causal_lm(name: str | Path, spill: Sequence[str | Path] = ()) -> Any:
         spill: Folders for unlinked files, before those for temporary ones and by the checkpoint.
 
     Raises:
-        ModelError: It cannot be found, fetched, read, is of an unknown type, or lacks weights.
+        ModelError: It cannot be found, fetched, read, is of an unknown type, is quantized, or
+            lacks weights.
         StoreError: It was converted, and is damaged; or no folder has room for the unlinked files.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -36,9 +38,10 @@ def load_causal_lm(name: str | Path, spill: Sequence[str | Path] = ()) -> Any:
     base = base_of(name)
     if base is not None:
         return load_adapter(load_causal_lm(base, spill), name)
+    config = _load(AutoConfig, name, "model")
     if is_converted(name):
-        config = _load(AutoConfig, name, "configuration")
         return skeleton(read_converted(Path(name)), config)
+    refuse_quantized(name, config)
     with spilled([*map(Path, spill), *_spare_folders(Path(name))]):
         model, found = _load(
             AutoModelForCausalLM,

@@ -1,4 +1,7 @@
-"""Units packed by their codecs, in buffers beside the store, on their way to the device."""
+"""Units packed by their codecs: in buffers beside the store, on their way to the device.
+
+What is frozen is packed once, when it is taken over, and rests so.
+"""
 
 from threading import Lock
 
@@ -6,8 +9,12 @@ import torch
 
 from zo_offload import ops
 from zo_offload.offload.memory import host_buffer
+from zo_offload.ops import Span
+from zo_offload.ops.layout import HEADER_BYTES
+from zo_offload.ops.lossless12 import read_header
 from zo_offload.units import IDENTITY, Unit
 
+LOSSLESS = "lossless12"
 NUM_BUFFERS = 2  # one is filled while a device reads the other
 Piece = tuple[int, torch.Tensor]  # first byte in the unit's packed buffer, bytes
 
@@ -17,20 +24,40 @@ def pack(unit: Unit, wire: torch.Tensor, packed: torch.Tensor) -> list[Piece]:
 
     Args:
         unit: Which.
-        wire: uint8 ``[unit.wire_bytes]``, its elements.
+        wire: uint8 ``[unit.wire_bytes]``, as it rests.
         packed: uint8 ``[unit.packed_bytes]`` or more, to be written.
     """
     pieces: list[Piece] = []
     for span in unit.spans:
-        room = span.packed(packed)
-        if span.codec == IDENTITY:
-            room.copy_(span.wire(wire))
+        room, resting = span.packed(packed), span.wire(wire)
+        if span.rests_packed:
+            used = used_bytes(span, resting)
+            room[:used].copy_(resting[:used])
+        elif span.codec == IDENTITY:
+            room.copy_(resting)
             used = span.wire_bytes
         else:
-            used = ops.pack(span.layout, span.wire(wire), room)
+            used = ops.pack(span.layout, resting, room)
         first = span.packed_offset
         pieces.append((first, packed[first : first + used]))
     return pieces
+
+
+def resting_pieces(unit: Unit, wire: torch.Tensor) -> list[Piece]:
+    """Of a unit that travels as it rests, the bytes that matter."""
+    assert not unit.packs_on_its_way
+    if not any(span.layout.kind == LOSSLESS for span in unit.spans):
+        return [(0, wire)]
+    starts = [(span, span.packed_offset) for span in unit.spans]
+    return [(first, wire[first : first + used_bytes(s, s.wire(wire))]) for s, first in starts]
+
+
+def used_bytes(span: Span, packed: torch.Tensor) -> int:
+    """How many of a span's resting bytes matter: lossless12 says itself how many."""
+    if span.layout.kind != LOSSLESS:
+        return span.wire_bytes
+    header = packed[:HEADER_BYTES].cpu().numpy()
+    return read_header(header, span.elements, num_bytes=packed.nbytes).bytes
 
 
 class Packer:

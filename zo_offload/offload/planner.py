@@ -107,7 +107,7 @@ class Needs:
         ambient_at_home = tiers[AMBIENT] == DEVICE
         return Plan(
             slots=min(self.num_slots, len(streamed)) * slot,
-            scratch=_largest(units, _wire) + self._packed_here(tiers),
+            scratch=_largest(units, _plain) + self._packed_here(tiers),
             ambient=ambient.wire_bytes,
             ambient_copies=self._copies(),
             resident=sum(map(_whole, on_device))
@@ -156,14 +156,13 @@ class Needs:
 
     def _packed_here(self, tiers: Mapping[int, str]) -> int:
         """Where the device packs what it has updated."""
-        units = self.model_map.units
+        units = [unit for unit in self.model_map.units if unit.packs_on_its_way]
         at_hand = self.whole_slots or any(tiers[unit.index] == DEVICE for unit in units)
-        packs = at_hand and any(unit.is_packed for unit in units)
-        return _largest(units, _packed) if packs else 0
+        return _largest(units, _packed) if at_hand else 0
 
     def _packing(self, streamed: Collection[Unit]) -> int:
         """Where units are packed on their way."""
-        packs = self.host_moves and any(unit.is_packed for unit in streamed)
+        packs = self.host_moves and any(unit.packs_on_its_way for unit in streamed)
         return NUM_BUFFERS * _largest(streamed, _packed) if packs else 0
 
     def _copies(self) -> int:
@@ -190,6 +189,10 @@ def _disk_bytes(units: Collection[Unit]) -> int:
 
 def _wire(unit: Unit) -> int:
     return unit.wire_bytes
+
+
+def _plain(unit: Unit) -> int:
+    return unit.plain_bytes
 
 
 def _rest(unit: Unit) -> int:

@@ -109,7 +109,8 @@ class Buffer:
 class StagedLease:
     """A unit in a staging buffer."""
 
-    def __init__(self, staged: "Staged", unit: Unit, buffer: Buffer) -> None:
+    def __init__(self, staged: "Staged", unit: Unit, buffer: Buffer, is_made: bool = False) -> None:
+        self.is_made = is_made
         self.wire, self.rest = _parts(unit, buffer)
         self._staged, self._unit, self._buffer = staged, unit, buffer
         self._copy: Buffer | None = None
@@ -193,12 +194,11 @@ class Staged:
         Raises:
             StoreError: It cannot be read, or an earlier write has failed.
         """
-        made = False
         with self._choosing:
             buffer = self._holding(unit.index, whole)
             if buffer is None:
                 buffer = self._room()
-                made = not self._fetch(buffer, unit, whole)
+                self._fetch(buffer, unit, whole)
             else:
                 self.hits += 1
             self._claim(buffer)
@@ -207,10 +207,7 @@ class Staged:
         except BaseException:
             buffer.lent = False
             raise
-        lease = StagedLease(self, unit, buffer)
-        if made and not any(span.trainable for span in unit.spans):
-            lease.keep(0)  # it will never move: on the disk it is read as it is
-        return lease
+        return StagedLease(self, unit, buffer, is_made=not self._files.holds(unit.index))
 
     def fresh(self, unit: Unit) -> Lease:
         """A buffer to fill anew; its padding is zero."""
@@ -283,8 +280,8 @@ class Staged:
         self._count += 1
         buffer.lent, buffer.used = True, self._count
 
-    def _fetch(self, buffer: Buffer, unit: Unit, whole: bool) -> bool:
-        """Begin to read a unit; False where it was made of its base instead."""
+    def _fetch(self, buffer: Buffer, unit: Unit, whole: bool) -> None:
+        """Begin to read a unit, or make it of its base."""
         buffer.settle()
         self._let_go(unit, buffer)
         self._count += 1
@@ -294,13 +291,12 @@ class Staged:
             buffer.rest.zero_()
             self._bases[unit.index](*_parts(unit, buffer))
             buffer.unit, buffer.whole = unit.index, True
-            return False
+            return
         self.reads += 1
         buffer.unit, buffer.whole = unit.index, whole
         buffer.expects = self._files.carries(unit.index)
         wire, rest = _parts(unit, buffer)
         buffer.arrival = self._files.read(unit.index, wire, rest if whole else None)
-        return True
 
     def _let_go(self, unit: Unit, buffer: Buffer) -> None:
         """Of a unit there is one buffer, and what it held before is in its place by now."""
@@ -347,6 +343,7 @@ def stored(unit: Unit) -> StoredUnit:
     parts = [
         (s.name, s.shape, s.start, str(span.dtype), span.format, span.trainable)
         + ((s.offset,) if s.offset else ())
+        + ((span.codec,) if span.rests_packed else ())
         for span, s in unit.segments
     ]
     digest = hashlib.sha256(repr(parts).encode()).hexdigest()

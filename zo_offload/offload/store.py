@@ -22,10 +22,12 @@ class Lease(Protocol):
         wire: What travels, uint8 ``[unit.wire_bytes]``.
         rest: What stays with the master, uint8 ``[unit.rest_bytes]``; not to be looked at unless
             the whole was asked for.
+        is_made: Whether it was made of what the unit came with, and rests nowhere yet.
     """
 
     wire: torch.Tensor
     rest: torch.Tensor
+    is_made: bool
 
     def spare_wire(self) -> torch.Tensor:
         """Room for a copy of the wire; it goes with the lease, or with the next copy."""
@@ -62,6 +64,8 @@ class Store(Protocol):
 
 class MemoryLease:
     """Of a unit that rests in memory: the memory itself."""
+
+    is_made = False
 
     def __init__(
         self,

@@ -4,8 +4,8 @@ A unit is asked for, at some step, when lanes stand before it. While they pass t
 brings the next ones: it lets the owner of the masters prepare the unit (apply what is due), then
 copies it into a free slot. Which unit comes next is learned: the successor seen last time, at first
 the order of definition. Beyond the last unit of a visit come the first ones of the next, where it
-is known already which step they will be wanted at. A wrong guess costs a wait, never a wrong
-weight: a slot knows what it holds.
+is known already which step they will be wanted at; what is frozen is the same at every step. A
+wrong guess costs a wait, never a wrong weight: a slot knows what it holds.
 
 Where the device updates, whole masters travel up, and back when they have moved.
 
@@ -45,7 +45,7 @@ class Sent:
 
 
 Prepare = Callable[[Unit, int], Sent]
-Holding = tuple[int, int]  # index of a unit, step that it is wanted at
+Holding = tuple[int, int]  # index of a unit, step that it is wanted at (0 where it is frozen)
 
 
 @dataclass
@@ -70,7 +70,10 @@ class Slot:
 
 
 def slot_size(unit: Unit, with_rest: bool) -> int:
-    """Bytes of a slot for the unit's wire: packed, unless the device packs what it has updated."""
+    """Bytes of a slot for the unit's wire: packed, unless the device packs what it has updated.
+
+    (What is frozen has one size.)
+    """
     return max(unit.packed_bytes, unit.wire_bytes) if with_rest else unit.packed_bytes
 
 
@@ -101,6 +104,7 @@ class Streamer:
         self.prepare = prepare
         self._announce = announce
         self._read_ahead = read_ahead
+        self._moves = not all(unit.is_frozen for unit in units)
         self._device = arena.device
         slot_bytes = max(slot_size(unit, with_rest) for unit in units)
         rest_bytes = max(unit.rest_bytes for unit in units) if with_rest else 0
@@ -128,9 +132,10 @@ class Streamer:
             step: Steps that its units will be asked to carry.
             following: The same of the next visit, if that is known already.
         """
-        self._current, self._step, self._following = None, step, following
+        self._current, self._step = None, step
+        self._following = following if self._moves else step  # whatever comes next is known
         for slot in self._slots:
-            if slot.holds is not None and slot.holds[1] != step:
+            if slot.holds is not None and slot.holds != self._wanted(slot.holds[0], step):
                 slot.holds = None
         self._prefetch(len(self._slots))
 
@@ -139,7 +144,7 @@ class Streamer:
         self._mark_used()
         self._successor[self._current] = unit.index
         self._current = unit.index
-        wanted = unit.index, step
+        wanted = self._wanted(unit.index, step)
         slot = self._in_use = self._slot_of(wanted) or self._load(wanted, {wanted})
         assert slot.arrival is not None
         try:
@@ -213,17 +218,22 @@ class Streamer:
     def _coming(self, number: int) -> list[Holding]:
         """The units that are next, as far as that is known, the one at hand not among them."""
         coming: list[Holding] = []
-        seen = {(self._current, self._step)} if self._current is not None else set()
         unit, step = self._current, self._step
+        seen = {self._wanted(unit, step)} if unit is not None else set()
         for _ in range(number):
             if unit == self._last and self._following is not None and step == self._step:
                 unit, step = None, self._following  # the next visit begins
             unit = self._successor.get(unit)
-            if unit is None or (unit, step) in seen:
+            wanted = self._wanted(unit, step) if unit is not None else None
+            if wanted is None or wanted in seen:
                 break
-            coming.append((unit, step))
-            seen.add((unit, step))
+            coming.append(wanted)
+            seen.add(wanted)
         return coming
+
+    def _wanted(self, unit: int, step: int) -> Holding:
+        """What a slot should hold: of what is frozen, the same at every step."""
+        return unit, 0 if self._units[unit].is_frozen else step
 
     def _load(self, wanted: Holding, keep: set) -> Slot:
         slot = next(slot for slot in self._slots if slot.holds is None or slot.holds not in keep)

@@ -64,14 +64,16 @@ class Span:
     Attributes:
         dtype: What the forward computes in: float32, bfloat16 or float16.
         segments: In order of memory.
-        wire_offset: First byte in the unit's wire buffer (what crosses the bus).
+        wire_offset: First byte in the unit's wire buffer, where it rests.
         rest_offset: First byte in the unit's rest buffer (what stays with the master).
         trainable: Whether directions move it.
         dither: Whether perturbed copies are rounded stochastically (bfloat16 vectors).
         master: What updates accumulate in where the forward is bfloat16: ``fp32``, ``bf16+8`` or
             ``bf16_sr``. Otherwise it is fp32.
-        codec: How its wire is packed for the bus; the wire beside the master is always elements.
-        packed_offset: First byte in the unit's packed buffer.
+        codec: How its wire is packed for the bus. Beside a master the wire rests as elements; what
+            is frozen rests packed.
+        packed_offset: First byte in the unit's packed buffer (what crosses the bus).
+        plain_offset: First byte in the scratch, where the forward reads its elements.
     """
 
     dtype: torch.dtype
@@ -83,6 +85,7 @@ class Span:
     master: str = "fp32"
     codec: str = "identity"
     packed_offset: int = 0
+    plain_offset: int = 0
     elements: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -91,8 +94,18 @@ class Span:
         object.__setattr__(self, "elements", last.start + last.padded)
 
     @property
+    def rests_packed(self) -> bool:
+        """Whether it rests as its codec packs it: nothing accumulates in what is frozen."""
+        return not self.trainable and self.codec != "identity"
+
+    @property
     def wire_bytes(self) -> int:
-        """Bytes of the span that cross the bus."""
+        """Bytes of the span in the wire, where it rests."""
+        return self.packed_bytes if self.rests_packed else self.plain_bytes
+
+    @property
+    def plain_bytes(self) -> int:
+        """Bytes of its elements, as the forward reads them."""
         return self.elements * self.dtype.itemsize
 
     @property
@@ -153,8 +166,13 @@ class Span:
         return [segment.start for segment in self.segments]
 
     def wire(self, buffer: torch.Tensor) -> torch.Tensor:
-        """This span's elements, in the forward's dtype, as a view of a unit's wire buffer."""
-        return buffer[self.wire_offset : self.wire_offset + self.wire_bytes].view(self.dtype)
+        """A view of a unit's wire buffer: elements, in the forward's dtype, or packed bytes."""
+        part = buffer[self.wire_offset : self.wire_offset + self.wire_bytes]
+        return part if self.rests_packed else part.view(self.dtype)
+
+    def plain(self, buffer: torch.Tensor) -> torch.Tensor:
+        """This span's elements, in the forward's dtype, as a view of the scratch."""
+        return buffer[self.plain_offset : self.plain_offset + self.plain_bytes].view(self.dtype)
 
     def packed(self, buffer: torch.Tensor) -> torch.Tensor:
         """What its codec made of its elements, a view of a unit's packed buffer.
