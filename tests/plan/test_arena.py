@@ -61,7 +61,7 @@ def test_the_arena_peaks_where_the_plan_says(name: str, unit: str, head_chunk: i
 
 
 @pytest.mark.parametrize("device", ["cpu", "none"])
-@pytest.mark.parametrize("wire", ["int4", "nf4", "int8"])
+@pytest.mark.parametrize("wire", ["int4", "nf4", "int8", "lossless12"])
 def test_a_frozen_base_takes_what_its_wire_takes(wire: str, device: Any):
     config = config_like("llama-3-8b")
     model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)

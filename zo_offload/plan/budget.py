@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zo_offload.exact_head import OTHER_CHUNK_BYTES
-from zo_offload.plan.formats import rest_bytes, wire_bytes
+from zo_offload.plan.formats import rest_bytes, room_bytes, wire_bytes
 from zo_offload.plan.layout import Counts, Layout
 from zo_offload.plan.request import Budgets, Request
 
@@ -77,7 +77,8 @@ class Tiers:
 def sizes_of(layout: Layout, request: Request) -> Sizes:
     """Bytes of every unit."""
     dtype, full = layout.dtype, request.trainable == "full"
-    packed = np.ceil(layout.matrices * wire_bytes(request.wire, dtype)).astype(np.int64)
+    each = (wire_bytes if full else room_bytes)(request.wire, dtype)
+    packed = np.ceil(layout.matrices * each).astype(np.int64)
     wire, plain = packed + layout.others_wire, layout.matrices * dtype.itemsize + layout.others_wire
     if full:
         rest = layout.others_rest + np.ceil(

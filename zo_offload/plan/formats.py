@@ -33,6 +33,18 @@ def wire_bytes(wire: str, dtype: torch.dtype) -> float:
     return PACKED.get(wire, dtype.itemsize)
 
 
+def room_bytes(wire: str, dtype: torch.dtype) -> float:
+    """Of a matrix element of a frozen base, which rests packed, on the way too.
+
+    How far lossless12 shrinks is not known before the weights are read: it has room for the worst.
+
+    Example:
+        >>> room_bytes("lossless12", torch.bfloat16), room_bytes("nf4", torch.bfloat16)
+        (2, 0.515625)
+    """
+    return dtype.itemsize if wire == "lossless12" else wire_bytes(wire, dtype)
+
+
 def keeps_all(wire: str, dtype: torch.dtype) -> bool:
     """Whether the forward's weights can be had back from the wire.
 
