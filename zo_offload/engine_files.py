@@ -167,7 +167,7 @@ class SavesAndLoads:
         stepper.follow(opened[0] if opened else Journal.of(content, str(path)))
         options = stepper.config.journal
         self._snapshots = Series(
-            Path(f"{path}.snapshots"), options.snapshot_interval, options.keep_snapshots
+            Path(f"{path}.snapshots").absolute(), options.snapshot_interval, options.keep_snapshots
         )
         resume.recover(stepper, self._snapshots)
         self._count(stepper.step)

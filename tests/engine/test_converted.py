@@ -294,3 +294,12 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch):
     with pytest.raises(StoreError, match="1 byte is free"):
         convert(str(plain), tmp_path / "converted", None, [tmp_path / "disk1"])
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_relative_path_outlives_a_change_of_directory(tmp_path: Path, monkeypatch):
+    done = written(tmp_path, saved(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    model = load_causal_lm(done.directory.relative_to(tmp_path))
+    monkeypatch.chdir("/")
+    with closing(Stepper(model, ZOConfig(), dtype=torch.bfloat16)) as stepper:
+        stepper.train_step([ROWS["opt"].inputs(7)], LR)

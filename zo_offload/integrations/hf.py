@@ -40,7 +40,7 @@ def load_causal_lm(name: str | Path, spill: Sequence[str | Path] = ()) -> Any:
         return load_adapter(load_causal_lm(base, spill), name)
     config = _load(AutoConfig, name, "model")
     if is_converted(name):
-        return skeleton(read_converted(Path(name)), config)
+        return skeleton(read_converted(Path(name).absolute()), config)
     refuse_quantized(name, config)
     with spilled([*map(Path, spill), *_spare_folders(Path(name))]):
         model, found = _load(
