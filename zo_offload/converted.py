@@ -38,6 +38,7 @@ FORMAT = 2
 RECORD, UNITS, AMBIENT_FILE, BUFFERS_FILE = (
     "base.json", "units", "ambient.safetensors", "buffers.safetensors",
 )  # fmt: skip
+CONFIG = "this run's config"
 SAID = {"packed": "frozen weights packed by", "frozen": "a number of frozen weights of"}
 Shape = tuple[int, ...]
 
@@ -104,10 +105,11 @@ class Converted:
         ours = layout_settings(model_map, master)
         for name, theirs in self.record.settings.items():
             if theirs != ours[name]:
+                chosen = name in SAID  # by what freezes weights, which converting does not know
+                mend = "give the model that was converted" if chosen else f"{AGAIN}, with {CONFIG}"
                 raise StoreError(
                     f"{self.directory}: converted with {SAID.get(name, name)} {_said(theirs)}, but "
-                    f"this run has {_said(ours[name])}: use that, or {AGAIN}, with this run's "
-                    "config"
+                    f"this run has {_said(ours[name])}: use that, or {mend}"
                 )
         folders = [self.directory / UNITS, *map(Path, self.record.folders)]
         units = [stored(each) for each in model_map.units]

@@ -143,7 +143,7 @@ def test_another_frozen_base_is_refused(
     layers = load_causal_lm(tmp_path / "plain").model.decoder.layers
     frozen = sum(parameter.numel() for parameter in layers.parameters())
     monkeypatch.undo()  # what was converted as a frozen base is to be trained
-    words = f"converted with a number of frozen weights of {frozen:,}, but this run has 0: use that"
+    words = f"frozen weights of {frozen:,}, but this run has 0: use that, or give the model that"
     with pytest.raises(StoreError, match=words):
         stepper_of(same)
     with pytest.raises(StoreError, match="packed by nf4, but this run has none: use that"):
