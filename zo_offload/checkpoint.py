@@ -77,8 +77,10 @@ def save(
         latest: Whether a load without a tag is to find this one.
 
     Raises:
-        CheckpointError: A value is not JSON, or the system refuses; what was saved before stays.
+        CheckpointError: A value is not JSON, the tag's name is one of ours, or the system refuses;
+            what was saved before stays.
     """
+    _refuse_our_names(directory.name)
     try:
         text = json.dumps({"format": FORMAT, "state": dict(state)}, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -120,6 +122,15 @@ def checked_tag(tag: object) -> str:
     if text in ("", ".", "..") or Path(text).name != text:
         raise CheckpointError(f"tag {text!r}: expected a plain name, without slashes")
     return text
+
+
+def _refuse_our_names(tag: str) -> None:
+    """Those that saving another tag would take away."""
+    if tag == LATEST or tag.endswith((files.ASIDE, files.BEFORE)):
+        raise CheckpointError(
+            f"tag {tag!r}: {LATEST!r} and names that end in {files.ASIDE!r} or {files.BEFORE!r} "
+            "are for files that saving makes beside; choose another"
+        )
 
 
 def load(directory: Path) -> Checkpoint:

@@ -124,6 +124,15 @@ def test_a_tag_that_was_being_replaced_is_still_there(make_engine, tmp_path):
     assert engine.global_steps == 1
 
 
+@pytest.mark.parametrize("tag", ["t.old", "t.new", "latest"])
+def test_a_tag_that_saving_another_would_take_away_is_refused(make_engine, tmp_path, tag: str):
+    engine = make_engine(ds=settings())
+    train(engine, 1).save_checkpoint(tmp_path, "t")
+    with pytest.raises(CheckpointError, match=f"tag '{tag}': 'latest' and names that end in"):
+        engine.save_checkpoint(tmp_path, tag)
+    assert (tmp_path / "latest").read_text() == "t"
+
+
 def test_where_nothing_was_saved_nothing_is_loaded(make_engine, tmp_path, caplog):
     assert make_engine(ds=settings()).load_checkpoint(tmp_path) == (None, None)
     assert "nothing was loaded" in caplog.text
