@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 import torch
 
+from zo_offload.errors import ModelError
+
 NAMES = ("rademacher", "gaussian")
 PART = 1 << 24  # elements that are summed at once
 RMS_FLOOR = 1 / 16
@@ -30,6 +32,9 @@ def rms_scales(parameters: Mapping[str, torch.Tensor]) -> dict[str, float]:
     Returns:
         Factor on z by name.
 
+    Raises:
+        ModelError: A value is not finite.
+
     Example:
         >>> rms_scales({"a": torch.full((4,), 3.0), "b": torch.full((4,), 4.0)})
         {'a': 0.84765625, 'b': 1.1328125}
@@ -42,6 +47,12 @@ def scales_from(squares: Mapping[str, tuple[float, int]]) -> dict[str, float]:
     squares = {name: pair for name, pair in squares.items() if pair[1]}
     if not squares:
         return {}
+    for name, (total, count) in squares.items():
+        if not math.isfinite(total):
+            raise ModelError(
+                f"{name}: not all of its {count:,} weights are finite numbers (their squares sum "
+                f'to {total}): is the checkpoint whole? "direction_scale": "none" needs no sums'
+            )
     sums, counts = zip(*squares.values(), strict=True)
     overall = math.sqrt(sum(sums) / sum(counts)) or 1.0
     return {
