@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zo_offload import direction, files
+from zo_offload import direction
 from zo_offload.config import load_json
 from zo_offload.converted import (
     AMBIENT_FILE,
@@ -25,6 +25,7 @@ from zo_offload.converted import (
 )
 from zo_offload.deepspeed_json import read_settings
 from zo_offload.errors import ConfigError
+from zo_offload.fresh import fresh_directory, refuse_what_is_there
 from zo_offload.integrations.hf import load_causal_lm, save_tokenizer
 from zo_offload.integrations.skeleton import shapes_of, skeleton
 from zo_offload.offload.aio import Aio
@@ -91,7 +92,7 @@ def convert(
     began, reporter = time.monotonic(), reporter or Reporter()
     settings = read_settings(load_json(config) if config else ANY)
     folders = [Path(output), *map(Path, stripes)]
-    _refuse_what_is_there(folders)
+    refuse_what_is_there(folders)
     with reporter.phase(f"loading {model_name}"):
         if is_converted(model_name):
             raise ConfigError(f"--model: {model_name} is a converted model already")
@@ -99,7 +100,7 @@ def convert(
     placing = Placing(model, settings.zeroth_order, CPU, settings.dtype, {})
     writer = _Writer(model, placing, reporter)
     with ExitStack() as stack:
-        aside = [stack.enter_context(files.new_directory(folder)) for folder in folders]
+        aside = [stack.enter_context(fresh_directory(folder)) for folder in folders]
         record = writer.write(aside, [str(folder.absolute()) for folder in folders[1:]])
         model.config.save_pretrained(aside[0])
         if getattr(model, "generation_config", None) is not None:
@@ -188,13 +189,3 @@ def _buffers(model: nn.Module) -> dict[str, torch.Tensor]:
         for name, buffer in module._buffers.items()
         if buffer is not None
     }
-
-
-def _refuse_what_is_there(folders: Sequence[Path]) -> None:
-    if len({folder.absolute() for folder in folders}) < len(folders):
-        raise ConfigError("--output and --stripe: the same directory twice")
-    for folder in folders:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConfigError(
-                f"{folder}: there is something already; choose another directory, or remove it"
-            )

@@ -90,12 +90,12 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path, name: str = LOCK) -> Iterator[None]:
     """Hold a directory alone; the lock goes with the process, also by ``kill -9``.
 
     Raises:
         BlockingIOError: Another process holds it.
     """
-    with (directory / LOCK).open("ab") as file:
+    with (directory / name).open("ab") as file:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
