@@ -27,9 +27,11 @@ from torch import nn
 
 from zo_offload.errors import StoreError
 from zo_offload.offload.aio import Aio
-from zo_offload.offload.base_files import AGAIN, BaseFiles
+from zo_offload.offload.base_files import BaseFiles
 from zo_offload.offload.disk import aligned, errors_of
+from zo_offload.offload.manifest import MANIFEST
 from zo_offload.offload.sealed import read_sealed, write_sealed
+from zo_offload.offload.slot import CONVERT_AGAIN as AGAIN
 from zo_offload.offload.staged import stored
 from zo_offload.ops import crc32c
 from zo_offload.units import IDENTITY, ModelMap, Unit
@@ -172,6 +174,17 @@ def layout_settings(model_map: ModelMap, master: str) -> dict[str, Any]:
 def is_converted(directory: str | Path) -> bool:
     """Whether it holds a converted model."""
     return (Path(directory) / RECORD).is_file()
+
+
+def refuse_unfinished(directory: Path) -> None:
+    """Whether there is a converted model's rest, of which the record is missing.
+
+    Raises:
+        StoreError: There is.
+    """
+    units = directory / UNITS / MANIFEST
+    if units.is_file() and not is_converted(directory):
+        raise StoreError(f"{directory / RECORD}: missing from a converted model; {AGAIN}")
 
 
 def read_converted(directory: Path) -> Converted:

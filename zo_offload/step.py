@@ -417,7 +417,7 @@ class Stepper:
         if self._placing.tier != NVME or paths is None:
             return None
         return Disk(
-            tuple(map(Path, paths)),
+            tuple(Path(path).absolute() for path in paths),  # the working directory may change
             self._placing.aio,
             before_write=lambda step: self.journal.sync_to(step),
             branch_of=self._branch_of,

@@ -201,7 +201,7 @@ def test_a_missing_folder_is_named(tmp_path: Path):
 @pytest.mark.parametrize(
     ("identity", "name"),
     [
-        (replace(IDENTITY, run="00" * 16), "run: the disk has 'abab"),
+        (replace(IDENTITY, run="12" * 16), "run: the disk has 'abab"),
         (replace(IDENTITY, base="00" * 32), "base: the disk has 'cdcd"),
         (replace(IDENTITY, codec="int8"), "codec: the disk has 'bf16', this run has 'int8'"),
     ],

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 
-from zo_offload.converted import is_converted, read_converted
+from zo_offload.converted import is_converted, read_converted, refuse_unfinished
 from zo_offload.errors import ModelError, StoreError
 from zo_offload.integrations.quantized import refuse_quantized
 from zo_offload.integrations.skeleton import skeleton
@@ -41,6 +41,7 @@ def load_causal_lm(name: str | Path, spill: Sequence[str | Path] = ()) -> Any:
     config = _load(AutoConfig, name, "model")
     if is_converted(name):
         return skeleton(read_converted(Path(name).absolute()), config)
+    refuse_unfinished(Path(name))
     refuse_quantized(name, config)
     with spilled([*map(Path, spill), *_spare_folders(Path(name))]):
         model, found = _load(

@@ -14,7 +14,7 @@ from zo_offload.converted import (
     mark_converted,
 )
 from zo_offload.errors import ModelError
-from zo_offload.offload.base_files import AGAIN
+from zo_offload.offload.slot import CONVERT_AGAIN as AGAIN
 from zo_offload.unmanageable import other_tensors
 from zo_offload.views import nothing
 

@@ -16,9 +16,13 @@ from zo_offload.offload.direct import DirectFile
 from zo_offload.offload.folders import check_files
 from zo_offload.offload.manifest import SLOTS, read_clean, read_manifests
 from zo_offload.offload.recovery import read_version, recover
-from zo_offload.offload.slot import Identity, StoredUnit, check_sizes
-
-AGAIN = "convert the model again"
+from zo_offload.offload.slot import (
+    CONVERT_AGAIN,
+    NO_RUN,
+    Identity,
+    StoredUnit,
+    check_sizes,
+)
 
 
 class BaseFiles:
@@ -46,10 +50,10 @@ class BaseFiles:
         identity = base_identity(base, codec)
         self._units = {unit.index: unit for unit in units}
         self._geometry = read_manifests(folders, identity, units)
-        check_files(folders, self._geometry)
+        check_files(folders, self._geometry, identity)
         clean = read_clean(folders[0])
         if clean is None:
-            raise StoreError(f"{folders[0]}: a base that was not finished; {AGAIN}")
+            raise StoreError(f"{folders[0]}: a base that was not finished; {CONVERT_AGAIN}")
         paths = [folder / SLOTS for folder in folders]
         self._file = DirectFile(paths, aio, stripe_bytes=self._geometry.stripe_bytes)
         try:
@@ -57,7 +61,7 @@ class BaseFiles:
             if len(self._found.headers) < len(units) or self._found.verified:
                 raise StoreError(
                     f"{folders[0]}: a base with {len(self._found.headers)} of {len(units)} units; "
-                    f"{AGAIN}"
+                    f"{CONVERT_AGAIN}"
                 )
         except BaseException:
             self._file.close()
@@ -81,7 +85,7 @@ class BaseFiles:
             self._found.headers[index],
             (wire_out, rest_out),
             lambda is_right: None,
-            AGAIN,
+            CONVERT_AGAIN,
         )
 
     def close(self) -> None:
@@ -91,4 +95,4 @@ class BaseFiles:
 
 def base_identity(base: str, codec: str) -> Identity:
     """Of base weights, which are of no run."""
-    return Identity("00" * 16, base, codec)
+    return Identity(NO_RUN, base, codec)

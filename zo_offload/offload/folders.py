@@ -9,7 +9,6 @@ from zo_offload.files import locked
 from zo_offload.offload.aio import Aio
 from zo_offload.offload.disk import allocate, errors_of
 from zo_offload.offload.manifest import (
-    AGAIN,
     MANIFEST,
     SLOTS,
     Geometry,
@@ -17,7 +16,7 @@ from zo_offload.offload.manifest import (
     manifest_run,
     write_manifests,
 )
-from zo_offload.offload.slot import Identity, StoredUnit
+from zo_offload.offload.slot import AGAIN, Identity, StoredUnit
 
 SPARES = 4  # writes that may be under way, or wait for a sync, beside a whole version of every unit
 
@@ -77,7 +76,7 @@ def held(folders: Sequence[Path]) -> Iterator[None]:
         yield
 
 
-def check_files(folders: Sequence[Path], geometry: Geometry) -> None:
+def check_files(folders: Sequence[Path], geometry: Geometry, identity: Identity) -> None:
     """Refuse files that were cut short.
 
     Raises:
@@ -90,7 +89,7 @@ def check_files(folders: Sequence[Path], geometry: Geometry) -> None:
         if found < geometry.file_bytes:
             raise StoreError(
                 f"{path}: {found:,} bytes, but {geometry.file_bytes:,} were made; it was cut "
-                f"short: restore it, or {AGAIN}"
+                f"short: restore it, or {identity.mend}"
             )
 
 

@@ -10,10 +10,15 @@ from zo_offload.files import sync, write_file
 from zo_offload.offload.aio import PAGE
 from zo_offload.offload.disk import errors_of
 from zo_offload.offload.sealed import read_sealed, write_sealed
-from zo_offload.offload.slot import FORMAT_VERSION, Identity, StoredUnit, differences
+from zo_offload.offload.slot import (
+    AGAIN,
+    FORMAT_VERSION,
+    Identity,
+    StoredUnit,
+    differences,
+)
 
 MANIFEST, SLOTS, CLEAN = "store.json", "units.bin", "clean"
-AGAIN = "remove its folder to begin again from the base"
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ def read_manifests(
     found: list[Geometry] = []
     for place, folder in enumerate(folders):
         path = folder / MANIFEST
-        content = read_sealed(path, FORMAT_VERSION, AGAIN)
+        content = read_sealed(path, FORMAT_VERSION, identity.mend)
         found.append(Geometry(**content["geometry"]))
         if found[-1].num_paths != len(folders) or content["path"] != place:
             raise StoreError(
@@ -90,7 +95,7 @@ def read_manifests(
         differing = differences(Identity(**content["identity"]), identity)
         differing += _differing_units([StoredUnit(**unit) for unit in content["units"]], units)
         if differing:
-            raise StoreError(f"{path}: weights of something else: {differing[0]}; {AGAIN}")
+            raise StoreError(f"{path}: weights of something else: {differing[0]}; {identity.mend}")
     assert all(geometry == found[0] for geometry in found)
     return found[0]
 

@@ -99,7 +99,7 @@ class UnitStore:
         with ExitStack() as stack:
             stack.enter_context(held(folders))
             self._geometry = read_manifests(folders, identity, units)
-            check_files(folders, self._geometry)
+            check_files(folders, self._geometry, identity)
             paths = [folder / SLOTS for folder in folders]
             stripe_bytes = self._geometry.stripe_bytes
             self._file = DirectFile(paths, aio, writable=True, stripe_bytes=stripe_bytes)

@@ -13,7 +13,7 @@ import torch
 from zo_offload.errors import StoreError
 from zo_offload.offload.direct import DirectFile, Piece
 from zo_offload.offload.disk import aligned
-from zo_offload.offload.manifest import AGAIN, Geometry
+from zo_offload.offload.manifest import Geometry
 from zo_offload.offload.slot import (
     HEADER_BYTES,
     Identity,
@@ -99,7 +99,7 @@ def _header(
     try:
         header = parse(block.numpy().tobytes())
     except StoreError as error:
-        raise StoreError(f"{path}: at offset {at:,}: {error}; {AGAIN}") from error
+        raise StoreError(f"{path}: at offset {at:,}: {error}; {identity.mend}") from error
     if header is None:
         if block.any():
             torn[slot] = f"slot {slot}: its header is damaged"
@@ -116,7 +116,8 @@ def _header(
         differing.append(f"{unit}: its shapes are others in this run")
     if differing:
         raise StoreError(
-            f"{path}: slot {slot} at offset {at:,} is of something else: {differing[0]}; {AGAIN}"
+            f"{path}: slot {slot} at offset {at:,} is of something else: {differing[0]}; "
+            f"{identity.mend}"
         )
     return header
 

@@ -21,7 +21,7 @@ from zo_offload.offload.base_files import BaseFiles
 from zo_offload.offload.folders import create_store, held, is_store
 from zo_offload.offload.manifest import CLEAN, MANIFEST, SLOTS, manifest_run
 from zo_offload.offload.nvme import UnitStore
-from zo_offload.offload.slot import Identity, StoredUnit
+from zo_offload.offload.slot import NO_RUN, Identity, StoredUnit
 
 NAMELESS = "00" * 8  # what the number of a run without a journal begins with
 FORMAT = "identity"  # units rest as the masters lie, whatever crosses the bus
@@ -149,6 +149,7 @@ class RunFiles:
 
     def _open(self, identity: Identity) -> None:
         folders = self._disk.folders
+        _refuse_a_base(folders)
         if is_store(folders) and manifest_run(folders[0] / MANIFEST).startswith(NAMELESS):
             with held(folders):  # its run is over, or this refuses
                 logger.warning("%s: weights of a run that was killed, which kept no journal, are "
@@ -164,6 +165,16 @@ def _refuse_what_is_no_folder(folder: Path) -> None:
         raise StoreError(
             f"{folder}: expected a directory, found a file; is offload_param.nvme_path right?"
         )
+
+
+def _refuse_a_base(folders: Sequence[Path]) -> None:
+    """A run writes none, and removes none."""
+    for folder in folders:
+        if is_store([folder]) and manifest_run(folder / MANIFEST) == NO_RUN:
+            raise StoreError(
+                f"{folder}: the units of a converted model lie there, which other runs read; give "
+                "this run its own offload_param.nvme_path"
+            )
 
 
 def _remove(folders: Sequence[Path]) -> None:

@@ -13,6 +13,9 @@ from zo_offload.ops import crc32c
 
 MAGIC = b"\x89ZOU\r\n\x1a\n"
 FORMAT_VERSION = 1
+NO_RUN = "00" * 16  # of a base
+AGAIN = "remove its folder to begin again from the base"
+CONVERT_AGAIN = "convert the model again"
 HEADER_BYTES = PAGE
 # magic, version, branch, run, base, shapes, codec, unit, zero, step, sequence, lengths, CRCs, life
 LAYOUT = struct.Struct("<8sII16s32s32s16siIQQQQIIQ")
@@ -70,6 +73,11 @@ class Identity:
         assert len(bytes.fromhex(self.run)) == 16
         assert len(bytes.fromhex(self.base)) == 32
         assert 0 < len(self.codec.encode("ascii")) <= 16
+
+    @property
+    def mend(self) -> str:
+        """What to do about files of it that are not as they were written."""
+        return CONVERT_AGAIN if self.run == NO_RUN else AGAIN
 
 
 @dataclass(frozen=True)
