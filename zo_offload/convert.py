@@ -35,10 +35,11 @@ from zo_offload.offload.nvme import UnitStore
 from zo_offload.offload.residency import HOST, NVME
 from zo_offload.offload.run_files import Disk
 from zo_offload.offload.staged import stored
+from zo_offload.placement import Placement
 from zo_offload.placing import Placing
 from zo_offload.reporter import Reporter
 from zo_offload.units import AMBIENT, IDENTITY, ModelMap
-from zo_offload.weights import Placement, Weights
+from zo_offload.weights import Weights
 
 CPU = torch.device("cpu")
 ANY = {"train_batch_size": 1, "zeroth_order": {}}

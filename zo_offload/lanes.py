@@ -76,6 +76,7 @@ class Lane:
         self.error: BaseException | None = None
         self.ended: Future | None = None
         self.stopped = False
+        self._passes_by = False
         self._go = threading.Semaphore(0)
         self._back = threading.Semaphore(0)
 
@@ -89,6 +90,8 @@ class Lane:
         """Called in the lane: stand before a unit until it has been written."""
         if self.stopped:  # it is unwinding, and its own clean-up calls a unit
             raise _Stopped
+        if self._passes_by:
+            return
         self.waits_for = unit
         self._back.release()
         self._go.acquire()
@@ -98,9 +101,12 @@ class Lane:
 
     @contextmanager
     def passing_by(self) -> Iterator[None]:
-        """Units need not be there: their forwards read no weights meanwhile. For a single lane."""
-        raise NotImplementedError
-        yield
+        """Stop before no unit: forwards that read no weights run meanwhile."""
+        self._passes_by = True
+        try:
+            yield
+        finally:
+            self._passes_by = False
 
     def run(self, scope: "Callable[[Lane], ExitStack]") -> None:
         """The thread's body."""
@@ -125,7 +131,6 @@ class _InlineLane(Lane):
     def __init__(self, call: Call, owner: "Lanes", weights: Weights) -> None:
         super().__init__(call, owner)
         self._weights = weights
-        self._passes_by = False
 
     def arrive(self, unit: int) -> None:
         if self._passes_by:
@@ -133,15 +138,6 @@ class _InlineLane(Lane):
         with torch._C.DisableTorchFunction():  # the lane's mode is for the model's code, not ours
             self._weights.load_scratch(self._weights.map.units[unit], self.call.draw)
         self.inside = unit
-
-    @contextmanager
-    def passing_by(self) -> Iterator[None]:
-        """See :meth:`Lane.passing_by`."""
-        self._passes_by = True
-        try:
-            yield
-        finally:
-            self._passes_by = False
 
 
 class Lanes:

@@ -16,9 +16,9 @@ from zo_offload.offload.aio import Aio
 from zo_offload.offload.planner import Needs
 from zo_offload.offload.residency import DEVICE, HOST, NVME
 from zo_offload.offload.run_files import Disk
+from zo_offload.placement import Placement
 from zo_offload.trainable.moving import ALWAYS, Moving
 from zo_offload.units import IDENTITY, ModelMap, map_model
-from zo_offload.weights import Placement
 
 DEFAULT_SLOTS = 2
 

@@ -1,16 +1,10 @@
 """Which parts of a model move together, and how their parameters lie in flat memory.
 
-A *unit* is the granule that moves: one repeated block of the model. Blocks are found as the
-outermost repeated items of ``nn.ModuleList`` s, from the module tree alone, so that no architecture
-is named anywhere. Everything outside every unit, or reached from two, is *ambient*: embeddings,
-final norm, head, shared tables.
+A *unit* is the granule that moves: one repeated block of the model (``blocks.py``). Everything
+outside every unit, or reached from two, is *ambient*: embeddings, final norm, head, shared tables.
 
 Blocks may be divided further (``granularity.py``), and so may a module that holds many experts
 (``experts.py``): then several units share its parameters, each a part of all of them.
-
-"Repeated" means that an item has a sibling of its own class which shares at least half of its
-parameter names and shapes. Transformer layers qualify (T5's first block differs from the others by
-one table only); Swin's stages, whose widths differ, do not, so the search goes on inside them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from zo_offload.blocks import WRAPPED, named_classes, repeated_blocks
 from zo_offload.codec import codec_of
 from zo_offload.errors import ConfigError, ModelError
 from zo_offload.experts import groups_of, holds_experts, refuse_compiled_experts
@@ -31,7 +26,6 @@ from zo_offload.unmanageable import refuse_compiled
 
 FORWARD_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 IDENTITY = "identity"  # the codec that packs nothing
-WRAPPED = ".base_layer"  # where peft puts a layer that it adapts
 AMBIENT = -1  # index of the pseudo-unit that holds ambient parameters
 
 
@@ -257,7 +251,7 @@ def _find_units(model: nn.Module, unit: str | Sequence[str] | None) -> list[tupl
     if unit is None or isinstance(unit, str):
         assert unit is None or unit in GRANULARITIES, unit
         return divide(repeated_blocks(model), unit or "block")
-    return _named_classes(model, unit)
+    return named_classes(model, unit)
 
 
 class Piece(NamedTuple):
@@ -317,73 +311,6 @@ def _part(parameter: nn.Parameter, experts: range | None) -> tuple[tuple[int, ..
     if experts is None:
         return shape, 0
     return (len(experts), *shape[1:]), experts.start * (parameter.numel() // shape[0])
-
-
-def repeated_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The outermost repeated items of the model's module lists, with their paths, in order."""
-    found: dict[int, tuple[str, nn.Module]] = {}
-    _search(model, "", found)
-    if not found:
-        raise ModelError(
-            f"{type(model).__name__} has no repeated blocks in a ModuleList; "
-            'name the classes that should move together: "unit": ["MyBlock"]'
-        )
-    return list(found.values())
-
-
-def _search(module: nn.Module, path: str, found: dict[int, tuple[str, nn.Module]]) -> None:
-    for name, child in module.named_children():
-        here = f"{path}.{name}" if path else name
-        if isinstance(child, nn.ModuleList):
-            _search_list(child, here, found)
-        else:
-            _search(child, here, found)
-
-
-def _search_list(items: nn.ModuleList, path: str, found: dict[int, tuple[str, nn.Module]]) -> None:
-    signatures = [_signature(item) for item in items]
-    for position, item in enumerate(items):
-        here = f"{path}.{position}"
-        if any(
-            _alike(signatures[position], other)
-            for i, other in enumerate(signatures)
-            if i != position
-        ):
-            found.setdefault(id(item), (here, item))
-            continue
-        inside: dict[int, tuple[str, nn.Module]] = {}
-        _search(item, here, inside)
-        if len(inside) > 1:
-            found.update({key: value for key, value in inside.items() if key not in found})
-        elif len(items) == 1 and signatures[0][1]:
-            found.setdefault(id(item), (here, item))
-
-
-def _signature(module: nn.Module) -> tuple[type, set[tuple[str, tuple[int, ...]]]]:
-    """Class, parameter names and shapes; names as they were before ``peft`` wrapped a layer."""
-    return type(module), {
-        (name.replace(WRAPPED, ""), tuple(p.shape)) for name, p in module.named_parameters()
-    }
-
-
-def _alike(a: tuple[type, set], b: tuple[type, set]) -> bool:
-    return a[0] is b[0] and bool(a[1]) and 2 * len(a[1] & b[1]) >= min(len(a[1]), len(b[1]))
-
-
-def _named_classes(model: nn.Module, classes: Sequence[str]) -> list[tuple[str, nn.Module]]:
-    blocks: list[tuple[str, nn.Module]] = []
-    for name, module in model.named_modules():
-        inside_another = any(name.startswith(f"{path}.") for path, _ in blocks)
-        if type(module).__name__ in classes and not inside_another:
-            blocks.append((name, module))
-    missing = sorted(set(classes) - {type(module).__name__ for _, module in blocks})
-    if missing:
-        present = sorted({type(module).__name__ for module in model.modules()})
-        raise ConfigError(
-            f"zeroth_order.unit: no module of class {missing[0]!r}; the model has "
-            + ", ".join(present)
-        )
-    return blocks
 
 
 def _parameter_names(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, str]]:

@@ -18,12 +18,11 @@ from torch import nn
 
 from zo_offload import ops, update
 from zo_offload.converted import Base
-from zo_offload.errors import StoreError
 from zo_offload.masters import Masters, fill_unit, seen
 from zo_offload.offload.arena import Arena
 from zo_offload.offload.packing import Packer
 from zo_offload.offload.residency import DEVICE, HOST, NVME
-from zo_offload.offload.run_files import Disk, RunFiles
+from zo_offload.offload.run_files import RunFiles
 from zo_offload.offload.slot import Identity
 from zo_offload.offload.staged import Staged, make_buffers, num_staged, staged_bytes, stored
 from zo_offload.offload.store import DeviceStore, HostStore, Store
@@ -31,35 +30,13 @@ from zo_offload.offload.streamer import Slot, Streamer
 from zo_offload.offload.trial import Trial
 from zo_offload.ops import Draw, Segment, Span
 from zo_offload.parts import joined, part_of
+from zo_offload.placement import Placement
+from zo_offload.served import serve_state_dict
 from zo_offload.units import AMBIENT, IDENTITY, ModelMap, Place, Unit
 from zo_offload.unmanageable import taken
 from zo_offload.views import address_of, nothing
 
 NAN_BYTE = 0xFF  # repeated, it is NaN in every floating-point format
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where weights rest and how they travel.
-
-    Attributes:
-        device: Where forwards run.
-        tiers: Where each unit rests, by index: ``device``, ``host`` or ``nvme``.
-        num_slots: Units in flight on the device when they rest elsewhere.
-        pin_memory: Page-lock host memory (only where an accelerator copies from it).
-        device_budget: Most bytes of weights on the device, or None.
-        updates_on_device: Whether masters that rest on the host travel to be updated there; None
-            to keep what turns out to be faster.
-        disk: Needed where a unit rests on one.
-    """
-
-    device: torch.device
-    tiers: Mapping[int, str]
-    num_slots: int = 2
-    pin_memory: bool = False
-    device_budget: int | None = None
-    updates_on_device: bool | None = False
-    disk: Disk | None = None
 
 
 class Weights(Masters):
@@ -137,7 +114,7 @@ class Weights(Masters):
         try:
             self._take_over()
             self._ambient_wire = self._place_ambient(placement.device)
-            self._hooks += self._serve_state_dict(model)
+            self._hooks += serve_state_dict(model, self.map.parameters, self.value)
         except BaseException:
             self._undo()
             raise
@@ -476,32 +453,6 @@ class Weights(Masters):
         if self._is_resident(ambient):
             return self._stores[AMBIENT].lend(ambient).wire
         return self.arena.take("ambient", ambient.wire_bytes)
-
-    def _serve_state_dict(self, model: nn.Module) -> Iterator:
-        def serve(module: nn.Module, state_dict: dict, prefix: str, local_metadata: dict) -> None:
-            served = vars(state_dict).setdefault("_served", {})  # tied parameters share storage
-            for name, parameter in module._parameters.items():
-                first = self._first_name.get(id(parameter))
-                if first is not None and prefix + name in state_dict:
-                    if first not in served:
-                        served[first] = self.value(first)
-                    state_dict[prefix + name] = served[first]
-
-        def forget(module: nn.Module, state_dict: dict, prefix: str, local_metadata: dict) -> None:
-            vars(state_dict).pop("_served", None)
-
-        def refuse(module: nn.Module, *_: object) -> None:
-            raise StoreError(
-                f"load_state_dict on {type(module).__name__}: its weights live in a store; "
-                "load them before the engine is made, or use engine.load_checkpoint"
-            )
-
-        self._first_name = {id(parameter): name for name, parameter in self.map.parameters.items()}
-        for module in model.modules():
-            if any(id(p) in self._first_name for p in module._parameters.values()):
-                yield module.register_state_dict_post_hook(serve)
-        yield model.register_state_dict_post_hook(forget)
-        yield model.register_load_state_dict_pre_hook(refuse)
 
 
 def _still(draw: Draw) -> Draw:

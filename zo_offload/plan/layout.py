@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from zo_offload.ambient import chunked_head, surely_gathered
+from zo_offload.blocks import repeated_blocks
 from zo_offload.offload.planner import copy_bytes, is_small, rows_bytes
 from zo_offload.ops import Segment, Span
-from zo_offload.units import ModelMap, Unit, map_model, repeated_blocks
+from zo_offload.units import ModelMap, Unit, map_model
 
 Counts = npt.NDArray[np.int64]
 
