@@ -68,3 +68,13 @@ def test_no_tokenizer_is_said(task: Task, tmp_path: Path):
     done = invoke(["convert", *options])
     assert done.exit_code == 0, done.output
     assert "no tokenizer was found beside the model: copy its files there" in done.stdout
+
+
+def test_a_damaged_tokenizer_is_not_left_out(task: Task, tmp_path: Path):
+    (tmp_path / "model").mkdir()
+    for path in (task.folder / "model").iterdir():
+        (tmp_path / "model" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "model" / "tokenizer.json").write_text("{")
+    options = ["--model", str(tmp_path / "model"), "--output", str(tmp_path / "base")]
+    assert_one_line(invoke(["convert", *options]), "the tokenizer could not be loaded")
+    assert not (tmp_path / "base").exists()

@@ -14,6 +14,7 @@ from zo_offload.integrations.spill import spilled
 from zo_offload.trainable.peft import base_of, load_adapter
 
 LONGEST_REASON = 300
+TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")  # their files
 
 
 def load_causal_lm(name: str | Path, spill: Sequence[str | Path] = ()) -> Any:
@@ -93,11 +94,15 @@ def load_tokenizer(name: str | Path) -> Any:
 
 
 def save_tokenizer(name: str | Path, directory: Path) -> bool:
-    """Write the tokenizer beside a model elsewhere; False where there is none."""
-    try:
-        _tokenizer(name).save_pretrained(str(directory))
-    except ModelError:
+    """Write the tokenizer beside a model elsewhere; False where a directory has none.
+
+    Raises:
+        ModelError: There is one, and it cannot be loaded.
+    """
+    path = Path(name)
+    if path.is_dir() and not any(each for kind in TOKENIZERS for each in path.glob(kind)):
         return False
+    _tokenizer(name).save_pretrained(str(directory))
     return True
 
 
