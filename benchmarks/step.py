@@ -27,11 +27,11 @@ ROWS, LENGTH = 8, 64
 LAG = 4
 
 
-def make_model(layers: int) -> Any:
+def make_model(layers: int, vocabulary: int) -> Any:
     from transformers import OPTConfig, OPTForCausalLM
 
     torch.manual_seed(0)
-    config = OPTConfig(num_hidden_layers=layers)  # the other defaults are OPT-125m's
+    config = OPTConfig(num_hidden_layers=layers, vocab_size=vocabulary)  # else OPT-125m's shape
     model: Any = OPTForCausalLM(config)
     return model.to(torch.bfloat16).eval()
 
@@ -40,10 +40,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--vocabulary", type=int, default=50_272)
     options = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    plain, mezo, memory, offloaded, lagging = (make_model(options.layers) for _ in range(5))
-    tokens = torch.randint(5, 50_000, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
+    plain, mezo, memory, offloaded, lagging = (
+        make_model(options.layers, options.vocabulary) for _ in range(5)
+    )
+    generator, highest = torch.Generator().manual_seed(0), min(50_000, options.vocabulary)
+    tokens = torch.randint(5, highest, (ROWS, LENGTH), generator=generator)
     batch = {"input_ids": tokens, "labels": tokens}
     parameters = [p.detach() for p in mezo.parameters()]
     for parameter, value in zip(mezo.parameters(), parameters, strict=True):

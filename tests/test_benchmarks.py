@@ -22,7 +22,7 @@ LAST_LINES = {
         "planes_vs_mezo",
         "rademacher_vs_copy",
     },
-    "step.py --layers 2 --rounds 1": {
+    "step.py --layers 2 --vocabulary 1000 --rounds 1": {
         "step_vs_mezo",
         "step_vs_forwards",
         "step_vs_exact_forwards",
