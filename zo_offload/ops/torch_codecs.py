@@ -22,7 +22,8 @@ from zo_offload.ops.layout import (
 )
 from zo_offload.ops.lossless12 import ESCAPE, PACKED, RAW, TILE, sections
 
-CHUNK_ELEMENTS = 1 << 20
+CHUNK_ELEMENTS = {"cpu": 1 << 18}  # some ten temporaries of each are alive
+OTHER_CHUNK_ELEMENTS = 1 << 20  # a device is told of each
 _KEEP = {"nan": math.nan, "posinf": math.inf, "neginf": -math.inf}
 
 
@@ -38,8 +39,9 @@ def pack(layout: Layout, wire: torch.Tensor, packed: torch.Tensor) -> int:
         return used
     if layout.group:
         packed[layout.scales_at(elements) : used].zero_()
-    for start in range(0, elements, CHUNK_ELEMENTS):
-        stop = min(start + CHUNK_ELEMENTS, elements)
+    chunk = _chunk(wire)
+    for start in range(0, elements, chunk):
+        stop = min(start + chunk, elements)
         value = widened(wire[start:stop])
         if layout.group:
             _pack_groups(layout, value, packed, elements, start)
@@ -54,8 +56,9 @@ def unpack(
 ) -> None:  # fmt: skip
     """See :func:`zo_offload.ops.unpack`."""
     with torch.inference_mode():
-        for start in range(0, out.numel(), CHUNK_ELEMENTS):
-            part = out[start : start + CHUNK_ELEMENTS]
+        chunk = _chunk(out)
+        for start in range(0, out.numel(), chunk):
+            part = out[start : start + chunk]
             at = first + start
             value = decoded(layout, packed, elements, dtype, at, at + part.numel())
             _round(value, part) if out.dtype != torch.float32 else part.copy_(value)
@@ -77,6 +80,11 @@ def decoded(
     kind = _NARROW.get(layout.kind, dtype)
     size = kind.itemsize
     return widened(packed[start * size : stop * size].view(kind))
+
+
+def _chunk(tensor: torch.Tensor) -> int:
+    """Elements that are worked on at once."""
+    return CHUNK_ELEMENTS.get(tensor.device.type, OTHER_CHUNK_ELEMENTS)
 
 
 _NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
