@@ -1,8 +1,10 @@
 # `make` alone lists what can be done.
 #
-# PYTHON=python3.12 chooses the interpreter that .venv is made with.
+# PYTHON=python3.12 chooses the interpreter that .venv is made with; WORKERS=8 runs tests in as many
+# processes.
 
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -20,7 +22,7 @@ endif
 PIP_INSTALL := $(BIN)/python -m pip install -qq
 
 # The variables given on the command line, as options: MODEL=facebook/opt-125m -> --model facebook/opt-125m.
-GIVEN := $(foreach name,$(filter-out PYTHON VENV BIN READY,$(.VARIABLES)),$(if $(filter command,$(origin $(name))),$(name)))
+GIVEN := $(foreach name,$(filter-out PYTHON WORKERS VENV BIN READY,$(.VARIABLES)),$(if $(filter command,$(origin $(name))),$(name)))
 OPTIONS = $(foreach name,$(GIVEN),--$(shell echo '$(name)' | tr A-Z_ a-z-) '$($(name))')
 
 .PHONY: help venv new-venv mpi quickstart test doctest lint format clean distclean
@@ -35,7 +37,7 @@ quickstart: $(READY)  ## tune a model; MODEL=, TASK= and others become --model, 
 	$(BIN)/python launcher/quickstart.py $(OPTIONS)
 
 test: $(READY) mpi  ## run the whole test suite; ARGS="-k codec" goes to pytest
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 doctest: $(READY)  ## run the examples in the docstrings only
 	$(BIN)/pytest tests/test_doctests.py $(ARGS)
