@@ -164,7 +164,8 @@ def gathered_parameters(model: nn.Module, segments: Sequence[tuple[Span, Segment
     return {
         segment.name
         for span, segment in segments
-        if span.trainable
+        if segment.name in names  # else it is an overlay's
+        and span.trainable
         and not is_small(span, segment)
         and readers[id(names[segment.name])] == {True}
     }

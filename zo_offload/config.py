@@ -126,12 +126,13 @@ class RotateConfig(_Strict):
 class TrainableConfig(_Strict):
     """What moves."""
 
-    mode: Literal["full", "peft"] = "full"
+    mode: Literal["full", "peft", "sparse"] = "full"
     parameters: Patterns | None = None
     layers: Layers | None = None
     rotate: RotateConfig | None = None
     peft_config: dict[str, Any] | None = None
     adapter: str | None = None
+    mask: str | None = None
 
 
 class UpdateConfig(_Strict):
@@ -264,14 +265,25 @@ def _check_tier(parsed: ZOConfig) -> None:
         )
 
 
+_KEYS_OF_MODES = {
+    "full": ("parameters", "layers", "rotate"),
+    "peft": ("peft_config", "adapter"),
+    "sparse": ("mask",),
+}
+
+
 def _check_trainable(trainable: TrainableConfig) -> None:
-    of_full, of_peft = ("parameters", "layers", "rotate"), ("peft_config", "adapter")
-    for key in of_full if trainable.mode == "peft" else of_peft:
-        if getattr(trainable, key) is not None:
-            other = "full" if trainable.mode == "peft" else "peft"
-            raise ConfigError(
-                f'{BLOCK}.trainable.{key}: is of "mode": "{other}", found "{trainable.mode}"'
-            )
+    for mode, keys in _KEYS_OF_MODES.items():
+        for key in keys:
+            if mode != trainable.mode and getattr(trainable, key) is not None:
+                raise ConfigError(
+                    f'{BLOCK}.trainable.{key}: is of "mode": "{mode}", found "{trainable.mode}"'
+                )
+    if trainable.mode == "sparse" and trainable.mask is None:
+        raise ConfigError(
+            f'{BLOCK}.trainable.mask: mode "sparse" needs a mask, as "zo-offload sensitivity" '
+            "writes it; found null"
+        )
     if trainable.peft_config is not None and trainable.adapter is not None:
         raise ConfigError(
             f"{BLOCK}.trainable: peft_config makes an adapter, and adapter goes on from one; keep "
@@ -383,7 +395,7 @@ _ROOTS = {"offload_param": "zero_optimization", "aio": ""}  # where DeepSpeed ha
 
 # What later versions will take: text, or any positive number.
 _PLANNED: dict[str, tuple[str, ...]] = {
-    "trainable.mode": ("sparse", "low_rank", "scales"),
+    "trainable.mode": ("low_rank", "scales"),
     "update.type": ("momentum", "adam"),
     "estimator": ("one_sided",),
     "direction": ("low_rank",),

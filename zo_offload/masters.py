@@ -8,7 +8,7 @@ written every L steps. Whoever looks between is given a copy brought to the curr
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -22,6 +22,7 @@ from zo_offload.offload.store import Lease, Store
 from zo_offload.offload.streamer import Sent
 from zo_offload.ops import Draw, Point, Segment, Span, StepUpdate
 from zo_offload.parts import together
+from zo_offload.trainable.overlay import Base
 from zo_offload.units import AMBIENT, IDENTITY, ModelMap, Place, Unit
 
 
@@ -330,8 +331,29 @@ class Masters:
             return _master(*part)
 
     def _value_at(self, place: Place) -> torch.Tensor:
+        lay_over = self._overlay_of(place)
         with self._current_part(place) as (span, segment, wire, _):
-            return seen(span, segment, wire).to("cpu", copy=True)
+            value = seen(span, segment, wire).to("cpu", copy=True)
+            lay_over(value, wire)
+            return value
+
+    def _overlay_of(self, place: Place) -> Callable[[torch.Tensor, torch.Tensor], None]:
+        """What writes the current values of an overlay, if there is one, into a frozen part.
+
+        It is given the part, decoded, and its span as it rests.
+        """
+        overlaid = self.map.overlaid_at(place)
+        if overlaid is None:
+            return lambda target, wire: None
+        (_, span, segment), patch = place, overlaid.patch
+        values = self._master_at(overlaid.values).view(-1)[patch.values.start : patch.values.stop]
+
+        def lay_over(target: torch.Tensor, wire: torch.Tensor) -> None:
+            places = patch.places.to(target.device) if patch.places is not None else None
+            here = values.to(target.device)
+            patch.write(target.view(-1), here, places, Base(span, segment, wire))
+
+        return lay_over
 
     def _whole(self, name: str, parts: Iterable[torch.Tensor]) -> torch.Tensor:
         """A parameter of its parts, in order; the part itself where that is all of it."""

@@ -126,7 +126,7 @@ class Stepper:
             raise
 
     def _take_over(self) -> None:
-        refuse_unmanageable(self.model)
+        refuse_unmanageable(self.model, bool(self.trainable.moving.overlays))
         refuse_empty(self.model)
         self.model.eval()
         if self.scales is None:
@@ -402,6 +402,7 @@ class Stepper:
         if self.config.direction_scale == "none":
             return {}
         trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        trained |= {each.name: each.parameter for each in self.trainable.moving.overlays}
         converted = converted_of(self.model)
         if converted is not None:
             squares = converted.record.squares  # of what lies in units, the only place

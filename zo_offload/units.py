@@ -8,7 +8,7 @@ Blocks may be divided further (``granularity.py``), and so may a module that hol
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from zo_offload.experts import groups_of, holds_experts, refuse_compiled_experts
 from zo_offload.granularity import GRANULARITIES, divide
 from zo_offload.ops import Segment, Span
 from zo_offload.trainable.moving import ALWAYS, Moving, Rotation
+from zo_offload.trainable.overlay import Overlay, Patch
 from zo_offload.unmanageable import refuse_compiled
 
 FORWARD_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -89,6 +90,20 @@ class Unit:
 Place = tuple[Unit, Span, Segment]
 
 
+class Overlaid(NamedTuple):
+    """A part of a frozen matrix, and what is written into it.
+
+    Attributes:
+        place: Of the part.
+        patch: What is.
+        values: Where the overlay's values lie, all of them.
+    """
+
+    place: Place
+    patch: Patch
+    values: Place
+
+
 @dataclass(frozen=True)
 class ModelMap:
     """A model divided into units and ambient parameters.
@@ -101,6 +116,7 @@ class ModelMap:
         aliases: Further names of tied parameters, to the first.
         division: How far blocks are divided, or the names of the classes that are units.
         rotation: When which parameters move; None: all that do, at every step.
+        overlays: By the name of their matrix.
     """
 
     units: tuple[Unit, ...]
@@ -110,6 +126,7 @@ class ModelMap:
     aliases: dict[str, str]
     division: str | tuple[str, ...] = "block"
     rotation: Rotation | None = None
+    overlays: Mapping[str, Overlay] = field(default_factory=dict)
 
     def moves(self, span: Span, step: int) -> bool:
         """Whether the directions of a step move a span; its parameters take their turns alike."""
@@ -130,6 +147,22 @@ class ModelMap:
             for span, segment in unit.segments:
                 found.setdefault(segment.name, []).append((unit, span, segment))
         return found
+
+    @cached_property
+    def overlaid(self) -> dict[int, list[Overlaid]]:
+        """What is written into units, by index."""
+        found: dict[int, list[Overlaid]] = {}
+        for matrix, overlay in self.overlays.items():
+            (values,) = self.places[overlay.name]
+            for place in self.places[matrix]:
+                overlaid = Overlaid(place, overlay.patch(place[2]), values)
+                found.setdefault(place[0].index, []).append(overlaid)
+        return found
+
+    def overlaid_at(self, place: Place) -> Overlaid | None:
+        """What is written into a part, if anything is."""
+        of_unit = self.overlaid.get(place[0].index, ())
+        return next((each for each in of_unit if each.place[2] is place[2]), None)
 
     @property
     def divided(self) -> dict[str, list[Place]]:
@@ -175,21 +208,24 @@ def map_model(
         ConfigError: A class name matches nothing.
     """
     names, aliases = _parameter_names(model)
+    laid_over = {overlay.name: overlay.parameter for overlay in moving.overlays}
     resident = {id(names[name]) for name in moving.resident}
     found = [_with_its_adapter(model, *each) for each in _find_units(model, unit)]
     blocks = [each for each in found if _holds_more(each[1], resident)]
     refuse_compiled(model, [path for path, _ in blocks])
     owner = _owners(model, [module for _, module in blocks]) | dict.fromkeys(resident, AMBIENT)
+    owner |= {id(parameter): AMBIENT for parameter in laid_over.values()}
     turn_of = moving.rotation.group_of if moving.rotation is not None else {}
     pieces = _pieces(blocks, owner, divides=unit == "linear")
+    dtypes = {
+        name: _forward_dtype(model, name, parameter, dtype) for name, parameter in names.items()
+    } | dict.fromkeys(laid_over, torch.float32)
+    names |= laid_over  # the last, so that nobody's number depends on them
     indices = {name: i for i, name in enumerate(names)}
     members: dict[int, list[str]] = {i: [] for i in range(AMBIENT, len(blocks))}
     for name, parameter in names.items():
         if parameter.is_floating_point() and parameter.numel():
             members[owner[id(parameter)]].append(name)
-    dtypes = {
-        name: _forward_dtype(model, name, parameter, dtype) for name, parameter in names.items()
-    }
 
     def lay_out(index: int, piece: Piece) -> Unit:
         kinds: dict[Kind, list[str]] = {}
@@ -222,7 +258,10 @@ def map_model(
     }
     modules = tuple(piece.module for piece in pieces)
     division = unit if isinstance(unit, str) else tuple(unit or ()) or "block"
-    return ModelMap(tuple(units), ambient, modules, managed, aliases, division, moving.rotation)
+    overlays = {overlay.matrix: overlay for overlay in moving.overlays}
+    return ModelMap(
+        tuple(units), ambient, modules, managed, aliases, division, moving.rotation, overlays
+    )
 
 
 class BlockMap(NamedTuple):

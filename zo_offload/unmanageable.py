@@ -33,8 +33,12 @@ def refuse_taken(model: nn.Module) -> None:
             )
 
 
-def refuse_unmanageable(model: nn.Module) -> None:
+def refuse_unmanageable(model: nn.Module, overlays: bool = False) -> None:
     """Look at every module and parameter.
+
+    Args:
+        model: Which.
+        overlays: Whether something moves that is no parameter of it.
 
     Raises:
         ModelError: With the name of the first that cannot be managed, why, and the mend.
@@ -57,7 +61,9 @@ def refuse_unmanageable(model: nn.Module) -> None:
                 f"parameter {name} is {parameter.dtype}; complex parameters cannot be trained: "
                 "requires_grad_(False), or hold real and imaginary part in two parameters"
             )
-    if not any(p.requires_grad and p.is_floating_point() and p.numel() for p in named.values()):
+    if not overlays and not any(
+        p.requires_grad and p.is_floating_point() and p.numel() for p in named.values()
+    ):
         raise ModelError(
             f"{type(model).__name__} has no trainable parameter: requires_grad_(True) for what "
             "should move"

@@ -29,6 +29,7 @@ from zo_offload.offload.store import DeviceStore, HostStore, Store
 from zo_offload.offload.streamer import Slot, Streamer
 from zo_offload.offload.trial import Trial
 from zo_offload.ops import Draw, Segment, Span
+from zo_offload.overlays import Overlays
 from zo_offload.parts import joined, part_of
 from zo_offload.placement import Placement
 from zo_offload.served import serve_state_dict
@@ -85,6 +86,9 @@ class Weights(Masters):
         largest = max(unit.plain_bytes for unit in model_map.units)
         self._scratch = self.arena.take("scratch", largest)
         self._scratch_holds: tuple[int, int, Draw | None] | None = None
+        self._wires: list[torch.Tensor] = []  # what the unit in the scratch was decoded from
+        self._overlays = Overlays(model_map, self.arena, direction)
+        self._overlaid_along: tuple[Draw | None] | None = None
         self._packed_here: torch.Tensor | None = None
         self.pipeline: Streamer | None = None  # where all units rest on the device, nothing moves
         streamed = [unit for unit in model_map.units if not self._is_resident(unit)]
@@ -168,32 +172,37 @@ class Weights(Masters):
 
     def load_scratch(self, unit: Unit, draw: Draw | None) -> None:
         """Write the unit's weights, perturbed along ``draw``, where its parameters point."""
+        along = draw
         if unit.is_frozen:
-            draw = None  # once a visit, for every draw
-        elif draw is not None and not any(self.map.moves(s, draw.step) for s in unit.spans):
-            draw = _still(draw)  # one copy serves every probe and sign
-        wanted = (unit.index, len(self.history), draw)
-        if self._scratch_holds == wanted:
-            return
-        if draw is None:
-            self._load_as_it_is(unit)
-        else:
-            self._load_perturbed(unit, draw)
-        self._scratch_holds = wanted
+            along = None  # once a visit, for every draw
+        elif along is not None and not any(self.map.moves(s, along.step) for s in unit.spans):
+            along = _still(along)  # one copy serves every probe and sign
+        wanted = (unit.index, len(self.history), along)
+        if self._scratch_holds != wanted:
+            if along is None:
+                self._load_as_it_is(unit)
+            else:
+                self._load_perturbed(unit, along)
+            self._scratch_holds, self._overlaid_along = wanted, None
+        if unit.index in self.map.overlaid and self._overlaid_along != (draw,):
+            self._overlays.write(unit, draw, self.ambient_values, self._wires, self._scratch)
+            self._overlaid_along = (draw,)
 
     def _load_as_it_is(self, unit: Unit) -> None:
         if self._is_resident(unit):
             self.load_current(unit, self._scratch)
             wire = self._stores[unit.index].lend(unit).wire
-            for span in unit.spans:
+            self._wires = [span.wire(wire) for span in unit.spans]
+            for span, source in zip(unit.spans, self._wires, strict=True):
                 if not span.trainable:
-                    self._look(span, span.wire(wire))
+                    self._look(span, source)
                 elif span.codec != IDENTITY:
                     self._look(span, span.plain(self._scratch))
         else:
             slot = self._acquire(unit, len(self.history))
-            for span in unit.spans:
-                self._look(span, _sent(span, slot))
+            self._wires = [_sent(span, slot) for span in unit.spans]
+            for span, source in zip(unit.spans, self._wires, strict=True):
+                self._look(span, source)
 
     def _load_perturbed(self, unit: Unit, draw: Draw) -> None:
         ahead = self.ahead(unit)
@@ -356,7 +365,7 @@ class Weights(Masters):
             if NVME in self._tiers_of(name) or self._rests_packed(name):
                 parameter.data = nothing(tuple(parameter.shape), dtype, self.arena.device)
             else:
-                parts = [self._resting(place) for place in self.map.places[name]]
+                parts = [self._resting_whole(place) for place in self.map.places[name]]
                 parameter.data = joined(parameter.shape, parts)
             self._drop_parts(name)
         self._let_go()
@@ -441,6 +450,14 @@ class Weights(Masters):
         """Wire elements where they rest."""
         unit, span, segment = place
         return seen(span, segment, span.wire(self._stores[unit.index].lend(unit, whole=False).wire))
+
+    def _resting_whole(self, place: Place) -> torch.Tensor:
+        """They, with what lies over them written into them: nobody trains any more."""
+        unit, span, _ = place
+        resting = self._resting(place)
+        lease = self._stores[unit.index].lend(unit, whole=False)
+        self._overlay_of(place)(resting, span.wire(lease.wire))
+        return resting
 
     def _empty_view(self, unit: Unit, span: Span, segment: Segment) -> torch.Tensor:
         shape = tuple(self.map.parameters[segment.name].shape)

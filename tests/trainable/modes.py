@@ -1,7 +1,11 @@
 """What moves, one row a way to say it: a new one is tested by adding a row."""
 
+import atexit
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -9,6 +13,7 @@ from models.table import ROWS
 from torch import nn
 
 from zo_offload.config import ZOConfig
+from zo_offload.mask import Chosen, Mask, Origin, write_mask
 from zo_offload.step import Stepper
 
 LR = 1e-2
@@ -51,6 +56,28 @@ def lora(**more: Any) -> dict[str, Any]:
 
 def prompt(kind: str, **more: Any) -> dict[str, Any]:
     return {"mode": "peft", "peft_config": {"peft_type": kind, "num_virtual_tokens": 3, **more}}
+
+
+def model() -> nn.Module:
+    return ROWS[MODEL].build()
+
+
+def written_mask(every: int = 37, model: Callable[[], nn.Module] = model) -> Path:
+    """One weight of so many, of all matrices of the blocks but the value projections."""
+    chosen = {}
+    for name, parameter in model().named_parameters():
+        if parameter.ndim > 1 and "layers" in name and "v_proj" not in name:
+            indices = torch.arange(len(name) % every, parameter.numel(), every)
+            chosen[name] = Chosen(indices, torch.ones(len(indices)))
+    folder = mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    path = Path(folder) / "mask.safetensors"
+    write_mask(path, Mask(Origin("random", "matrix", 1 / every, 0), chosen))
+    return path
+
+
+def sparse(**more: Any) -> dict[str, Any]:
+    return {"mode": "sparse", "mask": str(written_mask()), **more}
 
 
 MODES = {
@@ -103,13 +130,14 @@ MODES = {
         lambda name, step: name.startswith("prompt_encoder"),
         "prompt_encoder.default.embedding.weight",
     ),
+    "sparse": Mode(
+        sparse(),
+        lambda name, step: name.endswith(".sparse"),
+        "model.layers.0.mlp.up_proj.weight.sparse",
+    ),
 }
 PEFT = [name for name, mode in MODES.items() if mode.trainable.get("mode") == "peft"]
 BATCH = ROWS[MODEL].batch(6)
-
-
-def model() -> nn.Module:
-    return ROWS[MODEL].build()
 
 
 def config_of(name: str, **more: Any) -> ZOConfig:

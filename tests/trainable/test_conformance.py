@@ -9,6 +9,7 @@ import torch
 from parity import plain
 from parity.test_parity import loss_of
 
+from trainable.laid_over import reference_of
 from trainable.modes import BATCH, LR, MODES, config_of, differing, masters, model, stepper_of
 from zo_offload.journal import Journal
 from zo_offload.trainable.choose import trainable_for
@@ -20,7 +21,8 @@ STEPS = 6
 def test_steps_equal_a_plain_loop(name: str):
     """Whose parameters are told at each step, by the row, whether they move."""
     config = config_of(name, offload_param={"device": "cpu"})
-    reference = trainable_for(model(), config).prepare(model())
+    mode = trainable_for(model(), config)
+    reference = reference_of(mode.prepare(model()), mode.moving.overlays)
     trained = dict(reference.named_parameters())
     with closing(stepper_of(name, offload_param={"device": "cpu"})) as stepper:
         begun = masters(stepper)
@@ -49,7 +51,7 @@ def after(name: str, **more: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("lag", [0, 2])
-@pytest.mark.parametrize("name", ["layers", "rotate", "lora"])
+@pytest.mark.parametrize("name", ["layers", "rotate", "lora", "sparse"])
 def test_no_tier_changes_a_bit(name: str, lag: int, tmp_path: Path):
     update = {"lag": lag}
     expected = after(name, update=update)
@@ -64,7 +66,7 @@ def test_no_tier_changes_a_bit(name: str, lag: int, tmp_path: Path):
 
 
 @pytest.mark.parametrize("stop", [1, 3])
-@pytest.mark.parametrize("name", ["rotate", "lora"])
+@pytest.mark.parametrize("name", ["rotate", "lora", "sparse"])
 def test_a_run_goes_on_from_its_journal(name: str, stop: int, tmp_path: Path):
     def run(path: Path, steps: int, **more: Any) -> dict[str, torch.Tensor]:
         with closing(stepper_of(name, torch.bfloat16, **more)) as stepper:

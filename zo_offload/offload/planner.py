@@ -10,6 +10,7 @@ from zo_offload.offload.residency import DEVICE, HOST, NVME, most_that_fit
 from zo_offload.offload.staged import num_staged, staged_bytes, stored
 from zo_offload.offload.streamer import slot_size
 from zo_offload.ops import ALIGNMENT, Segment, Span
+from zo_offload.overlays import kept_bytes
 from zo_offload.units import AMBIENT, ModelMap, Unit
 
 SMALL_BYTES = 1 << 16
@@ -29,6 +30,7 @@ class Plan:
             a copy of one where masters lag.
         host_bytes: Everything that rests in host memory, or passes through it.
         nvme_bytes: Of the files on the disk.
+        overlays: What overlays keep on the device, beside their values.
     """
 
     slots: int
@@ -38,11 +40,13 @@ class Plan:
     resident: int
     host_bytes: int
     nvme_bytes: int = 0
+    overlays: int = 0
 
     @property
     def device_bytes(self) -> int:
         """The peak on the device."""
-        return self.slots + self.scratch + self.ambient + self.ambient_copies + self.resident
+        ambient = self.ambient + self.ambient_copies + self.overlays
+        return self.slots + self.scratch + ambient + self.resident
 
     def check(self, device_budget: int | None, host_budget: int | None) -> None:
         """Refuse what cannot fit.
@@ -122,6 +126,7 @@ class Needs:
             + self._packing(streamed)
             + num_staged(self.num_slots) * staged_bytes(on_disk),
             nvme_bytes=_disk_bytes(on_disk),
+            overlays=kept_bytes(self.model_map),
         )
 
     def least(self, tier: str) -> Plan:
@@ -166,7 +171,12 @@ class Needs:
         return NUM_BUFFERS * _largest(streamed, _packed) if packs else 0
 
     def _copies(self) -> int:
-        trained = [pair for pair in self.model_map.ambient.segments if pair[0].trainable]
+        laid_over = {overlay.name for overlay in self.model_map.overlays.values()}
+        trained = [
+            (span, segment)
+            for span, segment in self.model_map.ambient.segments
+            if span.trainable and segment.name not in laid_over
+        ]
         return sum(
             copy_bytes(span, segment) * (self.num_draws if is_small(span, segment) else 1)
             for span, segment in trained

@@ -1,5 +1,7 @@
 """The mode of a run: what the JSON says, unless the model is a ``PeftModel`` and says it itself."""
 
+from collections.abc import Callable
+
 from torch import nn
 
 from zo_offload.config import ZOConfig
@@ -8,7 +10,10 @@ from zo_offload.trainable.detect import is_peft_model
 from zo_offload.trainable.full import Full
 from zo_offload.trainable.peft import Peft
 from zo_offload.trainable.selection import PATH
+from zo_offload.trainable.sparse import Sparse
 from zo_offload.trainable.trainable import Trainable
+
+MODES: dict[str, Callable[[ZOConfig], Trainable]] = {"full": Full, "peft": Peft, "sparse": Sparse}
 
 
 def trainable_for(model: nn.Module, config: ZOConfig) -> Trainable:
@@ -19,7 +24,7 @@ def trainable_for(model: nn.Module, config: ZOConfig) -> Trainable:
     """
     wanted = config.trainable
     if not is_peft_model(model):
-        return Peft(config) if wanted.mode == "peft" else Full(config)
+        return MODES[wanted.mode](config)
     said = [key for key in type(wanted).model_fields if key != "mode" and getattr(wanted, key)]
     if said:
         raise ConfigError(

@@ -63,13 +63,7 @@ class Full(Trainable):
 
     def save(self, model: nn.Module, weights: Weights, directory: Path) -> None:
         """See :class:`Trainable`: a plain Hugging Face directory."""
-        saves: Any = model
-        if not hasattr(model, "save_pretrained"):
-            raise ModelError(
-                f"{type(model).__name__} has no save_pretrained; "
-                "write engine.module.state_dict() with safetensors.torch.save_file"
-            )
-        saves.save_pretrained(str(directory), state_dict=model.state_dict())
+        save_plain(model, directory)
 
     def _chosen(self, model: nn.Module) -> set[str]:
         chosen = {name for name, _ in model.named_parameters()}
@@ -78,3 +72,18 @@ class Full(Trainable):
         if self._config.layers is not None:
             chosen &= by_layer(block_map(model, self._unit), self._config.layers)
         return chosen
+
+
+def save_plain(model: nn.Module, directory: Path) -> None:
+    """Write a plain Hugging Face directory.
+
+    Raises:
+        ModelError: The model is of no class that knows how.
+    """
+    saves: Any = model
+    if not hasattr(model, "save_pretrained"):
+        raise ModelError(
+            f"{type(model).__name__} has no save_pretrained; "
+            "write engine.module.state_dict() with safetensors.torch.save_file"
+        )
+    saves.save_pretrained(str(directory), state_dict=model.state_dict())

@@ -3,6 +3,8 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from zo_offload.trainable.overlay import Overlay
+
 
 @dataclass(frozen=True)
 class Rotation:
@@ -43,10 +45,12 @@ class Moving:
         resident: Names of those that are ambient wherever they lie: they stay on the device, and
             the units around them travel without them.
         rotation: When which of them move; None: all at every step.
+        overlays: Values that move beside them, in the place of frozen matrices.
     """
 
     resident: Collection[str] = frozenset()
     rotation: Rotation | None = None
+    overlays: tuple[Overlay, ...] = ()
 
 
 ALWAYS = Moving()

@@ -1,0 +1,148 @@
+"""``sparse``: the weights that a mask names move, in fp32, over a frozen base.
+
+They are few (0.1 % by default), so that they stay on the device and the base may rest and travel in
+four bits: a unit is decoded once a visit, and for every probe and sign the chosen weights alone are
+written over it. They begin at the values that the model came with, which no codec has rounded.
+
+Reference:
+    Guo et al. (2024), arXiv 2406.02913, section 3. Deviation: the base may be of any codec here.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zo_offload.config import ZOConfig
+from zo_offload.converted import converted_of
+from zo_offload.errors import ConfigError, ModelError
+from zo_offload.mask import check_mask, read_mask
+from zo_offload.ops import Segment
+from zo_offload.trainable.full import save_plain
+from zo_offload.trainable.moving import Moving
+from zo_offload.trainable.overlay import Base, Overlay, Patch
+from zo_offload.trainable.selection import PATH
+from zo_offload.trainable.trainable import Trainable
+from zo_offload.units import AMBIENT, block_map
+from zo_offload.weights import Weights
+
+SMALL = 2**31  # places below this are kept in four bytes
+
+
+@dataclass(frozen=True)
+class Scattered(Patch):
+    """Values at places of their own."""
+
+    indices: torch.Tensor
+
+    @property
+    def places(self) -> torch.Tensor:
+        """See :class:`Patch`: positions in the part."""
+        return self.indices
+
+    def write(
+        self, target: torch.Tensor, values: torch.Tensor, places: torch.Tensor | None, base: Base
+    ) -> None:
+        """See :class:`Patch`."""
+        assert places is not None
+        target.index_copy_(0, places.long(), values.to(target.dtype))
+
+
+@dataclass(frozen=True)
+class Chosen(Overlay):
+    """The weights of a matrix that a mask names.
+
+    Attributes:
+        indices: int64, rising, into the flat matrix.
+
+    Example:
+        >>> overlay = Chosen("w", nn.Parameter(torch.tensor([7.0, 8.0])), torch.tensor([1, 5]))
+        >>> overlay.patch(Segment("w", 0, (4,), 0, offset=4)).values
+        range(1, 2)
+    """
+
+    indices: torch.Tensor
+
+    @property
+    def name(self) -> str:
+        """See :class:`Overlay`."""
+        return f"{self.matrix}.sparse"
+
+    def patch(self, segment: Segment) -> Scattered:
+        """See :class:`Overlay`."""
+        ends = torch.tensor([segment.offset, segment.offset + segment.numel])
+        first, last = torch.searchsorted(self.indices, ends).tolist()
+        places = self.indices[first:last] - segment.offset
+        dtype = torch.int32 if segment.numel <= SMALL else torch.int64
+        return Scattered(range(first, last), places.to(dtype))
+
+
+class Sparse(Trainable):
+    """A static mask.
+
+    Args:
+        config: The ``zeroth_order`` block.
+    """
+
+    mode = "sparse"
+
+    def __init__(self, config: ZOConfig) -> None:
+        self._config = config
+        self._flags: dict[nn.Parameter, bool] = {}
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """See :class:`Trainable`: the model itself, all of it frozen."""
+        path = self._config.trainable.mask
+        if path is None:
+            raise ConfigError(f"{PATH}.mask: {self.mode} needs one, found null")
+        if converted_of(model) is not None:
+            raise ModelError(
+                "a converted model's blocks are laid out to move; a mask needs a base that does "
+                "not: give the model that was converted"
+            )
+        overlays = tuple(_overlays(model, Path(path), self._config.unit))
+        self._flags = {p: p.requires_grad for p in model.parameters()}
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        self.moving = Moving(overlays=overlays)
+        return model
+
+    def undo(self) -> None:
+        """See :class:`Trainable`."""
+        for parameter, flag in self._flags.items():
+            parameter.requires_grad_(flag)
+        self._flags = {}
+
+    def header(self, model: nn.Module) -> dict[str, Any]:
+        """See :class:`Trainable`; with the digest of the places."""
+        total = hashlib.sha256()
+        for overlay in self.moving.overlays:
+            assert isinstance(overlay, Chosen)
+            total.update(f"{overlay.matrix} {len(overlay.indices)}\n".encode())
+            total.update(overlay.indices.numpy().data)
+        return {"trainable": {"mode": self.mode, "mask": total.hexdigest()}}
+
+    def save(self, model: nn.Module, weights: Weights, directory: Path) -> None:
+        """See :class:`Trainable`: a plain Hugging Face directory."""
+        save_plain(model, directory)
+
+
+def _overlays(model: nn.Module, path: Path, unit: Any) -> Iterator[Chosen]:
+    """In the model's order."""
+    mask = read_mask(path)
+    blocks = block_map(model, unit).block_of
+    matrices = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.ndim > 1 and parameter.is_floating_point() and blocks[name] != AMBIENT
+    }
+    check_mask(path, mask, {name: tuple(p.shape) for name, p in matrices.items()})
+    for name, parameter in matrices.items():
+        if name in mask.chosen:
+            indices = mask.chosen[name].indices
+            values = parameter.detach().reshape(-1)[indices.to(parameter.device)].float()
+            yield Chosen(name, nn.Parameter(values.cpu()), indices)
