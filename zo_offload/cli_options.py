@@ -84,6 +84,8 @@ PLAN_OPTIONS = (
     click.option("--wire", type=click.Choice(
                      ["identity", "bf16", "lossless12", "fp8_e4m3", "int8", "int4", "nf4"]),
                  help="What crosses the bus."),
+    click.option("--share", type=click.FloatRange(0, 1, min_open=True),
+                 help="Of the weights, that a mask chooses (0.001)."),
     click.option("--trainable", type=click.Choice(["full", "sparse", "peft"]),
                  help="What moves; all but full freeze the base."),
     click.option("--probes", type=COUNT, help="Directions a step."),

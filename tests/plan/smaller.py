@@ -8,6 +8,7 @@ from zo_offload.plan.shapes import READY
 
 SMALLER = {
     "opt-175b": {"hidden_size": 96, "word_embed_proj_dim": 96, "ffn_dim": 384, "vocab_size": 512},
+    "llama-2-7b": {"hidden_size": 96, "intermediate_size": 256, "vocab_size": 512},
     "llama-3-8b": {"hidden_size": 64, "intermediate_size": 224, "vocab_size": 640},
     "qwen3-8b": {"hidden_size": 64, "intermediate_size": 192, "vocab_size": 512, "head_dim": 16},
     "qwen3-235b-a22b": {

@@ -1,5 +1,6 @@
 """What is planned is what training then holds, on small models of the same blocks."""
 
+import json
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,10 @@ import torch
 import transformers
 
 from plan.smaller import SMALLER, config_like
-from zo_offload.config import OffloadConfig, ZOConfig
+from zo_offload.config import OffloadConfig, ZOConfig, parse_config
+from zo_offload.mask import Chosen, Mask, Origin, write_mask
 from zo_offload.plan.budget import Tiers, place
-from zo_offload.plan.request import Budgets, Request
+from zo_offload.plan.request import Budgets, Request, read_json
 from zo_offload.plan.search import Layouts
 from zo_offload.step import Stepper
 
@@ -78,13 +80,41 @@ def test_a_frozen_base_takes_what_its_wire_takes(wire: str, device: Any):
         trained = 2 * 2 * 128 + 2 * 128  # a norm of 64, padded: its copies, and its masters' rest
     lowest = {"cpu": "host", "none": "device"}[device]
     request = replace(BASE, unit="block", lowest=lowest, wire=wire, trainable="sparse")
+    request = replace(request, share=0.0)
     tiers = planned(config, torch.bfloat16, request)
     rounding = 64 * len(units)  # scales up to whole sections
     for name, found in (("slots", plan.slots), ("scratch", plan.scratch)):
         assert tiers.device[name] <= found <= tiers.device[name] + rounding, name
-    on_device = weights_of(tiers) - tiers.device["sparse"]
+    on_device = weights_of(tiers)
     assert on_device <= plan.device_bytes <= on_device + rounding + trained
     assert tiers.host_bytes <= plan.host_bytes <= tiers.host_bytes + rounding + trained
+
+
+@pytest.mark.parametrize("device", ["cpu", "none"])
+@pytest.mark.parametrize("name", ["opt-175b", "llama-2-7b"])
+def test_chosen_weights_take_what_is_planned(tmp_path: Path, name: str, device: Any):
+    config, mask = config_like(name), tmp_path / "mask.safetensors"
+    model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    matrices = {k: p.numel() for k, p in model.named_parameters() if "layers" in k and p.ndim > 1}
+    chosen = {
+        k: Chosen(torch.arange(0, n, 20), torch.ones(-(-n // 20))) for k, n in matrices.items()
+    }
+    write_mask(mask, Mask(Origin("random", "matrix", 0.05, sum(matrices.values())), chosen))
+    trainable = {"mode": "sparse", "mask": str(mask)}
+    ds = {
+        "zeroth_order": {
+            "wire": "int8",
+            "trainable": trainable,
+            "offload_param": {"device": device},
+        }
+    }
+    (tmp_path / "ds.json").write_text(json.dumps(ds))
+    with closing(Stepper(model, parse_config(ds), dtype=torch.bfloat16)) as stepper:
+        plan = stepper.plan
+    request, _, _ = read_json(tmp_path / "ds.json")
+    tiers = planned(config, torch.bfloat16, replace(request, length=16, unit="block"))
+    assert plan.device_bytes == pytest.approx(weights_of(tiers), rel=0.02)
+    assert plan.host_bytes == pytest.approx(tiers.host_bytes, rel=0.02)
 
 
 @pytest.mark.parametrize(

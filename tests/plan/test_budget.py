@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from plan.smaller import config_like
 from zo_offload.errors import ConfigError
 from zo_offload.plan.advice import nearest, quicker
-from zo_offload.plan.budget import SPARSE_BYTES, SPARSE_SHARE, SUMS_BYTES, place, sizes_of
+from zo_offload.plan.budget import SUMS_BYTES, place, sizes_of
 from zo_offload.plan.formats import PACKED, WIRES
 from zo_offload.plan.rates import OVERHEAD, Rates, flops_of
 from zo_offload.plan.request import TRAINABLES, Budgets, Request
@@ -144,8 +144,11 @@ def test_a_frozen_base_has_no_masters_and_no_perturbed_head():
     request = replace(ON_HOST, trainable="sparse")
     tiers = place(layout, request, Budgets())
     assert tiers.device["ambient_copies"] == 0
-    assert tiers.device["sparse"] == int(layout.matrices.sum() * SPARSE_SHARE) * SPARSE_BYTES
-    assert tiers.host_bytes == layout.ambient_wire + tiers.sizes.wire.sum()
+    chosen, in_one = (
+        int(count * 0.001) for count in (layout.matrices.sum(), layout.matrices.max())
+    )
+    assert tiers.device["sparse"] == 8 * chosen + 4 * in_one
+    assert tiers.host_bytes == layout.ambient_wire + 4 * chosen + tiers.sizes.wire.sum()
     step = made(request, Budgets()).step
     assert step.host_kernel == step.bus_down == 0
 

@@ -64,6 +64,17 @@ def test_175b_fits_6_gib_and_128_gib_of_host_memory_on_a_frozen_base(trainable: 
     assert found["nvme_bytes"] == 0
 
 
+@pytest.mark.parametrize("length", [128, 512])
+def test_llama_2_7b_fits_8_gib_in_total_on_a_frozen_base(length: int):
+    for device in 8, 2:  # all of it on the device, and most of it on the host
+        found = planned(
+            "--model", "llama-2-7b", "--device-gb", device, "--host-gb", 8, "--wire", "nf4",
+            "--trainable", "sparse", "--length", length,
+        )  # fmt: skip
+        assert found["device_bytes"] + found["host_bytes"] <= 5 * GIB
+        assert bool(found["host_bytes"]) == (device == 2)
+
+
 def test_what_host_memory_does_not_hold_rests_on_disk():
     found = planned("--model", "opt-175b", "--device-gb", 8, "--host-gb", 64)
     assert found["host_bytes"] <= 64 * GIB < found["nvme_bytes"]

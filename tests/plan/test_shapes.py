@@ -12,6 +12,7 @@ from zo_offload.plan.shapes import READY, build, config_of
 PUBLISHED = {  # parameters in 10^9: model cards and reports
     "opt-125m": 0.1252, "opt-350m": 0.3312, "opt-1.3b": 1.3158, "opt-2.7b": 2.6516,
     "opt-6.7b": 6.6585, "opt-13b": 12.853, "opt-30b": 29.975, "opt-66b": 65.7, "opt-175b": 174.6,
+    "llama-2-7b": 6.74, "llama-2-13b": 13.02, "llama-2-70b": 68.98,
     "llama-3-8b": 8.03, "llama-3-70b": 70.55, "llama-3-405b": 405.8,
     "qwen3-8b": 8.19, "qwen3-32b": 32.8, "qwen3-235b-a22b": 235.1,
 }  # fmt: skip

@@ -9,6 +9,7 @@ import deepspeed
 import peft
 import pytest
 import torch
+import transformers
 from cli.common import Task, accuracies, assert_one_line, invoke, make_task
 from distributed import worker
 from distributed.launch import run
@@ -16,7 +17,7 @@ from engine.common import config, opt, same, tokens, weights
 from engine.conftest import make_engine
 
 import zo_offload
-from trainable.modes import MODES, lora
+from trainable.modes import MODES, lora, written_mask
 from zo_offload.config import load_json
 from zo_offload.errors import ConfigError
 from zo_offload.loss_noise import LossNoise
@@ -30,7 +31,14 @@ def settings(trainable: dict[str, Any], **more: Any) -> dict[str, Any]:
     return config(zeroth_order=block)
 
 
-@pytest.mark.parametrize("trainable", [lora(), MODES["rotate"].trainable], ids=["lora", "rotate"])
+def sparse() -> dict[str, Any]:
+    """Of the engine's model."""
+    return {"mode": "sparse", "mask": str(written_mask(model=opt))}
+
+
+@pytest.mark.parametrize(
+    "trainable", [lora(), MODES["rotate"].trainable, sparse()], ids=["lora", "rotate", "sparse"]
+)
 def test_an_engine_saves_and_goes_on(make_engine: Make, tmp_path: Path, trainable: dict):
     first = make_engine(opt(), settings(trainable))
     for step in range(2):
@@ -59,6 +67,21 @@ def test_an_engine_wraps_the_model_and_writes_its_adapter(make_engine: Make, tmp
     )
     again.eval()
     assert torch.equal(again(**tokens(1)).loss, expected)
+
+
+def test_what_an_engine_writes_of_chosen_weights_is_a_plain_model(
+    make_engine: Make, tmp_path: Path
+):
+    engine = make_engine(opt(), settings(sparse()))
+    for step in range(2):
+        engine.train_batch(iter([tokens(step)]))
+    engine.save_pretrained(tmp_path / "plain")
+    engine.eval()
+    expected = engine(**tokens(1)).loss
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "plain").eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(**tokens(1)).loss, expected)
+        assert not torch.equal(opt().eval()(**tokens(1)).loss, expected)
 
 
 def test_an_adapter_in_the_json_of_a_trainer_is_refused(make_engine: Make):

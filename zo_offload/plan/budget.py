@@ -15,8 +15,8 @@ from zo_offload.plan.layout import Counts, Layout
 from zo_offload.plan.request import Budgets, Request
 
 ADAPTER_RANK = 8  # of an adapter on every matrix
-SPARSE_SHARE = 0.001  # of the matrices' weights
-SPARSE_BYTES = 8  # an fp32 value and its 32-bit place
+VALUE_BYTES = 4  # of a chosen weight, fp32
+CHOSEN_BYTES = 8  # of one and its 32-bit place
 HEADER = PAGE = 4096  # of a unit on disk, and what its parts are padded to
 SPARE_RECORDS = 4
 SUMS_BYTES = 64  # a token, of a loss that is computed in chunks
@@ -93,6 +93,11 @@ def sizes_of(layout: Layout, request: Request) -> Sizes:
     return Sizes(wire + adapters, rest, plain + adapters, adapters + rest)
 
 
+def chosen_of(layout: Layout, request: Request) -> int:
+    """Weights that a mask chooses."""
+    return int(layout.matrices.sum() * request.share) if request.trainable == "sparse" else 0
+
+
 def place(layout: Layout, request: Request, budgets: Budgets) -> Tiers:
     """Rest everything as near to the device as the budgets allow."""
     sizes = sizes_of(layout, request)
@@ -129,8 +134,9 @@ def _on_device(layout: Layout, request: Request, sizes: Sizes) -> dict[str, int]
     if request.where == "device" and sizes.rest.any():
         slot += int(sizes.rest.max())
     frozen = request.trainable != "full"
-    matrices = int(layout.matrices.sum())
-    sparse = int(matrices * SPARSE_SHARE) * SPARSE_BYTES if request.trainable == "sparse" else 0
+    sparse = chosen_of(layout, request) * CHOSEN_BYTES
+    if sparse:  # the values of a unit, perturbed
+        sparse += int(layout.matrices.max() * request.share) * VALUE_BYTES
     copies = layout.copies_bytes(2 * request.probes, request.head_chunk)
     activations, logits = _of_lanes(layout, request)
     return {
@@ -204,6 +210,7 @@ def _in_host_memory(
     full = request.trainable == "full"
     bytes_each = (sizes.wire + sizes.rest)[first:]
     ambient = layout.ambient_wire + (layout.ambient_rest if full else 0)
+    ambient += chosen_of(layout, request) * VALUE_BYTES
     host = {"ambient": ambient, "units": int(bytes_each.sum()), "staging": 0, "spare": 0}
     if request.lag and request.where != "device" and sizes.trained.any():
         rest = layout.ambient_rest if full else 0

@@ -9,11 +9,12 @@ from typing import Any
 from zo_offload.config import parse_config
 from zo_offload.errors import ConfigError
 from zo_offload.plan.advice import Advice
-from zo_offload.plan.budget import ADAPTER_RANK, SPARSE_SHARE
+from zo_offload.plan.budget import ADAPTER_RANK
 from zo_offload.plan.rates import Rates
 from zo_offload.plan.request import GIB, Request
 from zo_offload.plan.search import Planned
 
+WITH_MODES = {"sparse": {"mask": "mask.safetensors"}}  # what a JSON must say beside the mode
 DEVICES = {"device": "none", "host": "cpu", "nvme": "nvme"}
 
 
@@ -33,7 +34,7 @@ def block_of(planned: Planned) -> dict[str, Any]:
     lowest = [tier for tier, count in zip(DEVICES, planned.tiers.residents, strict=True) if count]
     block: dict[str, Any] = {
         "probes": request.probes,
-        "trainable": {"mode": request.trainable},
+        "trainable": {"mode": request.trainable, **WITH_MODES.get(request.trainable, {})},
         "update": {"where": request.where, "lag": request.lag},
         "offload_param": {"device": DEVICES[lowest[-1]], "buffer_count": request.num_slots},
         "unit": request.unit,
@@ -65,7 +66,8 @@ def notes(planned: Planned) -> list[str]:
             "device_budget and host_budget, which are of weights alone"
         )
     if planned.request.trainable == "sparse":
-        found.append(f"sparse: {SPARSE_SHARE:.1%} of the matrices' weights, fp32, on the device")
+        share = planned.request.share
+        found.append(f"sparse: {share:.2%} of the matrices' weights, fp32, on the device")
     if planned.request.trainable == "peft":
         found.append(f"peft: adapters of rank {ADAPTER_RANK} on every matrix, with their units")
     return [*found, "not in these numbers: the accelerator's context, some 0.5 GiB on CUDA"]

@@ -9,6 +9,7 @@ import torch
 
 from zo_offload.config import BLOCK, ZOConfig, load_json, parse_config
 from zo_offload.errors import ConfigError
+from zo_offload.mask import read_mask
 
 TIERS = ("device", "host", "nvme")
 """From fast to large."""
@@ -53,6 +54,7 @@ class Request:
         master: What updates accumulate in.
         trainable: ``full``; ``sparse``: a static mask of the base, which is frozen; ``peft``:
             adapters beside a frozen base. A frozen base rests in its wire format.
+        share: Of the matrices' weights, that a mask chooses.
         where: Where masters in host memory are updated.
         lag: Steps that masters may be behind.
         probes: Directions a step.
@@ -70,6 +72,7 @@ class Request:
     wire: str = "identity"
     master: str = "fp32"
     trainable: str = "full"
+    share: float = 1e-3
     where: str | None = None
     lag: int = 0
     probes: int = 1
@@ -116,6 +119,7 @@ def read_json(path: str | Path) -> tuple[Request, Budgets, torch.dtype | None]:
         wire=block.wire or "identity",
         master=block.master,
         trainable=block.trainable.mode,
+        share=_share(block.trainable.mask),
         where=block.update.where,
         lag=block.update.lag,
         probes=block.probes,
@@ -133,6 +137,14 @@ def read_json(path: str | Path) -> tuple[Request, Budgets, torch.dtype | None]:
 def with_options(request: Request, options: Mapping[str, Any]) -> Request:
     """The request with those options that are not None."""
     return replace(request, **{k: value for k, value in options.items() if value is not None})
+
+
+def _share(mask: str | None) -> float:
+    """Of the weights that could be chosen; the default of what is yet to be made."""
+    if mask is None or not Path(mask).exists():
+        return Request.share
+    found = read_mask(Path(mask))
+    return found.num_chosen / max(found.origin.candidates, found.num_chosen, 1)
 
 
 def _budgets(block: ZOConfig) -> Budgets:

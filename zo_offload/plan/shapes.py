@@ -2,8 +2,9 @@
 
 A model is built on torch's meta device: modules and shapes, no values and no memory.
 
-Reference: Zhang et al. (2022), arXiv 2205.01068, table 1 (OPT); Llama Team (2024), arXiv
-2407.21783, table 3 (Llama 3); Qwen Team (2025), arXiv 2505.09388, tables 1 and 2 (Qwen3).
+Reference: Zhang et al. (2022), arXiv 2205.01068, table 1 (OPT); Touvron et al. (2023), arXiv
+2307.09288, table 1 and section 2.2 (Llama 2); Llama Team (2024), arXiv 2407.21783, table 3
+(Llama 3); Qwen Team (2025), arXiv 2505.09388, tables 1 and 2 (Qwen3).
 """
 
 from difflib import get_close_matches
@@ -22,6 +23,14 @@ def _opt(width: int, layers: int, heads: int, **others: Any) -> tuple[str, dict[
         "vocab_size": 50272, "max_position_embeddings": 2048, "hidden_size": width,
         "ffn_dim": 4 * width, "num_hidden_layers": layers, "num_attention_heads": heads,
         "word_embed_proj_dim": width, **others,
+    }  # fmt: skip
+
+
+def _llama2(width: int, inner: int, layers: int, heads: int, groups: int) -> tuple[str, Any]:
+    return "LlamaConfig", {
+        "vocab_size": 32000, "max_position_embeddings": 4096, "hidden_size": width,
+        "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "num_key_value_heads": groups,
     }  # fmt: skip
 
 
@@ -51,6 +60,9 @@ READY: dict[str, tuple[str, dict[str, Any]]] = {
     "opt-30b": _opt(7168, 48, 56),
     "opt-66b": _opt(9216, 64, 72),
     "opt-175b": _opt(12288, 96, 96),
+    "llama-2-7b": _llama2(4096, 11008, 32, 32, 32),
+    "llama-2-13b": _llama2(5120, 13824, 40, 40, 40),
+    "llama-2-70b": _llama2(8192, 28672, 80, 64, 8),
     "llama-3-8b": _llama3(4096, 14336, 32, 32),
     "llama-3-70b": _llama3(8192, 28672, 80, 64),
     "llama-3-405b": _llama3(16384, 53248, 126, 128),
