@@ -1,14 +1,16 @@
 """``zo-offload sensitivity``: score a model's weights on a corpus of text, and write a mask."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from zo_offload.config import load_json
-from zo_offload.deepspeed_json import read_settings
+from zo_offload.converted import converted_of
+from zo_offload.deepspeed_json import Settings, read_settings
 from zo_offload.errors import ConfigError, ModelError, TaskError
 from zo_offload.integrations.hf import limits, load_causal_lm, load_tokenizer
 from zo_offload.mask import Chosen, Mask, Origin, Selection, largest, write_mask
@@ -16,10 +18,11 @@ from zo_offload.process_group import accelerator
 from zo_offload.reporter import Reporter
 from zo_offload.sensitivity import squared_gradients
 from zo_offload.step import Stepper
-from zo_offload.units import Unit
+from zo_offload.trainable.frozen import Frozen
+from zo_offload.trainable.selection import matrices_of
 
 ANY = {"train_batch_size": 1, "zeroth_order": {}}
-Scores = Callable[[str, torch.Tensor], None]
+Batches = list[dict[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -77,57 +80,66 @@ def score(options: ScoringOptions, reporter: Reporter | None = None) -> Scored:
     batches = list(_pieces(options)) if options.method == "gradient" else []
     with reporter.phase(f"loading {options.model}"):
         model = load_causal_lm(options.model)
-    device = accelerator().current_device_name()
-    with Stepper(model, settings.zeroth_order, device, settings.dtype) as stepper:
-        chosen = _Choice(stepper, options, reporter)
-        with reporter.phase(f"scoring by {options.method}"):
-            chosen.score(batches)
+    chosen = _Choice(matrices_of(model, settings.zeroth_order.unit), options)
+    with reporter.phase(f"scoring by {options.method}"):
+        if batches:
+            _by_gradient(model, settings, batches, chosen)
+        elif options.method == "magnitude":
+            _by_magnitude(model, chosen)
+        else:
+            _by_chance(options.seed, chosen)
         mask = chosen.mask()
     write_mask(Path(options.output), mask)
     return Scored(mask, time.monotonic() - began)
 
 
-class _Choice:
-    """Takes scores as they come, and keeps the largest."""
-
-    def __init__(self, stepper: Stepper, options: ScoringOptions, reporter: Reporter) -> None:
-        self._stepper = stepper
-        self._options = options
+def _by_gradient(model: nn.Module, settings: Settings, batches: Batches, chosen: "_Choice") -> None:
+    """Over a base that rests as training's does, without masters."""
+    mode = None if converted_of(model) is not None else Frozen()  # one is laid out with them
+    device = accelerator().current_device_name()
+    with Stepper(model, settings.zeroth_order, device, settings.dtype, mode=mode) as stepper:
         if stepper.weights.map.divided:
             raise ModelError(
                 'experts are divided: keep them together to score them: "unit": "sublayer"'
             )
-        self._matrices = {
-            segment.name: segment.numel
-            for unit in stepper.weights.map.units
-            for _, segment in unit.segments
-            if len(segment.shape) > 1
-        }
-        self._candidates = sum(self._matrices.values())
+        squared_gradients(stepper, batches, lambda unit, found: chosen.keep(found))
+
+
+def _by_magnitude(model: nn.Module, chosen: "_Choice") -> None:
+    """Of the weights as the model has them, one matrix after another."""
+    if converted_of(model) is not None:
+        raise ModelError(
+            "a converted model holds no weights to look at; give the model that was converted"
+        )
+    for name, parameter in chosen.matrices.items():
+        chosen.keep({name: parameter.detach().float().abs()})
+
+
+def _by_chance(seed: int, chosen: "_Choice") -> None:
+    for number, (name, parameter) in enumerate(chosen.matrices.items()):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        chosen.keep({name: torch.rand(parameter.shape, generator=generator)})
+
+
+class _Choice:
+    """Takes scores as they come, and keeps the largest.
+
+    Args:
+        matrices: That may be chosen from, by name.
+        options: How many, and from what.
+    """
+
+    def __init__(self, matrices: Mapping[str, nn.Parameter], options: ScoringOptions) -> None:
+        self.matrices = matrices
+        self._options = options
+        self._candidates = sum(parameter.numel() for parameter in matrices.values())
         self._selection = Selection(self._share_of(self._candidates))
         self._each: dict[str, Chosen] = {}
 
-    def score(self, batches: list[dict[str, torch.Tensor]]) -> None:
-        """All units."""
-        if self._options.method == "gradient":
-            squared_gradients(self._stepper, batches, self._keep)
-            return
-        for unit in self._stepper.weights.map.units:
-            masters = self._stepper.weights.held(unit)
-            if self._options.method == "random":
-                masters = {name: self._random(name, each) for name, each in masters.items()}
-            self._keep(unit, {name: each.abs() for name, each in masters.items()})
-
-    def mask(self) -> Mask:
-        """Of what was scored."""
-        options = self._options
-        origin = Origin(options.method, options.scope, options.share, self._candidates)
-        chosen = self._selection.chosen() if options.scope == "global" else self._each
-        return Mask(origin, chosen)
-
-    def _keep(self, unit: Unit, scores: dict[str, torch.Tensor]) -> None:
+    def keep(self, scores: dict[str, torch.Tensor]) -> None:
+        """Consider scores, by the name of their matrix; those of anything else are passed over."""
         for name, each in scores.items():
-            if name not in self._matrices:
+            if name not in self.matrices:
                 continue
             if self._options.scope == "global":
                 self._selection.add(name, each)
@@ -136,10 +148,12 @@ class _Choice:
             indices = largest(flat, self._share_of(len(flat)))
             self._each[name] = Chosen(indices, flat[indices])
 
-    def _random(self, name: str, values: torch.Tensor) -> torch.Tensor:
-        number = list(self._matrices).index(name) if name in self._matrices else 0
-        generator = torch.Generator().manual_seed(self._options.seed * 1_000_003 + number)
-        return torch.rand(values.shape, generator=generator)
+    def mask(self) -> Mask:
+        """Of what was scored."""
+        options = self._options
+        origin = Origin(options.method, options.scope, options.share, self._candidates)
+        chosen = self._selection.chosen() if options.scope == "global" else self._each
+        return Mask(origin, chosen)
 
     def _share_of(self, count: int) -> int:
         return max(1, round(self._options.share * count))

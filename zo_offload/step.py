@@ -36,6 +36,7 @@ from zo_offload.placing import Placing
 from zo_offload.prepare import cast_buffers, without_cache
 from zo_offload.replica import Replica
 from zo_offload.trainable.choose import trainable_for
+from zo_offload.trainable.trainable import Trainable
 from zo_offload.units import IDENTITY
 from zo_offload.unmanageable import refuse_empty, refuse_taken, refuse_unmanageable
 from zo_offload.weights import Weights
@@ -77,6 +78,7 @@ class Stepper:
         objective: What is minimised (default: the model's own loss).
         scales: Factor on z by parameter name, instead of ``direction_scale``'s.
         replica: The other ranks (default: there are none).
+        mode: What moves (default: as the config and the model say).
 
     Attributes:
         journal: The record of every step taken; in memory, until :meth:`follow` gives it a file.
@@ -112,11 +114,12 @@ class Stepper:
     objective: Objective = field(default_factory=Objective)
     scales: Mapping[str, float] | None = None
     replica: Replica = field(default_factory=Replica)
+    mode: Trainable | None = None
 
     def __post_init__(self) -> None:
         self._device = torch.device(self.device)
         refuse_taken(self.model)
-        given, self.trainable = self.model, trainable_for(self.model, self.config)
+        given, self.trainable = self.model, self.mode or trainable_for(self.model, self.config)
         try:
             self.model = self.trainable.prepare(given)
             self._take_over()
@@ -126,7 +129,7 @@ class Stepper:
             raise
 
     def _take_over(self) -> None:
-        refuse_unmanageable(self.model, bool(self.trainable.moving.overlays))
+        refuse_unmanageable(self.model, self.trainable.moves_parameters)
         refuse_empty(self.model)
         self.model.eval()
         if self.scales is None:

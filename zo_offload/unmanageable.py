@@ -33,12 +33,12 @@ def refuse_taken(model: nn.Module) -> None:
             )
 
 
-def refuse_unmanageable(model: nn.Module, overlays: bool = False) -> None:
+def refuse_unmanageable(model: nn.Module, moves: bool = True) -> None:
     """Look at every module and parameter.
 
     Args:
         model: Which.
-        overlays: Whether something moves that is no parameter of it.
+        moves: Whether some of its parameters have to.
 
     Raises:
         ModelError: With the name of the first that cannot be managed, why, and the mend.
@@ -61,7 +61,7 @@ def refuse_unmanageable(model: nn.Module, overlays: bool = False) -> None:
                 f"parameter {name} is {parameter.dtype}; complex parameters cannot be trained: "
                 "requires_grad_(False), or hold real and imaginary part in two parameters"
             )
-    if not overlays and not any(
+    if moves and not any(
         p.requires_grad and p.is_floating_point() and p.numel() for p in named.values()
     ):
         raise ModelError(

@@ -9,7 +9,7 @@ from torch import nn
 
 from zo_offload.errors import ConfigError
 from zo_offload.trainable.moving import Rotation
-from zo_offload.units import AMBIENT, BlockMap
+from zo_offload.units import AMBIENT, BlockMap, block_map
 
 PATH = "zeroth_order.trainable"
 RANGE = re.compile(r"(-?\d+)(?:-(-?\d+))?")
@@ -75,6 +75,21 @@ def _numbers(layer: int | str, count: int) -> range:
     if last < first:
         raise ConfigError(f"{PATH}.layers: {layer!r} is empty: {last} lies before {first}")
     return range(first, last + 1)
+
+
+def matrices_of(model: nn.Module, unit: str | Sequence[str] | None) -> dict[str, nn.Parameter]:
+    """Of the blocks, by first name: what masks choose from.
+
+    Args:
+        model: Whose.
+        unit: As in the JSON.
+    """
+    block_of = block_map(model, unit).block_of
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.ndim > 1 and parameter.is_floating_point() and block_of[name] != AMBIENT
+    }
 
 
 def turns(model: nn.Module, blocks: BlockMap, blocks_at_once: int, interval: int) -> Rotation:

@@ -22,12 +22,12 @@ from zo_offload.converted import converted_of
 from zo_offload.errors import ConfigError, ModelError
 from zo_offload.mask import check_mask, read_mask
 from zo_offload.ops import Segment
+from zo_offload.trainable.frozen import freeze, thaw
 from zo_offload.trainable.full import save_plain
 from zo_offload.trainable.moving import Moving
 from zo_offload.trainable.overlay import Base, Overlay, Patch
-from zo_offload.trainable.selection import PATH
+from zo_offload.trainable.selection import PATH, matrices_of
 from zo_offload.trainable.trainable import Trainable
-from zo_offload.units import AMBIENT, block_map
 from zo_offload.weights import Weights
 
 SMALL = 2**31  # places below this are kept in four bytes
@@ -89,6 +89,7 @@ class Sparse(Trainable):
     """
 
     mode = "sparse"
+    moves_parameters = False
 
     def __init__(self, config: ZOConfig) -> None:
         self._config = config
@@ -105,17 +106,13 @@ class Sparse(Trainable):
                 "not: give the model that was converted"
             )
         overlays = tuple(_overlays(model, Path(path), self._config.unit))
-        self._flags = {p: p.requires_grad for p in model.parameters()}
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
+        self._flags = freeze(model)
         self.moving = Moving(overlays=overlays)
         return model
 
     def undo(self) -> None:
         """See :class:`Trainable`."""
-        for parameter, flag in self._flags.items():
-            parameter.requires_grad_(flag)
-        self._flags = {}
+        thaw(self._flags)
 
     def header(self, model: nn.Module) -> dict[str, Any]:
         """See :class:`Trainable`; with the digest of the places."""
@@ -134,12 +131,7 @@ class Sparse(Trainable):
 def _overlays(model: nn.Module, path: Path, unit: Any) -> Iterator[Chosen]:
     """In the model's order."""
     mask = read_mask(path)
-    blocks = block_map(model, unit).block_of
-    matrices = {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if parameter.ndim > 1 and parameter.is_floating_point() and blocks[name] != AMBIENT
-    }
+    matrices = matrices_of(model, unit)
     check_mask(path, mask, {name: tuple(p.shape) for name, p in matrices.items()})
     for name, parameter in matrices.items():
         if name in mask.chosen:

@@ -17,9 +17,11 @@ class Trainable(ABC):
     Attributes:
         mode: Its name in the JSON.
         moving: Of the prepared model.
+        moves_parameters: Whether parameters of the model move, as ``requires_grad`` says.
     """
 
     mode: str
+    moves_parameters: bool = True
     moving: Moving = ALWAYS
 
     @abstractmethod
