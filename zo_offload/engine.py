@@ -33,6 +33,7 @@ from zo_offload.objective import Inputs, Objective, model_loss
 from zo_offload.process_group import accelerator, init_distributed, replica
 from zo_offload.replica import Booked
 from zo_offload.step import Stepper, StepResult
+from zo_offload.trainable.choose import check_files
 from zo_offload.window import Window
 
 logger = logging.getLogger(__name__)
@@ -95,6 +96,7 @@ def initialize(
     caller_optimizer.check_kind(optimizer)
     init_distributed(distributed_port, dist_init_required)
     settings = read_settings(config)
+    check_files(settings.zeroth_order)
     spill = settings.zeroth_order.offload_param.nvme_path or ()
     module = model if isinstance(model, nn.Module) else load_causal_lm(model, spill)
     caller_optimizer.check_covers("model_parameters", model_parameters, module)

@@ -46,6 +46,7 @@ from zo_offload.tasks import (
     option_loss,
     read_examples,
 )
+from zo_offload.trainable.choose import check_files
 
 DEFAULT_CONFIG: dict[str, Any] = {
     "train_batch_size": 16,
@@ -152,7 +153,7 @@ def _asked_for(options: RunOptions) -> tuple[dict[str, Any], Task, dict[str, Any
 
 def _task(options: TaskOptions, train: str | None = None) -> tuple[dict[str, Any], Task]:
     config = load_json(options.config) if options.config else DEFAULT_CONFIG
-    parse_config(config)
+    check_files(parse_config(config))
     return config, Task(options, None if train is None else read_examples(train))
 
 

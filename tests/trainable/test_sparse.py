@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from engine.common import config
 from models.table import ROWS
 from parity.test_experts import one_by_one
 from parity.test_frozen import TIERS, seen, stepper_of, written_by
 from torch import nn
 
+import zo_offload
 from trainable.laid_over import written
 from trainable.modes import written_mask
 from zo_offload.codec import codec_of
@@ -177,6 +179,16 @@ def test_a_mask_that_is_missing_or_no_mask(tmp_path: Path):
         with pytest.raises(CheckpointError, match="no mask of this zo_offload"):
             stepper_of(ROWS["opt"].build(), DTYPE, tmp_path,
                        trainable={"mode": "sparse", "mask": str(path)})  # fmt: skip
+
+
+def test_files_are_looked_for_before_a_model_is(tmp_path: Path):
+    for trainable, words in (
+        ({"mode": "sparse", "mask": str(tmp_path / "none")}, "trainable.mask: .*no mask of this"),
+        ({"mode": "peft", "adapter": str(tmp_path)}, "trainable.adapter: no adapter_config.json"),
+    ):
+        block = {"trainable": trainable}
+        with pytest.raises(ConfigError, match=words):
+            zo_offload.initialize(model="no/such/model", config=config(zeroth_order=block))
 
 
 def test_journals_of_two_masks_are_two_runs(tmp_path: Path):

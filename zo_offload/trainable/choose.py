@@ -1,19 +1,37 @@
 """The mode of a run: what the JSON says, unless the model is a ``PeftModel`` and says it itself."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from torch import nn
 
 from zo_offload.config import ZOConfig
-from zo_offload.errors import ConfigError
+from zo_offload.errors import CheckpointError, ConfigError
+from zo_offload.mask import read_mask
 from zo_offload.trainable.detect import is_peft_model
 from zo_offload.trainable.full import Full
-from zo_offload.trainable.peft import Peft
+from zo_offload.trainable.peft import Peft, check_adapter
 from zo_offload.trainable.selection import PATH
 from zo_offload.trainable.sparse import Sparse
 from zo_offload.trainable.trainable import Trainable
 
 MODES: dict[str, Callable[[ZOConfig], Trainable]] = {"full": Full, "peft": Peft, "sparse": Sparse}
+
+
+def check_files(config: ZOConfig) -> None:
+    """Look for what the JSON names on a disk, before a model is loaded.
+
+    Raises:
+        ConfigError: It is not there, or not what it should be.
+    """
+    wanted = config.trainable
+    for key, check in (("mask", read_mask), ("adapter", check_adapter)):
+        path = getattr(wanted, key)
+        if path is not None:
+            try:
+                check(Path(path))
+            except CheckpointError as error:
+                raise ConfigError(f"{PATH}.{key}: {error}") from error
 
 
 def trainable_for(model: nn.Module, config: ZOConfig) -> Trainable:

@@ -179,14 +179,23 @@ def load_adapter(model: nn.Module, directory: str | Path, where: str = "") -> An
     Raises:
         ConfigError: There is none, or it is of another model.
     """
-    if not (Path(directory) / ADAPTER).is_file():
-        raise ConfigError(
-            f"{where}no {ADAPTER} in {directory}; give the directory that save_pretrained wrote"
-        )
+    check_adapter(directory, where)
     try:
         return _library().PeftModel.from_pretrained(model, str(directory), is_trainable=True)
     except (ValueError, RuntimeError, OSError, KeyError) as error:
         raise ConfigError(f"{where}{directory}: {one_line(error)[:300]}") from error
+
+
+def check_adapter(directory: str | Path, where: str = f"{PATH}.adapter: ") -> None:
+    """Look whether a directory holds one.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if not (Path(directory) / ADAPTER).is_file():
+        raise ConfigError(
+            f"{where}no {ADAPTER} in {directory}; give the directory that save_pretrained wrote"
+        )
 
 
 def base_of(directory: str | Path) -> str | None:
