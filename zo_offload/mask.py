@@ -65,7 +65,7 @@ class Mask:
 
 
 class Selection:
-    """The largest scores of all that are added, in the memory of those that are kept.
+    """The largest scores of all that are added, in the memory of three times those that are kept.
 
     Of equal scores those that came first are kept.
 
@@ -86,6 +86,7 @@ class Selection:
         self._owners = torch.empty(0, dtype=torch.int32)
         self._indices = torch.empty(0, dtype=torch.int64)
         self._scores = torch.empty(0)
+        self._least: float | None = None  # of those that are kept, once there are enough
 
     def add(self, name: str, scores: torch.Tensor) -> None:
         """Consider a matrix.
@@ -96,24 +97,35 @@ class Selection:
         flat = scores.detach().reshape(-1).float().cpu()
         if flat.isnan().any():
             raise ModelError(f"{name}: scores are not numbers; are the weights or the loss?")
-        new = largest(flat, self._count)
+        if self._least is None:
+            new = largest(flat, self._count)
+        else:  # of equal scores the earlier ones are kept
+            new = (flat > self._least).nonzero()[:, 0]
+            new = new[largest(flat[new], self._count)]
         owners = torch.full(new.shape, len(self._names), dtype=torch.int32)
         self._names.append(name)
         self._owners = torch.cat([self._owners, owners])
         self._indices = torch.cat([self._indices, new])
         self._scores = torch.cat([self._scores, flat[new]])
-        kept = largest(self._scores, self._count)
-        self._owners, self._indices = self._owners[kept], self._indices[kept]
-        self._scores = self._scores[kept]
+        if len(self._scores) > 2 * self._count:  # not at each matrix: it costs a sort
+            self._keep()
 
     def chosen(self) -> dict[str, Chosen]:
         """What was kept, of matrices that have any."""
+        self._keep()
         found = {}
         for number, name in enumerate(self._names):
             own = self._owners == number
             if own.any():
                 found[name] = Chosen(self._indices[own], self._scores[own])
         return found
+
+    def _keep(self) -> None:
+        kept = largest(self._scores, self._count)
+        self._owners, self._indices = self._owners[kept], self._indices[kept]
+        self._scores = self._scores[kept]
+        if self._count and len(self._scores) == self._count:
+            self._least = float(self._scores.min())
 
 
 def largest(scores: torch.Tensor, count: int) -> torch.Tensor:
