@@ -1,12 +1,15 @@
 """The benchmarks run and end in the line that is recorded; what they measure is not judged here."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+DEFAULT_ACCEPTANCE = Path(__file__).resolve().parent.parent.parent / "shared" / "acceptance"
+ACCEPTANCE = Path(os.environ.get("ZO_ACCEPTANCE", DEFAULT_ACCEPTANCE))
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 LAST_LINES = {
     "stream.py --layers 4 --width 64 --device-mb 13.52 --host-mb 14 --rounds 1 --tokens 1 8": {
@@ -35,10 +38,43 @@ LAST_LINES = {
 @pytest.mark.parametrize("command", LAST_LINES)
 def test_a_benchmark_ends_in_ratios(command: str):
     script, *options = command.split()
+    ratios = json.loads(run(script, *options).splitlines()[-1])
+    assert set(ratios) == LAST_LINES[command]
+    assert all(ratio > 0 for ratio in ratios.values())
+
+
+def test_modes_say_what_they_move_and_cost():
+    options = "--layers 3 --width 64 --rows 2 --length 8 --rounds 1 --vocabulary 200"
+    done = run("modes.py", *options.split(), "--modes", "full", "sparse on nf4")
+    found = json.loads(done.splitlines()[-1])
+    assert found["full"].keys() == {"moved", "at_rest", "written", "step_vs_forward"}
+    assert found["sparse on nf4"]["written"] == 0
+    assert 0 < found["sparse on nf4"]["moved"] < found["full"]["moved"]
+
+
+def test_a_sparse_run_takes_memory_as_planned():
+    options = "--layers 2 --width 128 --inner 256 --device cpu --tokens 8"
+    found = run("sparse.py", *options.split())
+    numbers = json.loads(found.splitlines()[-1])
+    assert 0 < numbers["weights_bytes"] < numbers["planned_bytes"]
+    assert numbers["peak_bytes"] > 0
+
+
+@pytest.mark.skipif(not ACCEPTANCE.is_dir(), reason=f"{ACCEPTANCE} is not there")
+def test_accuracies_are_kept_and_not_measured_twice(tmp_path: Path):
+    options = ["--steps", "1", "--seeds", "1", "--rows", "16", "--workers", "1"]
+    options += ["--acceptance", str(ACCEPTANCE), "--out", str(tmp_path / "out.jsonl")]
+    first = run("accuracy.py", *options, "--modes", "full")
+    again = run("accuracy.py", *options, "--modes", "full")
+    assert "full, seed 0" in first
+    assert "full, seed 0" not in again
+    assert json.loads(first.splitlines()[-1]) == json.loads(again.splitlines()[-1])
+
+
+def run(script: str, *options: str) -> str:
+    """What a benchmark prints."""
     done = subprocess.run(
         [sys.executable, str(FOLDER / script), *options], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    ratios = json.loads(done.stdout.splitlines()[-1])
-    assert set(ratios) == LAST_LINES[command]
-    assert all(ratio > 0 for ratio in ratios.values())
+    return done.stdout
