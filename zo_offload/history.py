@@ -34,6 +34,13 @@ class History(Sequence[StepUpdate]):
         return self._update(self._records[index])
 
     def _update(self, record: Record) -> StepUpdate:
-        probes = () if record.flags & Flags.SKIPPED else record.probes
-        draws = (Draw(self._seed, record.step, probe.number, probe.coefficient) for probe in probes)
-        return StepUpdate(record.decay, tuple(draws), self._seed, record.step)
+        skipped = bool(record.flags & Flags.SKIPPED)
+        probes = () if skipped else record.probes
+        return StepUpdate(
+            record.decay,
+            tuple(Draw(self._seed, record.step, p.number, p.coefficient) for p in probes),
+            self._seed,
+            record.step,
+            0.0 if skipped else record.lr,
+            tuple(p.projected_grad / len(probes) for p in probes),
+        )

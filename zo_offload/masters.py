@@ -5,6 +5,9 @@ never change a bit. With ``lag`` L, masters move on the grid of L alone: at the 
 carry the largest multiple of L not above t - 1, and what the forward sees takes the missing steps
 in fp32 on the way. So a unit can be fetched before the last step is known, and masters are read and
 written every L steps. Whoever looks between is given a copy brought to the current step.
+
+Matrices that move by products of small factors are on the grid of the factors' interval, wherever
+they are: between, what their steps have done is in the small factor, which is made of the history.
 """
 
 import hashlib
@@ -12,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from threading import Lock
 
 import torch
@@ -20,7 +24,7 @@ from zo_offload import ops, update
 from zo_offload.offload.packing import Packer, resting_pieces
 from zo_offload.offload.store import Lease, Store
 from zo_offload.offload.streamer import Sent
-from zo_offload.ops import Draw, Point, Segment, Span, StepUpdate
+from zo_offload.ops import Draw, Point, Segment, Span, StepUpdate, rank_sums
 from zo_offload.parts import together
 from zo_offload.trainable.overlay import Base
 from zo_offload.units import AMBIENT, IDENTITY, ModelMap, Place, Unit
@@ -51,6 +55,9 @@ class Masters:
         self._current_to = {unit.index: 0 for unit in model_map.everything}
         self._frozen_sha256: str | None = None
         self._packer: Packer | None = None  # where units are packed on their way
+        self._ends = False  # matrices leave the grid of their factors
+        self._off_grid: set[int] = set()  # units whose matrices have
+        self._gathered: tuple[int, int, tuple[Draw, ...]] = 0, 0, ()  # of the last look-up
         self._moving = Lock()
 
     # -- moving --
@@ -63,7 +70,13 @@ class Masters:
         if unit.is_frozen:
             return 0
         step = len(self.history) if step is None else step
-        return update.settled(step, 0 if unit.index == AMBIENT else self.lag)
+        return step if unit.index == AMBIENT else self.carried_at(step)
+
+    def carried_at(self, step: int) -> int:
+        """The same of all units: which step they carry at the visit of a step."""
+        if self.map.low_rank is not None and not self._ends:
+            return self.map.low_rank.grid(step)
+        return update.settled(step, self.lag)
 
     def ahead(self, unit: Unit) -> Sequence[StepUpdate]:
         """What the unit's masters do not carry at the next step's visit."""
@@ -152,7 +165,7 @@ class Masters:
 
     def settle_all(self) -> None:
         """Bring the masters in memory to the current step, at the end of a run."""
-        self.lag = 0
+        self.lag, self._ends = 0, True
         for unit in self.map.everything:
             if self.in_memory(unit):
                 self.settle(unit)
@@ -163,12 +176,13 @@ class Masters:
 
     def rebase(self, history: Sequence[StepUpdate]) -> None:
         """Take the weights after a history, part of which they carry, as a beginning."""
-        lag, self.lag = self.lag, 0
+        lag, self.lag, self._ends = self.lag, 0, True
         self.history = history
         for unit in self.map.everything:
             self.settle(unit)
             self._current_to[unit.index] = 0
-        self.lag, self.history = lag, ()
+        self._off_grid.clear()
+        self.lag, self.history, self._ends = lag, (), False
 
     def restore(self, unit: Unit, masters: Mapping[str, torch.Tensor], step: int) -> None:
         """Replace a unit's weights.
@@ -212,21 +226,29 @@ class Masters:
     ) -> None:
         carried, goal = self._current_to[unit.index], self.goal(unit)
         assert carried <= goal, f"{unit.name}: carries {carried} steps, the goal is {goal}"
-        behind = self.is_behind(unit, goal)
-        due = self.history[carried:goal] if behind else ()
+        leaves = self._ends and self.map.low_rank is not None and not self._is_off_grid(unit)
+        behind = self.is_behind(unit, goal) or leaves
         ahead = self.ahead(unit) if out is not None else ()
         for span in unit.spans:
+            moved = self.due(unit, span, goal, self._ends) if behind else ()
+            wire, rest = span.wire(lease.wire), span.rest(lease.rest)
+            if self.map.is_low_rank(span):
+                self.bring(span, wire, rest, moved)
+                continue
             points = []
             if draw is not None and out is not None and span.codec == IDENTITY:
                 points = [Point(span.plain(out), draw)] if self.map.moves(span, draw.step) else []
-            moved = self.steps_of(span, due)
             if moved or points:
-                wire, rest = span.wire(lease.wire), span.rest(lease.rest)
                 later = self.steps_of(span, ahead)
                 ops.update(span, wire, rest, self.direction, moved, points, later)
         self._current_to[unit.index] = goal
+        if leaves:
+            self._off_grid.add(unit.index)
         if behind:
             lease.keep(goal)
+
+    def _is_off_grid(self, unit: Unit) -> bool:
+        return unit.is_frozen or unit.index in self._off_grid
 
     def is_behind(self, unit: Unit, step: int) -> bool:
         """Whether the unit's masters lack a step before ``step`` that moves any of it."""
@@ -250,17 +272,89 @@ class Masters:
             if each.decay != 1.0 or self.map.moves(span, each.step)
         ]
 
+    def due(
+        self,
+        unit: Unit,
+        span: Span,
+        step: int,
+        whole: bool = True,
+        carried: int | None = None,
+    ) -> Sequence[StepUpdate]:
+        """What brings a span to ``step``.
+
+        Args:
+            unit: Whose.
+            span: Which.
+            step: At most the next.
+            whole: To the step itself; else what is on a grid of its own stays there.
+            carried: Steps that the unit carries, where it is no longer where it rests.
+        """
+        carried = self._current_to[unit.index] if carried is None else carried
+        low_rank = self.map.low_rank
+        if not span.trainable:
+            return ()
+        if low_rank is None or not self.map.is_low_rank(span):
+            return self.steps_of(span, self.history[carried:step])
+        first = carried if unit.index in self._off_grid else low_rank.grid(carried)
+        return self.history[first : step if whole else low_rank.grid(step)]
+
+    def bring(
+        self, span: Span, wire: torch.Tensor, rest: torch.Tensor, due: Sequence[StepUpdate]
+    ) -> None:
+        """Take steps that are due, in place."""
+        if not self.map.is_low_rank(span):
+            ops.update(span, wire, rest, self.direction, due)
+            return
+        assert self.map.low_rank is not None
+        interval = self.map.low_rank.interval
+        for number, steps in groupby(due, key=lambda each: each.step // interval):
+            self._merge(span, wire, rest, number, list(steps))
+
+    def _merge(
+        self,
+        span: Span,
+        wire: torch.Tensor,
+        rest: torch.Tensor,
+        number: int,
+        steps: Sequence[StepUpdate],
+    ) -> None:
+        """Add what steps of an interval have gathered to matrices; decay is the whole interval's."""
+        low_rank = self.map.low_rank
+        assert low_rank is not None
+        decays = [StepUpdate(each.decay, ()) for each in steps if each.decay != 1.0]
+        if decays and len(steps) == low_rank.interval:
+            ops.update(span, wire, rest, self.direction, decays)
+        draws = update.in_factor(steps, low_rank.momentum)
+        for segment in span.segments if draws else ():
+            layout = self.map.factors_of([segment])
+            left = rank_sums.gathered(layout, self.direction, draws)
+            right = rank_sums.basis(layout, self.direction, draws[0].seed, number)
+            rank_sums.merge(
+                span, segment, wire, rest,
+                layout.lefts(left, segment.name).to(wire.device),
+                layout.rights(right, segment.name).to(wire.device),
+            )  # fmt: skip
+
+    def in_factor(self) -> tuple[Draw, ...]:
+        """What the small factors of all matrices hold at the next step's visit."""
+        low_rank, step = self.map.low_rank, len(self.history)
+        assert low_rank is not None
+        first = low_rank.grid(step)
+        if self._gathered[:2] != (first, step):
+            draws = update.in_factor(self.history[first:step], low_rank.momentum)
+            self._gathered = first, step, draws
+        return self._gathered[2]
+
     def _advance(self, unit: Unit, lease: Lease, step: int, copies: Sequence[torch.Tensor]) -> None:
         """Bring copies of a unit's wire elements, one a span, to ``step``."""
         if not self.is_behind(unit, step):
             return
-        missing = self.history[self._current_to[unit.index] : step]
         rest = lease.spare_rest()
         rest.copy_(lease.rest)
         for span, wire in zip(unit.spans, copies, strict=True):
-            due = self.steps_of(span, missing)
+            due = self.due(unit, span, step)
             if due:
-                ops.update(span, wire, span.rest(rest), self.direction, due)
+                self.bring(span, wire, span.rest(rest), due)
 
     def let_arrive(self, unit: Unit) -> None:
         """Wait for what is on its way to or from where the unit rests."""
@@ -367,7 +461,7 @@ class Masters:
         with self.lent(unit) as lease:
             self._settle(unit, lease)
             wire, rest = span.wire(lease.wire), span.rest(lease.rest)
-            ahead = self.steps_of(span, self.ahead(unit))
+            ahead = self.due(unit, span, len(self.history))
             if not ahead:
                 yield span, segment, wire, rest
                 return
@@ -375,7 +469,7 @@ class Masters:
             wire = wire[padded].clone()
             rest = rest[padded if span.rest_bytes else slice(0)].clone()
             alone = span.alone(segment)
-            ops.update(alone, wire, rest, self.direction, ahead)
+            self.bring(alone, wire, rest, ahead)
             yield alone, alone.segments[0], wire, rest
 
 

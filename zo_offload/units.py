@@ -21,7 +21,8 @@ from zo_offload.errors import ConfigError, ModelError
 from zo_offload.experts import groups_of, holds_experts, refuse_compiled_experts
 from zo_offload.granularity import GRANULARITIES, divide
 from zo_offload.ops import Segment, Span
-from zo_offload.trainable.moving import ALWAYS, Moving, Rotation
+from zo_offload.ops.rank_sums import FactorLayout, lay_out_factors
+from zo_offload.trainable.moving import ALWAYS, LowRank, Moving, Rotation
 from zo_offload.trainable.overlay import Overlay, Patch
 from zo_offload.unmanageable import refuse_compiled
 
@@ -117,6 +118,7 @@ class ModelMap:
         division: How far blocks are divided, or the names of the classes that are units.
         rotation: When which parameters move; None: all that do, at every step.
         overlays: By the name of their matrix.
+        low_rank: How matrices move, where it is by products of small factors.
     """
 
     units: tuple[Unit, ...]
@@ -127,12 +129,31 @@ class ModelMap:
     division: str | tuple[str, ...] = "block"
     rotation: Rotation | None = None
     overlays: Mapping[str, Overlay] = field(default_factory=dict)
+    low_rank: LowRank | None = None
 
     def moves(self, span: Span, step: int) -> bool:
         """Whether the directions of a step move a span; its parameters take their turns alike."""
         if not span.trainable or self.rotation is None:
             return span.trainable
         return self.rotation.moves(span.segments[0].name, step)
+
+    def is_low_rank(self, span: Span) -> bool:
+        """Whether a span moves by products of small factors; its parameters move alike."""
+        return span.trainable and self.sides_of(span.segments[0]) is not None
+
+    def sides_of(self, segment: Segment) -> tuple[int, int] | None:
+        """Rows and columns of a parameter that may move so; None where its directions are dense."""
+        return self.low_rank.sides(segment.shape) if self.low_rank is not None else None
+
+    def low_rank_segments(self, unit: Unit) -> list[Segment]:
+        """The matrices of a unit that move so."""
+        return [segment for span, segment in unit.segments if self.is_low_rank(span)]
+
+    def factors_of(self, segments: Sequence[Segment]) -> FactorLayout:
+        """Where the small factors of such matrices lie."""
+        assert self.low_rank is not None
+        sides = {s.name: side for s in segments if (side := self.sides_of(s)) is not None}
+        return lay_out_factors(segments, sides, self.low_rank.rank)
 
     @property
     def everything(self) -> tuple[Unit, ...]:
@@ -236,8 +257,10 @@ def map_model(
             )
             packs = index != AMBIENT and parameter.ndim > 1
             packed_by = _codec_for(codec, computes_in) if packs else IDENTITY
-            turn = turn_of.get(member)
-            kind = Kind(computes_in, parameter.requires_grad, dither, packed_by, turn)
+            turn, low = turn_of.get(member), moving.low_rank
+            factored = low is not None and low.sides(parameter.shape) is not None
+            trains = parameter.requires_grad
+            kind = Kind(computes_in, trains, dither, packed_by, turn, factored and trains)
             kinds.setdefault(kind, []).append(member)
         spans: list[Span] = []
         for kind, group in kinds.items():
@@ -260,8 +283,9 @@ def map_model(
     division = unit if isinstance(unit, str) else tuple(unit or ()) or "block"
     overlays = {overlay.matrix: overlay for overlay in moving.overlays}
     return ModelMap(
-        tuple(units), ambient, modules, managed, aliases, division, moving.rotation, overlays
-    )
+        tuple(units), ambient, modules, managed, aliases, division, moving.rotation, overlays,
+        moving.low_rank,
+    )  # fmt: skip
 
 
 class BlockMap(NamedTuple):
@@ -401,6 +425,7 @@ class Kind(NamedTuple):
     dither: bool
     codec: str
     turn: int | None
+    low_rank: bool = False
 
 
 def _lay_out_span(

@@ -1,6 +1,9 @@
 """From projected gradients to coefficients on directions: pure functions on scalars."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+
+from zo_offload.ops import Draw, StepUpdate
 
 DECAY_GRAIN = 2.0**-16
 """Weight decay is applied to the masters when this much has gathered.
@@ -69,3 +72,40 @@ def settled(step: int, lag: int) -> int:
         [0, 0, 0, 2, 2, 4]
     """
     return step if lag == 0 else max(step - 1, 0) // lag * lag
+
+
+def in_factor(steps: Sequence[StepUpdate], momentum: float = 0.0) -> tuple[Draw, ...]:
+    """What the steps of an interval add to the small factor: ``A += sum of coefficient * U``.
+
+    With momentum b the step t applies ``lr_t M_t``, where ``M_t = b M_{t-1} + (1 - b) g_t U_t`` and M
+    is 0 before the first of the steps. So U_s has, after them, the coefficient ``sum over t >= s of
+    lr_t (1 - b) b^(t - s) g_s``.
+
+    Args:
+        steps: Of one interval, in order, from its first.
+        momentum: b.
+
+    Returns:
+        Every draw of the steps, in order, with its coefficient.
+
+    Example:
+        >>> steps = [StepUpdate(1.0, (Draw(0, t, 0, 0.1 * g),), lr=0.1, slopes=(g,))
+        ...          for t, g in enumerate([1.0, 2.0])]
+        >>> [round(draw.coefficient, 9) for draw in in_factor(steps, momentum=0.5)]
+        [0.075, 0.1]
+
+    Reference:
+        Chen et al. (2024), arXiv 2410.07698, algorithm 2.
+    """
+    found: list[list[Draw]] = []
+    later = 0.0  # sum over later steps t of lr_t b^(t - s - 1)
+    for step in reversed(steps):
+        slopes = step.slopes if momentum else (0.0,) * len(step.draws)
+        found.append(
+            [
+                replace(d, coefficient=(1 - momentum) * (d.coefficient + momentum * later * slope))
+                for d, slope in zip(step.draws, slopes, strict=True)
+            ]
+        )
+        later = step.lr + momentum * later
+    return tuple(draw for draws in reversed(found) for draw in draws)

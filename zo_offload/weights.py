@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from zo_offload import ops, update
+from zo_offload import ops
 from zo_offload.converted import Base
+from zo_offload.factors import UnitFactors
 from zo_offload.masters import Masters, fill_unit, seen
 from zo_offload.offload.arena import Arena
 from zo_offload.offload.packing import Packer
@@ -89,6 +90,7 @@ class Weights(Masters):
         self._wires: list[torch.Tensor] = []  # what the unit in the scratch was decoded from
         self._overlays = Overlays(model_map, self.arena, direction)
         self._overlaid_along: tuple[Draw | None] | None = None
+        self.factors = UnitFactors(self) if model_map.low_rank is not None else None
         self._packed_here: torch.Tensor | None = None
         self.pipeline: Streamer | None = None  # where all units rest on the device, nothing moves
         streamed = [unit for unit in model_map.units if not self._is_resident(unit)]
@@ -151,8 +153,10 @@ class Weights(Masters):
             if looks:
                 self.pipeline.begin(step, step)
             else:
-                following = update.settled(step + 1, self.lag) if self.lag else None
-                self.pipeline.begin(update.settled(step, self.lag), following)
+                following = self.carried_at(step + 1)
+                self.pipeline.begin(
+                    self.carried_at(step), following if following <= step else None
+                )
         self.settle(self.map.ambient)
         if not self._is_resident(self.map.ambient):
             with self.lent(self.map.ambient) as lease:
@@ -175,7 +179,7 @@ class Weights(Masters):
         along = draw
         if unit.is_frozen:
             along = None  # once a visit, for every draw
-        elif along is not None and not any(self.map.moves(s, along.step) for s in unit.spans):
+        elif along is not None and not any(self._is_perturbed(s, along) for s in unit.spans):
             along = _still(along)  # one copy serves every probe and sign
         wanted = (unit.index, len(self.history), along)
         if self._scratch_holds != wanted:
@@ -184,9 +188,15 @@ class Weights(Masters):
             else:
                 self._load_perturbed(unit, along)
             self._scratch_holds, self._overlaid_along = wanted, None
+        if draw is not None and self.factors is not None:
+            self.factors.load(unit, draw)
         if unit.index in self.map.overlaid and self._overlaid_along != (draw,):
             self._overlays.write(unit, draw, self.ambient_values, self._wires, self._scratch)
             self._overlaid_along = (draw,)
+
+    def _is_perturbed(self, span: Span, draw: Draw) -> bool:
+        """Whether the scratch has a copy a draw: not where a small factor is perturbed instead."""
+        return self.map.moves(span, draw.step) and not self.map.is_low_rank(span)
 
     def _load_as_it_is(self, unit: Unit) -> None:
         if self._is_resident(unit):
@@ -215,7 +225,9 @@ class Weights(Masters):
             slot = self._acquire(unit, self.goal(unit))
             sources = [_sent(span, slot) for span in unit.spans]
         for span, source in zip(unit.spans, sources, strict=True):
-            due, moves = self.steps_of(span, ahead), self.map.moves(span, draw.step)
+            low_rank = self.map.is_low_rank(span)
+            due = () if low_rank else self.steps_of(span, ahead)
+            moves = self._is_perturbed(span, draw)
             if not moves and not due:
                 self._look(span, source)
             elif not (moves and at_hand and span.codec == IDENTITY):
@@ -247,13 +259,10 @@ class Weights(Masters):
         assert self.pipeline is not None
         slot = self.pipeline.acquire(unit, step)
         if slot.carries < step and not unit.is_frozen:  # it came as it rests
-            missing = self.history[slot.carries : step]
             for span in unit.spans:
-                due = self.steps_of(span, missing)
+                due = self.due(unit, span, step, carried=slot.carries)
                 if due:
-                    ops.update(
-                        span, span.wire(slot.wire), span.rest(slot.rest), self.direction, due
-                    )
+                    self.bring(span, span.wire(slot.wire), span.rest(slot.rest), due)
             slot.carries = step
             if step == self.goal(unit):
                 self.pipeline.give_back(unit, partial(self.taken_back, unit, step))
@@ -272,6 +281,8 @@ class Weights(Masters):
         """Leave NaN where units' parameters point."""
         self._scratch.fill_(NAN_BYTE)
         self._scratch_holds = None
+        if self.factors is not None:
+            self.factors.invalidate()
 
     @property
     def scratch_address(self) -> int:

@@ -33,13 +33,17 @@ class StepUpdate:
         decay: float64 factor.
         draws: In order of their probes.
         seed: Key of the noise by which ``bf16+8`` and ``bf16_sr`` masters are rounded.
-        step: Number of the step in that noise.
+        step: Number of the step, in that noise too.
+        lr: Learning rate of the step; 0 where it was skipped.
+        slopes: By draw, what its coefficient is at a learning rate of 1.
     """
 
     decay: float
     draws: tuple[Draw, ...]
     seed: int = 0
     step: int = 0
+    lr: float = 0.0
+    slopes: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

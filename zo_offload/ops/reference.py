@@ -10,7 +10,7 @@ Written to be read, not to be fast. Three rules make identical bits possible on 
 Counter layout, four 32-bit words: ``(block, parameter index, step, probe | stream << 16)``; the key
 is the 64-bit seed, low word first. No counter is used twice in a run: block and parameter index
 name the element, step and probe the direction, stream the purpose (0 noise, 1 dither of perturbed
-copies, 2 rounding of masters).
+copies, 2 rounding of masters, 3 the right factor of low-rank directions).
 
 Reference: Salmon, Moraes, Dror, Shaw (2011), "Parallel random numbers: as easy as 1, 2, 3", SC11.
 """
@@ -28,6 +28,7 @@ PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
 STREAM_NOISE = 0
 STREAM_DITHER = 1
 STREAM_ROUNDING = 2
+STREAM_BASIS = 3
 
 SIGNS_PER_BLOCK = 128  # one bit an element
 HALVES_PER_BLOCK = 8  # sixteen bits an element

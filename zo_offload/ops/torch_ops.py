@@ -26,7 +26,7 @@ _DENORMAL = 1e-310
 
 
 @contextmanager
-def _denormals_kept() -> Iterator[None]:
+def denormals_kept() -> Iterator[None]:
     """Meanwhile, denormals count in the calling thread, whatever its flush-to-zero says."""
     flushes = _DENORMAL * 1.0 == 0.0
     if flushes:
@@ -39,7 +39,7 @@ def _denormals_kept() -> Iterator[None]:
 
 
 @torch.inference_mode()
-@_denormals_kept()
+@denormals_kept()
 def perturb(
     span: Span,
     wire: torch.Tensor,
@@ -74,7 +74,7 @@ def _seen(span: Span, wire: torch.Tensor, start: int, stop: int) -> torch.Tensor
 
 
 @torch.inference_mode()
-@_denormals_kept()
+@denormals_kept()
 def update(
     span: Span,
     wire: torch.Tensor,
@@ -156,7 +156,7 @@ def encode(dtype: torch.dtype, values: torch.Tensor, wire: torch.Tensor) -> None
         wire.copy_(values.nan_to_num(**_KEEP))
 
 
-@_denormals_kept()
+@denormals_kept()
 def noise(
     span: Span, direction: str, draw: Draw, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
@@ -332,7 +332,7 @@ def _random16(span: Span, draw: Draw, start: int, stop: int, device: torch.devic
     return _halves(words, -1).int().bitwise_and_(0xFFFF)
 
 
-@_denormals_kept()
+@denormals_kept()
 def perturb_rows(
     span: Span, segment: Segment, wire: torch.Tensor, rows: torch.Tensor, direction: str, draw: Draw
 ) -> torch.Tensor:
