@@ -34,10 +34,12 @@ from zo_offload.chunked_head import HeadChunks, LaneHead
 from zo_offload.errors import ModelError
 from zo_offload.exact_head import exact_linear
 from zo_offload.expert_reads import DividedExperts, ExpertReads, Visitor
+from zo_offload.factors import Pair
 from zo_offload.lazy_logits import Family, LazyLogits
 from zo_offload.lazy_rules import lazy_linear
 from zo_offload.offload.planner import copy_bytes, is_small
-from zo_offload.ops import Draw, Segment, Span
+from zo_offload.low_rank_reads import LowRankReads, corrected, read_otherwise
+from zo_offload.ops import Draw, Segment, Span, rank_sums
 from zo_offload.views import address_of, owned
 from zo_offload.weights import Weights
 from zo_offload.writes import reads_values, written_by
@@ -86,17 +88,23 @@ class AmbientCopies:
         self.addresses.discard(None)
         self.head = head_of(model)
         self.chunks: HeadChunks | None = None
+        self.low_rank: LowRankReads | None = None
+        if weights.map.low_rank is not None:
+            copied = read_otherwise(model, weights.map)
+            self.low_rank = LowRankReads(weights, num_draws, copied)
+            self.addresses |= self.low_rank.addresses
         if head_chunk is not None:
             span, segment = self.places[id(self.head)]
-            self.chunks = HeadChunks(weights, span, segment, head_chunk)
+            factors = self.low_rank.ambient if self.low_rank is not None else None
+            self.chunks = HeadChunks(weights, span, segment, head_chunk, factors)
             self.gathered |= {id(self.head)} if span.trainable else set()
 
     def value(self, parameter: object, draw: Draw | None, rank: int) -> torch.Tensor:
         """The parameter along ``draw``; ``rank`` counts the visit's distinct draws from 0."""
         span, segment = self.places[id(parameter)]
-        if draw is None or not self._weights.map.moves(span, draw.step):
-            values = self._weights.ambient_values(span)
-            return values[segment.start : segment.start + segment.numel].view(segment.shape)
+        pair = self.ambient_pair(segment, draw)
+        if pair is None and (draw is None or not self._weights.map.moves(span, draw.step)):
+            return self.at_rest(parameter)
         key = (segment.name, rank % self._num_draws if is_small(span, segment) else 0)
         wanted = (len(self._weights.history), draw)
         buffer = self._buffers.get(key)
@@ -106,15 +114,22 @@ class AmbientCopies:
             self.addresses.add(address_of(buffer))
         if self._held.get(key) != wanted:
             wire = self._weights.ambient_values(span)
-            ops.perturb(
-                span, wire, buffer, self._weights.direction, draw, segment.start, segment.padded
-            )
+            if pair is not None:
+                rank_sums.add_product(segment, wire, buffer, *pair)
+            else:
+                assert draw is not None
+                ops.perturb(
+                    span, wire, buffer, self._weights.direction, draw, segment.start, segment.padded
+                )
             self._held[key] = wanted
         return buffer[: segment.numel].view(segment.shape)
 
     def rows(self, parameter: object, indices: torch.Tensor, draw: Draw | None) -> torch.Tensor:
         """Rows ``[len(indices), width]`` of a table, perturbed along ``draw``."""
         span, segment = self.places[id(parameter)]
+        pair = self.ambient_pair(segment, draw)
+        if pair is not None:
+            return rank_sums.rows_with_product(self.at_rest(parameter), indices, *pair)
         if draw is None or not self._weights.map.moves(span, draw.step):
             return self.value(parameter, None, 0).index_select(0, indices)
         return ops.perturb_rows(
@@ -126,10 +141,31 @@ class AmbientCopies:
             draw,
         )
 
+    def at_rest(self, parameter: object) -> torch.Tensor:
+        """The parameter as the device holds it; what it moves by may be in small factors."""
+        span, segment = self.places[id(parameter)]
+        values = self._weights.ambient_values(span)
+        return values[segment.start : segment.start + segment.numel].view(segment.shape)
+
+    def ambient_pair(self, segment: Segment, draw: Draw | None) -> Pair | None:
+        """Small factors of an ambient matrix that moves by them, where they are not 0."""
+        if self.low_rank is None or segment.name not in self.low_rank.ambient:
+            return None
+        return self.low_rank.ambient.pair(segment.name, draw)
+
+    def moves_by_factors(self, table: object) -> bool:
+        """Whether an ambient parameter does."""
+        return (
+            self.low_rank is not None
+            and id(table) in self.places
+            and self.places[id(table)][1].name in self.low_rank.ambient
+        )
+
     @property
     def names(self) -> set[str]:
         """Of the parameters that have a perturbed copy."""
-        return {name for name, _ in self._buffers}
+        of_units = self.low_rank.names if self.low_rank is not None else set()
+        return {name for name, _ in self._buffers} | of_units
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor is a managed parameter, or lies in memory that holds one."""
@@ -149,6 +185,8 @@ class AmbientCopies:
     def invalidate(self) -> None:
         """Forget what the copies hold."""
         self._held.clear()
+        if self.low_rank is not None:
+            self.low_rank.invalidate()
         if self.chunks is not None:
             self.chunks.invalidate()
 
@@ -259,15 +297,20 @@ class AmbientMode(TorchFunctionMode):
     def _call(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         for target in written_by(func, args, kwargs):
             self._before_writing(func, target)
-        if func is F.embedding and self._draw is not None:
+        if func is F.embedding:
             table = args[1] if len(args) > 1 else kwargs["weight"]
-            if id(table) in self._copies.gathered:
+            gathers = self._draw is not None and id(table) in self._copies.gathered
+            if gathers or self._copies.moves_by_factors(table):
                 return self._gather(args[0] if args else kwargs["input"], table)
         is_head = func is F.linear and self._is_head(args, kwargs)
         if is_head and self._copies.chunks is not None:
             if not torch.is_grad_enabled():
                 return self._lazy_logits(func, *args, **kwargs)
             self._copies.chunks.tell("a gradient")
+        if func is F.linear and self._copies.low_rank is not None:
+            product = self._low_rank_product(is_head, *args, **kwargs)
+            if product is not None:
+                return product
         values = [self._substitute(func, value) for value in args]
         named = {key: self._substitute(func, value) for key, value in kwargs.items()}
         if func in _LOSSES:
@@ -278,8 +321,34 @@ class AmbientMode(TorchFunctionMode):
             return owned(result, self._copies.addresses)
         return result
 
+    def _low_rank_product(
+        self, is_head: bool, input: Any, weight: Any, bias: Any = None
+    ) -> torch.Tensor | None:
+        """The product with a matrix that moves by small factors; None with any other."""
+        pair, at_rest = self._pair(weight), weight
+        if pair is None:
+            return None
+        if id(weight) in self._copies.places:
+            at_rest = self._copies.at_rest(weight)
+        input, bias = self._substitute(F.linear, input), self._substitute(F.linear, bias)
+        return corrected(self._base_product(is_head, input, at_rest, bias), input, pair)
+
+    def _base_product(
+        self, is_head: bool, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """With what all draws of a visit share."""
+        return (exact_linear if is_head else F.linear)(input, weight, bias)
+
+    def _pair(self, parameter: Any) -> Pair | None:
+        """Small factors of a parameter that moves by them, where they are not 0."""
+        copies = self._copies
+        if copies.low_rank is None:
+            return None
+        if id(parameter) in copies.places:
+            return copies.ambient_pair(copies.places[id(parameter)][1], self._draw)
+        return copies.low_rank.pair(parameter, self._lane.inside, self._draw)
+
     def _gather(self, indices: torch.Tensor, table: nn.Parameter) -> torch.Tensor:
-        assert self._draw is not None
         rows = self._copies.rows(table, indices.reshape(-1), self._draw)
         return rows.view(*indices.shape, table.shape[1])
 
@@ -307,6 +376,12 @@ class AmbientMode(TorchFunctionMode):
                 return self._copies.value(value, self._draw, self._rank)
         elif id(value) in self._copies.unit_of:
             self._check_visited(func, value)
+            if self._copies.low_rank is not None and self._draw is not None:
+                pair = self._pair(value) if reads_values(func) else None
+                if pair is not None:
+                    copy = self._copies.low_rank.copy(value, pair, self._draw)
+                    self._copies.addresses |= self._copies.low_rank.addresses
+                    return copy
         elif type(value) in (list, tuple) and any(isinstance(item, nn.Parameter) for item in value):
             return type(value)(self._substitute(func, item) for item in value)
         return value

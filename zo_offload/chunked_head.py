@@ -12,8 +12,9 @@ import torch
 
 from zo_offload import ops
 from zo_offload.exact_head import exact_linear
+from zo_offload.factors import AmbientFactors
 from zo_offload.offload.planner import rows_bytes
-from zo_offload.ops import ALIGNMENT, Draw, Segment, Span
+from zo_offload.ops import ALIGNMENT, Draw, Segment, Span, rank_sums
 from zo_offload.weights import Weights
 
 logger = logging.getLogger(__name__)
@@ -27,14 +28,23 @@ class HeadChunks:
         span: Where it lies among the ambient parameters.
         segment: Itself, ``[vocabulary, width]``.
         rows: Of a part.
+        factors: Of ambient matrices, where they move by small factors.
     """
 
-    def __init__(self, weights: Weights, span: Span, segment: Segment, rows: int) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        span: Span,
+        segment: Segment,
+        rows: int,
+        factors: AmbientFactors | None = None,
+    ) -> None:
         self.span, self.segment = span, segment
         self.chunk = min(rows, segment.shape[0])
         self._weights = weights
         self._buffer: torch.Tensor | None = None
-        self._holds: tuple[int, Draw, int, int] | None = None
+        self._factors = factors if factors is not None and segment.name in factors else None
+        self._holds: tuple[int, Draw | None, int, int] | None = None
         self._told: set[str] = set()
 
     def part(self, first: int, last: int, draw: Draw | None) -> torch.Tensor:
@@ -43,12 +53,19 @@ class HeadChunks:
         width = segment.shape[1]
         start, stop = first * width, last * width
         wire = self._weights.ambient_values(span)
+        pair = self._factors.pair(segment.name, draw) if self._factors is not None else None
+        wanted = (len(self._weights.history), draw, first, last)
+        if pair is not None:
+            buffer = self._buffer_of(wire)[: stop - start]
+            if self._holds != wanted:
+                rank_sums.add_product(segment, wire, buffer, *pair, first, last)
+                self._holds = wanted
+            return buffer.view(-1, width)
         if draw is None or not self._weights.map.moves(span, draw.step):
             return wire[segment.start + start : segment.start + stop].view(-1, width)
         begin = start // ALIGNMENT * ALIGNMENT
         count = -(-(stop - begin) // ALIGNMENT) * ALIGNMENT
         buffer = self._buffer_of(wire)[:count]
-        wanted = (len(self._weights.history), draw, first, last)
         if self._holds != wanted:
             at = segment.start + begin
             ops.perturb(span, wire, buffer, self._weights.direction, draw, at, count)

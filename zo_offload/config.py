@@ -126,13 +126,16 @@ class RotateConfig(_Strict):
 class TrainableConfig(_Strict):
     """What moves."""
 
-    mode: Literal["full", "peft", "sparse"] = "full"
+    mode: Literal["full", "peft", "sparse", "low_rank"] = "full"
     parameters: Patterns | None = None
     layers: Layers | None = None
     rotate: RotateConfig | None = None
     peft_config: dict[str, Any] | None = None
     adapter: str | None = None
     mask: str | None = None
+    rank: Annotated[int, Field(ge=1, le=64)] | None = None
+    interval: Annotated[int, Field(ge=1)] | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
 
 
 class UpdateConfig(_Strict):
@@ -241,7 +244,7 @@ def parse_config(config: Mapping[str, Any]) -> ZOConfig:
     except ValidationError as error:
         raise ConfigError(_explain(error, beside)) from None
     _check_tier(parsed)
-    _check_trainable(parsed.trainable)
+    _check_trainable(parsed)
     _check_beside(config)
     return parsed
 
@@ -265,20 +268,28 @@ def _check_tier(parsed: ZOConfig) -> None:
         )
 
 
-_KEYS_OF_MODES = {
-    "full": ("parameters", "layers", "rotate"),
-    "peft": ("peft_config", "adapter"),
-    "sparse": ("mask",),
+_MODES_OF_KEYS = {
+    "parameters": ("full", "low_rank"),
+    "layers": ("full", "low_rank"),
+    "rotate": ("full",),
+    "peft_config": ("peft",),
+    "adapter": ("peft",),
+    "mask": ("sparse",),
+    "rank": ("low_rank",),
+    "interval": ("low_rank",),
+    "momentum": ("low_rank",),
 }
 
 
-def _check_trainable(trainable: TrainableConfig) -> None:
-    for mode, keys in _KEYS_OF_MODES.items():
-        for key in keys:
-            if mode != trainable.mode and getattr(trainable, key) is not None:
-                raise ConfigError(
-                    f'{BLOCK}.trainable.{key}: is of "mode": "{mode}", found "{trainable.mode}"'
-                )
+def _check_trainable(parsed: ZOConfig) -> None:
+    trainable = parsed.trainable
+    for key, modes in _MODES_OF_KEYS.items():
+        if trainable.mode not in modes and getattr(trainable, key) is not None:
+            of = " or ".join(f'"{mode}"' for mode in modes)
+            raise ConfigError(
+                f'{BLOCK}.trainable.{key}: is of "mode": {of}, found "{trainable.mode}"'
+            )
+    check_low_rank(parsed)
     if trainable.mode == "sparse" and trainable.mask is None:
         raise ConfigError(
             f'{BLOCK}.trainable.mask: mode "sparse" needs a mask, as "zo-offload sensitivity" '
@@ -288,6 +299,26 @@ def _check_trainable(trainable: TrainableConfig) -> None:
         raise ConfigError(
             f"{BLOCK}.trainable: peft_config makes an adapter, and adapter goes on from one; keep "
             "one of the two"
+        )
+
+
+def check_low_rank(parsed: ZOConfig) -> None:
+    """What stands beside ``"mode": "low_rank"``.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if parsed.trainable.mode != "low_rank":
+        return
+    if parsed.update.lag:
+        raise ConfigError(
+            f'{BLOCK}.update.lag: "mode": "low_rank" touches masters every trainable.interval '
+            f"steps, and has no other lag; write 0, found {parsed.update.lag}"
+        )
+    if parsed.master != "fp32":
+        raise ConfigError(
+            f'{BLOCK}.master: "mode": "low_rank" merges steps into masters in fp32; write "fp32", '
+            f'found "{parsed.master}"'
         )
 
 
@@ -395,7 +426,7 @@ _ROOTS = {"offload_param": "zero_optimization", "aio": ""}  # where DeepSpeed ha
 
 # What later versions will take: text, or any positive number.
 _PLANNED: dict[str, tuple[str, ...]] = {
-    "trainable.mode": ("low_rank", "scales"),
+    "trainable.mode": ("scales",),
     "update.type": ("momentum", "adam"),
     "estimator": ("one_sided",),
     "direction": ("low_rank",),

@@ -9,9 +9,10 @@ from torch import nn
 from zo_offload.ambient import chunked_head, surely_gathered
 from zo_offload.config import ZOConfig
 from zo_offload.converted import Base, converted_of
-from zo_offload.errors import ConfigError
+from zo_offload.errors import ConfigError, ModelError
 from zo_offload.estimator import SIGNS
 from zo_offload.granularity import GRANULARITIES
+from zo_offload.low_rank_reads import read_otherwise
 from zo_offload.offload.aio import Aio
 from zo_offload.offload.planner import Needs
 from zo_offload.offload.residency import DEVICE, HOST, NVME
@@ -64,6 +65,7 @@ class Placing:
         chosen = maps[fitting[0] if fitting else needed.index(min(needed))]
         self._check_master(chosen)
         self._check_head(chosen)
+        self._check_experts(chosen)
         return chosen
 
     def needs(self, model_map: ModelMap, copied: Collection[str] = ()) -> Needs:
@@ -72,17 +74,23 @@ class Placing:
         head = chunked_head(self.model, model_map.ambient.segments)
         if self.config.head_chunk is not None and head is not None:
             gathered = gathered | {head}
+        copied = set(copied)
+        if model_map.low_rank is not None:
+            otherwise = read_otherwise(self.model, model_map)
+            low_rank = {s.name for s in model_map.low_rank_segments(model_map.ambient)}
+            gathered, copied = gathered | (low_rank - otherwise), copied | otherwise
         on_device = self.updates_on_device
         return Needs(
             model_map,
             self.config.offload_param.buffer_count or DEFAULT_SLOTS,
             self.num_draws,
             gathered.difference(copied),
-            lags=self.config.update.lag > 0,
+            lags=self.config.update.lag > 0 or model_map.low_rank is not None,
             whole_slots=on_device is not False,
             host_moves=on_device is not True,
             head=head,
             head_chunk=self.config.head_chunk,
+            copied=copied,
         )
 
     def place(self, model_map: ModelMap, disk: Disk | None) -> Placement:
@@ -137,7 +145,8 @@ class Placing:
         """None: to be measured, where host and device have memories of their own."""
         if self.tier in (DEVICE, NVME):
             return False
-        if self.config.update.where is None and self.device.type != "cpu":
+        merges = self.moving.low_rank is not None  # once an interval: nothing to be measured
+        if self.config.update.where is None and self.device.type != "cpu" and not merges:
             return None
         return self.config.update.where == "device"
 
@@ -147,6 +156,14 @@ class Placing:
             raise ConfigError(
                 f'zeroth_order.master: "{self.config.master}" is for forwards in bfloat16, and no '
                 'trainable parameter is; write "bf16": {"enabled": true}, or "master": "fp32"'
+            )
+
+    def _check_experts(self, model_map: ModelMap) -> None:
+        """Whether matrices that move by small factors are whole."""
+        if self.moving.low_rank is not None and model_map.divided:
+            raise ModelError(
+                f"{next(iter(model_map.divided))}: its experts would move in groups, and low-rank "
+                'directions are of all of them; keep them together: "unit": "sublayer"'
             )
 
     def _check_head(self, model_map: ModelMap) -> None:

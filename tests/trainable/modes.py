@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from models.table import ROWS
+from parity import plain
 from torch import nn
 
+from trainable.low_rank_loop import LowRankLoop
 from zo_offload.config import ZOConfig
 from zo_offload.mask import Chosen, Mask, Origin, write_mask
 from zo_offload.step import Stepper
@@ -37,11 +39,13 @@ class Mode:
         trainable: The block of the JSON.
         moves: Whether a parameter of the trained model moves at a step.
         some: A parameter that moves at step 0.
+        loop: Makes what takes steps as plainly as can be; see ``parity.plain``.
     """
 
     trainable: dict[str, Any]
     moves: Callable[[str, int], bool]
     some: str
+    loop: Callable[[], Callable[..., list[float]]] = lambda: plain.train_step
 
 
 def by_turns(name: str, step: int) -> bool:
@@ -78,6 +82,11 @@ def written_mask(every: int = 37, model: Callable[[], nn.Module] = model) -> Pat
 
 def sparse(**more: Any) -> dict[str, Any]:
     return {"mode": "sparse", "mask": str(written_mask()), **more}
+
+
+def low_rank(**more: Any) -> Mode:
+    trainable = {"mode": "low_rank", **more}
+    return Mode(trainable, anything, "model.layers.0.mlp.up_proj.weight", LowRankLoop)
 
 
 MODES = {
@@ -134,6 +143,14 @@ MODES = {
         sparse(),
         lambda name, step: name.endswith(".sparse"),
         "model.layers.0.mlp.up_proj.weight.sparse",
+    ),
+    "low-rank": low_rank(interval=4),
+    "low-rank-momentum": low_rank(rank=3, interval=2, momentum=0.75),
+    "low-rank-of-parameters": Mode(
+        {"mode": "low_rank", "interval": 1, "parameters": ["*.self_attn.*", "*norm*"]},
+        lambda name, step: frozen_but(name, "self_attn", "norm"),
+        "model.layers.0.self_attn.q_proj.weight",
+        LowRankLoop,
     ),
 }
 PEFT = [name for name, mode in MODES.items() if mode.trainable.get("mode") == "peft"]

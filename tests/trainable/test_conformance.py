@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from parity import plain
 from parity.test_parity import loss_of
 
 from trainable.laid_over import reference_of
@@ -23,14 +22,14 @@ def test_steps_equal_a_plain_loop(name: str):
     config = config_of(name, offload_param={"device": "cpu"})
     mode = trainable_for(model(), config)
     reference = reference_of(mode.prepare(model()), mode.moving.overlays)
-    trained = dict(reference.named_parameters())
+    trained, take_step = dict(reference.named_parameters()), MODES[name].loop()
     with closing(stepper_of(name, offload_param={"device": "cpu"})) as stepper:
         begun = masters(stepper)
         assert differing(begun, {k: p.data for k, p in trained.items()}) == []
         for step in range(STEPS):
             for key, parameter in trained.items():
                 parameter.requires_grad_(MODES[name].moves(key, step))
-            expected = plain.train_step(reference, loss_of, [BATCH], config, step, LR, {})
+            expected = take_step(reference, loss_of, [BATCH], config, step, LR, {})
             found = stepper.train_step([BATCH], LR)
             assert found.lane_losses == tuple(expected), step
         assert differing(masters(stepper), {k: p.data for k, p in trained.items()}) == []

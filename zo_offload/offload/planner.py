@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from zo_offload.errors import StoreError
+from zo_offload.factors import factor_bytes
 from zo_offload.offload.folders import SPARES
 from zo_offload.offload.packing import NUM_BUFFERS
 from zo_offload.offload.residency import DEVICE, HOST, NVME, most_that_fit
@@ -31,6 +32,8 @@ class Plan:
         host_bytes: Everything that rests in host memory, or passes through it.
         nvme_bytes: Of the files on the disk.
         overlays: What overlays keep on the device, beside their values.
+        factors: Small factors of low-rank directions.
+        unit_copies: Perturbed copies of units' matrices, where a product does not serve.
     """
 
     slots: int
@@ -41,12 +44,16 @@ class Plan:
     host_bytes: int
     nvme_bytes: int = 0
     overlays: int = 0
+    factors: int = 0
+    unit_copies: int = 0
 
     @property
     def device_bytes(self) -> int:
         """The peak on the device."""
         ambient = self.ambient + self.ambient_copies + self.overlays
-        return self.slots + self.scratch + ambient + self.resident
+        return (
+            self.slots + self.scratch + ambient + self.resident + self.factors + self.unit_copies
+        )
 
     def check(self, device_budget: int | None, host_budget: int | None) -> None:
         """Refuse what cannot fit.
@@ -86,6 +93,7 @@ class Needs:
         host_moves: Whether what rests on the host may be moved there.
         head: Name of the head, where it is perturbed ``head_chunk`` rows at a time.
         head_chunk: Rows.
+        copied: Names of matrices in units of which perturbed copies are made.
     """
 
     model_map: ModelMap
@@ -97,6 +105,7 @@ class Needs:
     host_moves: bool = True
     head: str | None = None
     head_chunk: int | None = None
+    copied: Collection[str] = ()
 
     def plan(self, tiers: Mapping[int, str]) -> Plan:
         """Add up what a run will hold with units in these tiers, by index."""
@@ -127,6 +136,8 @@ class Needs:
             + num_staged(self.num_slots) * staged_bytes(on_disk),
             nvme_bytes=_disk_bytes(on_disk),
             overlays=kept_bytes(self.model_map),
+            factors=factor_bytes(self.model_map, self.num_draws),
+            unit_copies=sum(size for _, size in self._unit_copies()),
         )
 
     def least(self, tier: str) -> Plan:
@@ -164,6 +175,14 @@ class Needs:
         units = [unit for unit in self.model_map.units if unit.packs_on_its_way]
         at_hand = self.whole_slots or any(tiers[unit.index] == DEVICE for unit in units)
         return _largest(units, _packed) if at_hand else 0
+
+    def _unit_copies(self) -> set[tuple[int, int]]:
+        return {
+            unit_copy(span, segment)
+            for unit in self.model_map.units
+            for span, segment in unit.segments
+            if segment.name in self.copied and self.model_map.is_low_rank(span)
+        }
 
     def _packing(self, streamed: Collection[Unit]) -> int:
         """Where units are packed on their way."""
@@ -229,6 +248,11 @@ def is_small(span: Span, segment: Segment) -> bool:
 def copy_bytes(span: Span, segment: Segment) -> int:
     """Bytes of one perturbed copy."""
     return segment.padded * span.dtype.itemsize
+
+
+def unit_copy(span: Span, segment: Segment) -> tuple[int, int]:
+    """Where a matrix lies in the scratch, and bytes of a copy: units of one shape share it."""
+    return span.plain_offset + segment.start * span.dtype.itemsize, copy_bytes(span, segment)
 
 
 def rows_bytes(span: Span, segment: Segment, rows: int) -> int:

@@ -10,12 +10,18 @@ from zo_offload.errors import CheckpointError, ConfigError
 from zo_offload.mask import read_mask
 from zo_offload.trainable.detect import is_peft_model
 from zo_offload.trainable.full import Full
+from zo_offload.trainable.low_rank import LowRankMatrices
 from zo_offload.trainable.peft import Peft, check_adapter
 from zo_offload.trainable.selection import PATH
 from zo_offload.trainable.sparse import Sparse
 from zo_offload.trainable.trainable import Trainable
 
-MODES: dict[str, Callable[[ZOConfig], Trainable]] = {"full": Full, "peft": Peft, "sparse": Sparse}
+MODES: dict[str, Callable[[ZOConfig], Trainable]] = {
+    "full": Full,
+    "peft": Peft,
+    "sparse": Sparse,
+    "low_rank": LowRankMatrices,
+}
 
 
 def check_files(config: ZOConfig) -> None:
