@@ -160,9 +160,7 @@ def _gathered(weights: Holder, layout: FactorLayout) -> torch.Tensor:
     return rank_sums.gathered(layout, weights.direction, weights.in_factor())
 
 
-def _along(
-    weights: Holder, layout: FactorLayout, total: torch.Tensor, draw: Draw
-) -> torch.Tensor:
+def _along(weights: Holder, layout: FactorLayout, total: torch.Tensor, draw: Draw) -> torch.Tensor:
     left = torch.empty_like(total)
     rank_sums.along(layout, weights.direction, total, draw, left)
     return left

@@ -89,8 +89,10 @@ def in_factor(steps: Sequence[StepUpdate], momentum: float = 0.0) -> tuple[Draw,
         Every draw of the steps, in order, with its coefficient.
 
     Example:
-        >>> steps = [StepUpdate(1.0, (Draw(0, t, 0, 0.1 * g),), lr=0.1, slopes=(g,))
-        ...          for t, g in enumerate([1.0, 2.0])]
+        >>> steps = [
+        ...     StepUpdate(1.0, (Draw(0, t, 0, 0.1 * g),), lr=0.1, slopes=(g,))
+        ...     for t, g in enumerate([1.0, 2.0])
+        ... ]
         >>> [round(draw.coefficient, 9) for draw in in_factor(steps, momentum=0.5)]
         [0.075, 0.1]
 

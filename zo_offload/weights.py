@@ -154,9 +154,7 @@ class Weights(Masters):
                 self.pipeline.begin(step, step)
             else:
                 following = self.carried_at(step + 1)
-                self.pipeline.begin(
-                    self.carried_at(step), following if following <= step else None
-                )
+                self.pipeline.begin(self.carried_at(step), following if following <= step else None)
         self.settle(self.map.ambient)
         if not self._is_resident(self.map.ambient):
             with self.lent(self.map.ambient) as lease:

@@ -83,7 +83,9 @@ class LowRankLoop:
                     found = [float(loss(model, batch)) for batch in batches]
                 losses.append(sum(found) / len(batches))
         pairs_of_losses = zip(losses[::2], losses[1::2], strict=True)
-        self.steps.append((lr, [(plus - minus) / (2 * config.eps) for plus, minus in pairs_of_losses]))
+        self.steps.append(
+            (lr, [(plus - minus) / (2 * config.eps) for plus, minus in pairs_of_losses])
+        )
         for name, p in named.items():
             if name in matrices:
                 p.copy_(self.base[name] + sums(gathered(name, step + 1), v(name)))

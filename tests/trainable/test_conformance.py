@@ -1,6 +1,7 @@
 """Every way to say what moves: a plain loop, other tiers and a resumed run end in equal bits."""
 
 from contextlib import closing
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from zo_offload.journal import Journal
 from zo_offload.trainable.choose import trainable_for
 
 STEPS = 6
+LOW_RANK = ["low-rank", "low-rank-momentum"]
 
 
 @pytest.mark.parametrize("name", MODES)
@@ -49,8 +51,10 @@ def after(name: str, **more: Any) -> dict[str, torch.Tensor]:
         return masters(stepper)
 
 
-@pytest.mark.parametrize("lag", [0, 2])
-@pytest.mark.parametrize("name", ["layers", "rotate", "lora", "sparse"])
+@pytest.mark.parametrize(
+    ("name", "lag"),
+    [*product(["layers", "rotate", "lora", "sparse"], [0, 2]), *product(LOW_RANK, [0])],
+)
 def test_no_tier_changes_a_bit(name: str, lag: int, tmp_path: Path):
     update = {"lag": lag}
     expected = after(name, update=update)
@@ -64,8 +68,10 @@ def test_no_tier_changes_a_bit(name: str, lag: int, tmp_path: Path):
         assert differing(expected, found) == [], more
 
 
-@pytest.mark.parametrize("stop", [1, 3])
-@pytest.mark.parametrize("name", ["rotate", "lora", "sparse"])
+@pytest.mark.parametrize(
+    ("name", "stop"),
+    [*product(["rotate", "lora", "sparse"], [1, 3]), *product(LOW_RANK, [1, 4, 5])],
+)
 def test_a_run_goes_on_from_its_journal(name: str, stop: int, tmp_path: Path):
     def run(path: Path, steps: int, **more: Any) -> dict[str, torch.Tensor]:
         with closing(stepper_of(name, torch.bfloat16, **more)) as stepper:
@@ -75,7 +81,7 @@ def test_a_run_goes_on_from_its_journal(name: str, stop: int, tmp_path: Path):
             return masters(stepper)
 
     offload = {"device": "cpu"}
-    if name == "rotate":
+    if name in ("rotate", *LOW_RANK):
         offload = {"device": "nvme", "nvme_path": str(tmp_path / "units")}
     whole = run(tmp_path / "whole.journal", STEPS)
     run(tmp_path / "parts.journal", stop, offload_param=offload)

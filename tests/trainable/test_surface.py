@@ -37,7 +37,9 @@ def sparse() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "trainable", [lora(), MODES["rotate"].trainable, sparse()], ids=["lora", "rotate", "sparse"]
+    "trainable",
+    [lora(), MODES["rotate"].trainable, sparse(), MODES["low-rank"].trainable],
+    ids=["lora", "rotate", "sparse", "low-rank"],
 )
 def test_an_engine_saves_and_goes_on(make_engine: Make, tmp_path: Path, trainable: dict):
     first = make_engine(opt(), settings(trainable))

@@ -51,9 +51,7 @@ class Plan:
     def device_bytes(self) -> int:
         """The peak on the device."""
         ambient = self.ambient + self.ambient_copies + self.overlays
-        return (
-            self.slots + self.scratch + ambient + self.resident + self.factors + self.unit_copies
-        )
+        return self.slots + self.scratch + ambient + self.resident + self.factors + self.unit_copies
 
     def check(self, device_budget: int | None, host_budget: int | None) -> None:
         """Refuse what cannot fit.

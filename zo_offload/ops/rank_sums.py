@@ -166,7 +166,9 @@ def add_product(
         begin = first * len(right)
         inside = left[first:last]
         for rows, part in _parts(segment, inside, right, begin):
-            value = wire[part].float().add_(product(inside[rows], right).view(-1))
+            value = (
+                wire[part].to(torch.float32, copy=True).add_(product(inside[rows], right).view(-1))
+            )
             at = part.start - segment.start - begin
             kernels.encode(out.dtype, value, out[at : at + len(value)])
 
