@@ -37,8 +37,8 @@ from zo_offload.expert_reads import DividedExperts, ExpertReads, Visitor
 from zo_offload.factors import Pair
 from zo_offload.lazy_logits import Family, LazyLogits
 from zo_offload.lazy_rules import lazy_linear
-from zo_offload.offload.planner import copy_bytes, is_small
 from zo_offload.low_rank_reads import LowRankReads, corrected, read_otherwise
+from zo_offload.offload.planner import copy_bytes, is_small
 from zo_offload.ops import Draw, Segment, Span, rank_sums
 from zo_offload.views import address_of, owned
 from zo_offload.weights import Weights
@@ -83,7 +83,7 @@ class AmbientCopies:
             for name in gathered_parameters(model, weights.map.ambient.segments)
         }
         self._buffers: dict[tuple[str, int], torch.Tensor] = {}
-        self._held: dict[tuple[str, int], tuple[int, Draw]] = {}
+        self._held: dict[tuple[str, int], tuple[int, Draw | None]] = {}
         self.addresses: set[int | None] = {weights.ambient_address}  # views of it never get out
         self.addresses.discard(None)
         self.head = head_of(model)

@@ -318,7 +318,7 @@ class Masters:
         number: int,
         steps: Sequence[StepUpdate],
     ) -> None:
-        """Add what steps of an interval have gathered to matrices; decay is the whole interval's."""
+        """Add what steps of an interval have gathered to matrices; at its end they decay first."""
         low_rank = self.map.low_rank
         assert low_rank is not None
         decays = [StepUpdate(each.decay, ()) for each in steps if each.decay != 1.0]

@@ -77,9 +77,9 @@ def settled(step: int, lag: int) -> int:
 def in_factor(steps: Sequence[StepUpdate], momentum: float = 0.0) -> tuple[Draw, ...]:
     """What the steps of an interval add to the small factor: ``A += sum of coefficient * U``.
 
-    With momentum b the step t applies ``lr_t M_t``, where ``M_t = b M_{t-1} + (1 - b) g_t U_t`` and M
-    is 0 before the first of the steps. So U_s has, after them, the coefficient ``sum over t >= s of
-    lr_t (1 - b) b^(t - s) g_s``.
+    With momentum b the step t applies ``lr_t M_t``, where ``M_t = b M_{t-1} + (1 - b) g_t U_t`` and
+    M is 0 before the first of the steps. So U_s has, after them, the coefficient ``sum over t >= s
+    of lr_t (1 - b) b^(t - s) g_s``.
 
     Args:
         steps: Of one interval, in order, from its first.

@@ -1,7 +1,7 @@
 """Low-rank steps in plain torch and NumPy, to be read beside arXiv 2410.07698, algorithms 1 and 2.
 
-Every product of a linear layer is corrected by the small factors, every gathered row as well; at the
-end of an interval a matrix takes what its factor has gathered. Only the noise is the package's own.
+Every product of a linear layer is corrected by the small factors, every gathered row as well; at
+the end of an interval a matrix takes what its factor has gathered. Only the noise is the package's.
 """
 
 import math
@@ -99,15 +99,12 @@ class LowRankLoop:
 
     def _coefficients(self, s: int, last: int, config: ZOConfig) -> list[float]:
         b = config.trainable.momentum or 0.0
-        own, slopes = self.steps[s]
-        slopes = [g / config.probes for g in slopes]
-        if not b:
-            return [own * g / config.probes for g in self.steps[s][1]]
+        lr, grads = self.steps[s]
         later = 0.0
         for t in range(last - 1, s, -1):
             later = self.steps[t][0] + b * later
-        applied = [own * g / config.probes for g in self.steps[s][1]]
-        return [(1 - b) * (c + b * later * g) for c, g in zip(applied, slopes, strict=True)]
+        k = config.probes
+        return [(1 - b) * (lr * g / k + b * later * (g / k)) for g in grads]
 
 
 def sums(left: np.ndarray, right: np.ndarray) -> torch.Tensor:

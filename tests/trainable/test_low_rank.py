@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from zo_offload.ops.span import Segment, Span
 from zo_offload.step import Stepper
 from zo_offload.trainable.moving import LowRank
 from zo_offload.update import in_factor
+from zo_offload.weights import Weights
 
 INTERVAL = 3
 
@@ -134,13 +136,11 @@ def test_a_merge_is_numpys_to_the_bit(dtype: torch.dtype, direction: Any):
 def test_decay_is_applied_when_matrices_are_merged():
     with closing(stepper_of(offload_param={"device": "cpu"})) as stepper:
         before, name = masters(stepper), "model.layers.1.mlp.up_proj.weight"
-        factor = 1.0
-        for step in range(INTERVAL):
-            stepper.train_step([BATCH], 0.0 if step else 1e-3, weight_decay=100.0)
-            factor = stepper.journal.records[0].decay
-            assert factor < 1.0
-            if step == 0:
-                undecayed = masters(stepper)[name]
+        stepper.train_step([BATCH], 1e-3, weight_decay=100.0)
+        factor, undecayed = stepper.journal.records[0].decay, masters(stepper)[name]
+        assert factor < 1.0
+        for _ in range(INTERVAL - 1):
+            stepper.train_step([BATCH], 0.0)
         merged = masters(stepper)[name]
         step_taken = undecayed - before[name]
         decayed = (before[name].double() * factor).float()
@@ -173,19 +173,24 @@ def test_momentum_is_that_of_a_naive_loop():
     assert torch.allclose(torch.as_tensor(found), expected, rtol=1e-12)
 
 
-def test_a_base_is_written_once_an_interval_and_read_once_a_visit(tmp_path: Path):
+def test_a_base_is_written_once_an_interval_and_read_once_a_visit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     offload = {"device": "nvme", "nvme_path": str(tmp_path / "units")}
+    loaded, counts, look = [], [], Weights._look
+
+    def spy(self: Weights, span: Span, source: torch.Tensor) -> None:
+        loaded.append(span)
+        look(self, span, source)
+
+    monkeypatch.setattr(Weights, "_look", spy)
     with closing(stepper_of(offload_param=offload, probes=3)) as stepper:
-        loaded = []
-        look = stepper.weights._look
-        stepper.weights._look = lambda span, source: (loaded.append(span), look(span, source))
-        counts = []
         for _ in range(2 * INTERVAL + 1):
             loaded.clear()
             stepper.train_step([BATCH], LR)
             assert len(loaded) == len(stepper.weights.map.units)  # six draws share each
             counts.append(written_by(stepper))
-    written = [b - a for a, b in zip(counts, counts[1:], strict=False)]
+    written = [b - a for a, b in pairwise(counts)]
     assert [each > 0 for each in written] == [False, False, True, False, False, True]
 
 

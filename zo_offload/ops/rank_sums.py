@@ -1,8 +1,8 @@
 """Low-rank directions: their small factors, and matrices with the product of such factors added.
 
-A matrix W ``[rows, columns]`` moves along ``U V^T / sqrt(rank)``. U ``[rows, rank]`` is the noise of
-the matrix's own counter, as if it were a parameter of that shape, and ``1 / sqrt(rank)`` is folded
-into its table; V ``[columns, rank]`` is that of a stream of its own, where the number of the
+A matrix W ``[rows, columns]`` moves along ``U V^T / sqrt(rank)``. U ``[rows, rank]`` is the noise
+of the matrix's own counter, as if it were a parameter of that shape, and ``1 / sqrt(rank)`` is
+folded into its table; V ``[columns, rank]`` is that of a stream of its own, where the number of the
 interval stands for the step.
 
 **The bit contract.** Factors are fp32. Their product is added element by element, in plain torch

@@ -1,7 +1,7 @@
 """``low_rank``: matrices move along products of two small factors, vectors as ever.
 
-One copy of a block then serves every probe and sign, and the base is only read between merges, which
-come every ``interval`` steps. Vectors stay on the device, so that what travels is matrices alone.
+One copy of a block then serves every probe and sign, and the base is only read between merges,
+which come every ``interval`` steps. Vectors stay on the device, so that what travels is matrices.
 """
 
 from typing import Any
