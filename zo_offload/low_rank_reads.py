@@ -9,6 +9,7 @@ such a matrix is given a perturbed copy, which costs a pass over it for every dr
 from collections.abc import Collection
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from zo_offload.factors import AmbientFactors, Pair
@@ -80,7 +81,7 @@ class LowRankReads:
 
 
 def corrected(product: torch.Tensor, input: torch.Tensor, pair: Pair) -> torch.Tensor:
-    """Add ``(input V) L^T`` to a product with the matrix as it is, in place, in fp32.
+    """Add ``(input V) L^T`` to a product with the matrix as it is, in place.
 
     Args:
         product: ``[..., rows]``, of the forward's dtype; it is rounded once more there.
@@ -93,14 +94,37 @@ def corrected(product: torch.Tensor, input: torch.Tensor, pair: Pair) -> torch.T
         tensor([3., 3., 3., 3.])
     """
     left, right = pair
+    rows = input.reshape(-1, input.shape[-1])
+    flat = product.view(-1, len(left))
     with torch.autocast(input.device.type, enabled=False):
-        projected = input.reshape(-1, input.shape[-1]).float() @ right
-        flat = product.view(-1, len(left))
+        if product.dtype == torch.bfloat16:
+            left, right = _in_bfloat16(left, right)
+            flat.addmm_(F.linear(rows.to(product.dtype), right), left.t())
+            return product
+        # rows @ right would take four times as long
+        projected = F.linear(rows.float(), right.t().contiguous())
         if product.dtype == torch.float32:
             flat.addmm_(projected, left.t())
-        else:
+        else:  # a float16 could not hold what is projected
             flat.add_(projected @ left.t())
     return product
+
+
+def _in_bfloat16(left: torch.Tensor, right: torch.Tensor) -> Pair:
+    """Factors ``[rows, 3 rank]`` and ``[3 rank, columns]`` that a library multiplies at once.
+
+    Each is its high and its low half, 16 bits of precision: a step's ``eps U`` would else drown in
+    what the interval's steps have gathered. Products in fp32 would need a temporary as large as the
+    result, which costs more than the matrix itself.
+    """
+    (l_high, l_low), (r_high, r_low) = _halves(left), _halves(right)
+    lefts = torch.cat([l_high, l_low, l_high], 1)
+    return lefts, torch.cat([r_high, r_high, r_low], 1).t().contiguous()
+
+
+def _halves(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    high = values.bfloat16()
+    return high, (values - high.float()).bfloat16()
 
 
 def read_otherwise(model: nn.Module, model_map: ModelMap) -> set[str]:

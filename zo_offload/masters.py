@@ -57,7 +57,7 @@ class Masters:
         self._packer: Packer | None = None  # where units are packed on their way
         self._ends = False  # matrices leave the grid of their factors
         self._off_grid: set[int] = set()  # units whose matrices have
-        self._gathered: tuple[int, int, tuple[Draw, ...]] = 0, 0, ()  # of the last look-up
+        self._gathered: tuple[int, int, tuple[Draw, ...]] = -1, -1, ()  # of the last look-up
         self._moving = Lock()
 
     # -- moving --
@@ -334,6 +334,10 @@ class Masters:
                 layout.lefts(left, segment.name).to(wire.device),
                 layout.rights(right, segment.name).to(wire.device),
             )  # fmt: skip
+
+    def forget_gathered(self) -> None:
+        """The history is another than before, maybe of as many steps."""
+        self._gathered = -1, -1, ()
 
     def in_factor(self) -> tuple[Draw, ...]:
         """What the small factors of all matrices hold at the next step's visit."""

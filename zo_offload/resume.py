@@ -69,12 +69,13 @@ def begin_with(stepper: Stepper, source: Journal, weights: Path | None) -> None:
     snapshot.check(stepper.weights)
     snapshot.check_frozen(stepper.weights)
     theirs, ours = source.header.fields, stepper.journal.header.fields
-    if any(unit.carries < snapshot.step for unit in snapshot.units):
+    behind = any(unit.carries < snapshot.step for unit in snapshot.units)
+    if behind or stepper.weights.map.low_rank is not None:  # whose matrices carry what a grid says
         for name in ("direction", "scales", "master", "trainable"):
             if theirs.get(name) != ours.get(name):
                 raise CheckpointError(
-                    f"{weights}: its masters lag behind its {snapshot.step} steps, which need the "
-                    f"{name} of its run; use that run's settings, or export it and begin there"
+                    f"{weights}: its masters may lag behind its {snapshot.step} steps, which need "
+                    f"the {name} of its run; use that run's settings, or export it and begin there"
                 )
     snapshot.restore(stepper.weights)
     stepper.weights.rebase(History(source.records, int(theirs.get("seed", 0))))

@@ -327,6 +327,7 @@ class Weights(Masters):
 
     def forget_fetched(self) -> None:
         """Call when the history is another than before: nothing fetched ahead may serve."""
+        self.forget_gathered()
         if self.pipeline is not None:
             self.pipeline.forget()
 

@@ -126,7 +126,7 @@ def corrected(
 
         def multiply(x: torch.Tensor) -> torch.Tensor:
             y = F.linear(x, module.weight, module.bias)
-            projected = x.reshape(-1, x.shape[-1]) @ right
+            projected = F.linear(x.reshape(-1, x.shape[-1]), right.t().contiguous())
             return torch.addmm(y.view(-1, len(left)), projected, left.t()).view(y.shape)
 
         def gather(ids: torch.Tensor) -> torch.Tensor:

@@ -107,6 +107,11 @@ def read_json(path: str | Path) -> tuple[Request, Budgets, torch.dtype | None]:
     config = load_json(path)
     check_keys(config)
     block = parse_config(config)
+    if block.trainable.mode not in TRAINABLES:
+        raise ConfigError(
+            f'{BLOCK}.trainable.mode: a plan counts {", ".join(TRAINABLES)}, found '
+            f'"{block.trainable.mode}"; "full" holds as many masters and moves more of them'
+        )
     if isinstance(block.unit, tuple):
         raise ConfigError(
             f'{BLOCK}.unit: a plan divides blocks itself; write "block", "sublayer", "linear" or '

@@ -49,6 +49,11 @@ def trainable_for(model: nn.Module, config: ZOConfig) -> Trainable:
     wanted = config.trainable
     if not is_peft_model(model):
         return MODES[wanted.mode](config)
+    if wanted.mode not in ("full", Peft.mode):
+        raise ConfigError(
+            f'{PATH}.mode: "{wanted.mode}" is for a plain model, and this is a PeftModel, whose '
+            'adapter moves; write "peft", or pass the plain model'
+        )
     said = [key for key in type(wanted).model_fields if key != "mode" and getattr(wanted, key)]
     if said:
         raise ConfigError(
