@@ -109,7 +109,7 @@ def read_json(path: str | Path) -> tuple[Request, Budgets, torch.dtype | None]:
     block = parse_config(config)
     if block.trainable.mode not in TRAINABLES:
         raise ConfigError(
-            f'{BLOCK}.trainable.mode: a plan counts {", ".join(TRAINABLES)}, found '
+            f"{BLOCK}.trainable.mode: a plan counts {', '.join(TRAINABLES)}, found "
             f'"{block.trainable.mode}"; "full" holds as many masters and moves more of them'
         )
     if isinstance(block.unit, tuple):
