@@ -6,6 +6,7 @@ means "decide for me".
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from decimal import Decimal
@@ -24,7 +25,7 @@ from pydantic import (
 
 from zo_offload.errors import ConfigError
 from zo_offload.offload.aio import BLOCK_BYTES
-from zo_offload.ops.layout import CODECS, layout_of
+from zo_offload.ops.layout import CODECS, Layout, layout_of
 from zo_offload.wording import hint
 
 BLOCK = "zeroth_order"
@@ -88,6 +89,13 @@ def _parse_layers(value: Any) -> Any:
     return tuple(value)
 
 
+def _parse_limit(value: Any) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    if value != "none" and not (number and math.isfinite(value)):
+        raise ValueError("expected a positive number, or 'none'")
+    return math.inf if value == "none" else float(value)
+
+
 def _is_layer(value: Any) -> bool:
     if isinstance(value, str):
         return re.fullmatch(r"-?\d{1,9}(-(-?\d{1,9}))?", value) is not None
@@ -102,6 +110,7 @@ UnitChoice = Annotated[
 Patterns = Annotated[tuple[str, ...], BeforeValidator(_parse_patterns)]
 Layers = Annotated[tuple[int | str, ...], BeforeValidator(_parse_layers)]
 Wire = Annotated[str, AfterValidator(_parse_wire)]
+Limit = Annotated[float, BeforeValidator(_parse_limit)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -126,13 +135,14 @@ class RotateConfig(_Strict):
 class TrainableConfig(_Strict):
     """What moves."""
 
-    mode: Literal["full", "peft", "sparse"] = "full"
+    mode: Literal["full", "peft", "sparse", "scales"] = "full"
     parameters: Patterns | None = None
     layers: Layers | None = None
     rotate: RotateConfig | None = None
     peft_config: dict[str, Any] | None = None
     adapter: str | None = None
     mask: str | None = None
+    clip: Limit | None = None
 
 
 class UpdateConfig(_Strict):
@@ -242,6 +252,8 @@ def parse_config(config: Mapping[str, Any]) -> ZOConfig:
         raise ConfigError(_explain(error, beside)) from None
     _check_tier(parsed)
     _check_trainable(parsed.trainable)
+    if parsed.trainable.mode == "scales":
+        integer_layout(parsed)
     _check_beside(config)
     return parsed
 
@@ -269,13 +281,32 @@ _KEYS_OF_MODES = {
     "full": ("parameters", "layers", "rotate"),
     "peft": ("peft_config", "adapter"),
     "sparse": ("mask",),
+    "scales": ("clip", "parameters", "layers"),
 }
+INTEGERS = ("int4", "int8")
+
+
+def integer_layout(parsed: ZOConfig) -> Layout:
+    """How the base lies whose group scales are to move.
+
+    Raises:
+        ConfigError: It is not one of integers.
+    """
+    layout = layout_of(parsed.wire or "identity")
+    if layout.kind not in INTEGERS:
+        found = "null" if parsed.wire is None else f'"{parsed.wire}"'
+        raise ConfigError(
+            f'{BLOCK}.wire: mode "scales" moves the group scales of a base of integers; write '
+            f'"int4" or "int8" (a scale for 128 weights), "int4:64" or "int8:64", found {found}'
+        )
+    return layout
 
 
 def _check_trainable(trainable: TrainableConfig) -> None:
+    own = _KEYS_OF_MODES[trainable.mode]
     for mode, keys in _KEYS_OF_MODES.items():
         for key in keys:
-            if mode != trainable.mode and getattr(trainable, key) is not None:
+            if key not in own and getattr(trainable, key) is not None:
                 raise ConfigError(
                     f'{BLOCK}.trainable.{key}: is of "mode": "{mode}", found "{trainable.mode}"'
                 )
@@ -395,7 +426,7 @@ _ROOTS = {"offload_param": "zero_optimization", "aio": ""}  # where DeepSpeed ha
 
 # What later versions will take: text, or any positive number.
 _PLANNED: dict[str, tuple[str, ...]] = {
-    "trainable.mode": ("low_rank", "scales"),
+    "trainable.mode": ("low_rank",),
     "update.type": ("momentum", "adam"),
     "estimator": ("one_sided",),
     "direction": ("low_rank",),

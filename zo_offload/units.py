@@ -164,6 +164,19 @@ class ModelMap:
         of_unit = self.overlaid.get(place[0].index, ())
         return next((each for each in of_unit if each.place[2] is place[2]), None)
 
+    @cached_property
+    def covered(self) -> set[int]:
+        """Identities of the spans that overlays write all of: nobody need decode them before."""
+        patches = {
+            id(each.place[2]): each.patch for of_unit in self.overlaid.values() for each in of_unit
+        }
+        spans = [span for unit in self.units for span in unit.spans]
+        return {
+            id(span)
+            for span in spans
+            if all(id(s) in patches and patches[id(s)].covers for s in span.segments)
+        }
+
     @property
     def divided(self) -> dict[str, list[Place]]:
         """Those in several places."""
@@ -209,6 +222,7 @@ def map_model(
     """
     names, aliases = _parameter_names(model)
     laid_over = {overlay.name: overlay.parameter for overlay in moving.overlays}
+    non_negative = {overlay.name for overlay in moving.overlays if overlay.non_negative}
     resident = {id(names[name]) for name in moving.resident}
     found = [_with_its_adapter(model, *each) for each in _find_units(model, unit)]
     blocks = [each for each in found if _holds_more(each[1], resident)]
@@ -218,7 +232,7 @@ def map_model(
     turn_of = moving.rotation.group_of if moving.rotation is not None else {}
     pieces = _pieces(blocks, owner, divides=unit == "linear")
     dtypes = {
-        name: _forward_dtype(model, name, parameter, dtype) for name, parameter in names.items()
+        name: forward_dtype(model, name, parameter, dtype) for name, parameter in names.items()
     } | dict.fromkeys(laid_over, torch.float32)
     names |= laid_over  # the last, so that nobody's number depends on them
     indices = {name: i for i, name in enumerate(names)}
@@ -236,8 +250,10 @@ def map_model(
             )
             packs = index != AMBIENT and parameter.ndim > 1
             packed_by = _codec_for(codec, computes_in) if packs else IDENTITY
-            turn = turn_of.get(member)
-            kind = Kind(computes_in, parameter.requires_grad, dither, packed_by, turn)
+            kind = Kind(
+                computes_in, parameter.requires_grad, dither, packed_by, turn_of.get(member),
+                member in non_negative,
+            )  # fmt: skip
             kinds.setdefault(kind, []).append(member)
         spans: list[Span] = []
         for kind, group in kinds.items():
@@ -284,6 +300,13 @@ def block_map(model: nn.Module, unit: str | Sequence[str] | None = None) -> Bloc
     owner = _owners(model, [module for _, module in blocks])
     paths = [path for path, _ in blocks]
     return BlockMap(paths, {name: owner[id(p)] for name, p in names.items()})
+
+
+def in_units(model: nn.Module, unit: str | Sequence[str] | None = None) -> set[str]:
+    """First names of the parameters that travel with a unit where blocks are divided so."""
+    names, _ = _parameter_names(model)
+    owner = _owners(model, [module for _, module in _find_units(model, unit)])
+    return {name for name, parameter in names.items() if owner[id(parameter)] != AMBIENT}
 
 
 def _find_units(model: nn.Module, unit: str | Sequence[str] | None) -> list[tuple[str, nn.Module]]:
@@ -401,6 +424,7 @@ class Kind(NamedTuple):
     dither: bool
     codec: str
     turn: int | None
+    non_negative: bool
 
 
 def _lay_out_span(
@@ -423,13 +447,18 @@ def _lay_out_span(
     plain_offset = before.plain_offset + before.plain_bytes if before else 0
     return Span(
         kind.dtype, tuple(segments), wire_offset, rest_offset, kind.trainable, kind.dither, master,
-        kind.codec, packed_offset, plain_offset,
+        kind.codec, packed_offset, plain_offset, kind.non_negative,
     )  # fmt: skip
 
 
-def _forward_dtype(
+def forward_dtype(
     model: nn.Module, name: str, parameter: nn.Parameter, dtype: torch.dtype | None
 ) -> torch.dtype:
+    """What the forward computes in with a parameter, where it is asked to compute in ``dtype``.
+
+    Raises:
+        ModelError: The parameter is of none that it may compute in.
+    """
     if not parameter.is_floating_point():
         return parameter.dtype
     if parameter.dtype not in FORWARD_DTYPES:

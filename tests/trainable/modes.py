@@ -3,7 +3,7 @@
 import atexit
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -37,11 +37,13 @@ class Mode:
         trainable: The block of the JSON.
         moves: Whether a parameter of the trained model moves at a step.
         some: A parameter that moves at step 0.
+        block: Keys beside it that it needs.
     """
 
     trainable: dict[str, Any]
     moves: Callable[[str, int], bool]
     some: str
+    block: dict[str, Any] = field(default_factory=dict)
 
 
 def by_turns(name: str, step: int) -> bool:
@@ -135,13 +137,27 @@ MODES = {
         lambda name, step: name.endswith(".sparse"),
         "model.layers.0.mlp.up_proj.weight.sparse",
     ),
+    "scales": Mode(
+        {"mode": "scales", "clip": 0.02},
+        lambda name, step: name.endswith(".scales"),
+        "model.layers.0.mlp.up_proj.weight.scales",
+        {"wire": "int4"},
+    ),
+    "scales-of-some": Mode(
+        {"mode": "scales", "parameters": ["*.mlp.*"], "layers": [-1]},
+        lambda name, step: name.endswith(".scales"),
+        "model.layers.1.mlp.up_proj.weight.scales",
+        {"wire": "int8:64"},
+    ),
 }
 PEFT = [name for name, mode in MODES.items() if mode.trainable.get("mode") == "peft"]
 BATCH = ROWS[MODEL].batch(6)
 
 
 def config_of(name: str, **more: Any) -> ZOConfig:
-    return ZOConfig.model_validate({"eps": 1e-2, "trainable": MODES[name].trainable, **more})
+    mode = MODES[name]
+    block = {"eps": 1e-2, "trainable": mode.trainable, **mode.block, **more}
+    return ZOConfig.model_validate(block)
 
 
 def stepper_of(name: str, dtype: torch.dtype | None = None, **more: Any) -> Stepper:

@@ -22,7 +22,8 @@ def test_steps_equal_a_plain_loop(name: str):
     """Whose parameters are told at each step, by the row, whether they move."""
     config = config_of(name, offload_param={"device": "cpu"})
     mode = trainable_for(model(), config)
-    reference = reference_of(mode.prepare(model()), mode.moving.overlays)
+    reference = reference_of(mode.prepare(model()), mode.moving.overlays, config.wire)
+    never_below = [each.parameter for each in mode.moving.overlays if each.non_negative]
     trained = dict(reference.named_parameters())
     with closing(stepper_of(name, offload_param={"device": "cpu"})) as stepper:
         begun = masters(stepper)
@@ -31,6 +32,8 @@ def test_steps_equal_a_plain_loop(name: str):
             for key, parameter in trained.items():
                 parameter.requires_grad_(MODES[name].moves(key, step))
             expected = plain.train_step(reference, loss_of, [BATCH], config, step, LR, {})
+            for parameter in never_below:
+                parameter.data.clamp_(min=0.0)
             found = stepper.train_step([BATCH], LR)
             assert found.lane_losses == tuple(expected), step
         assert differing(masters(stepper), {k: p.data for k, p in trained.items()}) == []
@@ -51,7 +54,7 @@ def after(name: str, **more: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("lag", [0, 2])
-@pytest.mark.parametrize("name", ["layers", "rotate", "lora", "sparse"])
+@pytest.mark.parametrize("name", ["layers", "rotate", "lora", "sparse", "scales"])
 def test_no_tier_changes_a_bit(name: str, lag: int, tmp_path: Path):
     update = {"lag": lag}
     expected = after(name, update=update)
@@ -66,7 +69,7 @@ def test_no_tier_changes_a_bit(name: str, lag: int, tmp_path: Path):
 
 
 @pytest.mark.parametrize("stop", [1, 3])
-@pytest.mark.parametrize("name", ["rotate", "lora", "sparse"])
+@pytest.mark.parametrize("name", ["rotate", "lora", "sparse", "scales"])
 def test_a_run_goes_on_from_its_journal(name: str, stop: int, tmp_path: Path):
     def run(path: Path, steps: int, **more: Any) -> dict[str, torch.Tensor]:
         with closing(stepper_of(name, torch.bfloat16, **more)) as stepper:
