@@ -253,7 +253,7 @@ def parse_config(config: Mapping[str, Any]) -> ZOConfig:
     _check_tier(parsed)
     _check_trainable(parsed.trainable)
     if parsed.trainable.mode == "scales":
-        integer_layout(parsed)
+        integer_layout(parsed.wire)
     _check_beside(config)
     return parsed
 
@@ -286,15 +286,15 @@ _KEYS_OF_MODES = {
 INTEGERS = ("int4", "int8")
 
 
-def integer_layout(parsed: ZOConfig) -> Layout:
-    """How the base lies whose group scales are to move.
+def integer_layout(wire: str | None) -> Layout:
+    """How a base lies whose group scales are to move.
 
     Raises:
         ConfigError: It is not one of integers.
     """
-    layout = layout_of(parsed.wire or "identity")
+    layout = layout_of(wire or "identity")
     if layout.kind not in INTEGERS:
-        found = "null" if parsed.wire is None else f'"{parsed.wire}"'
+        found = "null" if wire is None else f'"{wire}"'
         raise ConfigError(
             f'{BLOCK}.wire: mode "scales" moves the group scales of a base of integers; write '
             f'"int4" or "int8" (a scale for 128 weights), "int4:64" or "int8:64", found {found}'

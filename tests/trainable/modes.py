@@ -138,7 +138,7 @@ MODES = {
         "model.layers.0.mlp.up_proj.weight.sparse",
     ),
     "scales": Mode(
-        {"mode": "scales", "clip": 0.02},
+        {"mode": "scales", "clip": 3.0},
         lambda name, step: name.endswith(".scales"),
         "model.layers.0.mlp.up_proj.weight.scales",
         {"wire": "int4"},

@@ -108,7 +108,7 @@ class Scales(Trainable):
 
     def __init__(self, config: ZOConfig) -> None:
         self._config = config
-        self._layout = integer_layout(config)
+        self._layout = integer_layout(config.wire)
         self._flags: dict[nn.Parameter, bool] = {}
         self.clip = config.trainable.clip or CLIP
 
