@@ -21,6 +21,31 @@ MODEL = "llama"
 BLOCK = "model.layers.{}."
 
 
+class Own(nn.Module):
+    """A block with a matrix of its own, which finer units leave outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = nn.Parameter(torch.randn(8, 8))
+        self.inner = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.inner(x) @ self.own)
+
+
+class Owners(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.blocks = nn.ModuleList(Own() for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x.float().square().mean()
+
+
 def anything(name: str, step: int) -> bool:
     return True
 

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from trainable.laid_over import coded, times
-from trainable.modes import BATCH, masters, model
+from trainable.modes import BATCH, Owners, masters, model
 from trainable.test_sparse import assert_same, trained
 from zo_offload import ops
 from zo_offload.config import ZOConfig
@@ -91,31 +91,6 @@ def test_models_of_any_kind_and_units_of_any_size(tmp_path: Path, name: str):
             found.append(trained(it, row.inputs(5)))
     assert_same(found[1], found[0])
     assert_same(found[2], found[0])
-
-
-class Own(nn.Module):
-    """A block with a matrix of its own, which finer units leave outside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.own = nn.Parameter(torch.randn(8, 8))
-        self.inner = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(self.inner(x) @ self.own)
-
-
-class Owners(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.blocks = nn.ModuleList(Own() for _ in range(3))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return x.float().square().mean()
 
 
 @pytest.mark.parametrize(("unit", "inside"), [("block", 9), ("sublayer", 6), ("linear", 6)])
