@@ -98,7 +98,7 @@ def test_models_of_any_kind_and_units_of_any_size(tmp_path: Path, name: str):
 def test_a_matrix_that_travels_with_no_unit_does_not_move(
     unit: str, inside: int, budget: int | None
 ):
-    block = {"device_budget": budget} if budget else {"unit": unit}
+    block: dict[str, Any] = {"device_budget": budget} if budget else {"unit": unit}
     with closing(stepper(Owners(), **block)) as it:
         assert len(it.trainable.moving.overlays) == (6 if budget else inside)
         begun = masters(it)
