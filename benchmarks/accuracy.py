@@ -97,6 +97,7 @@ MODES = {
     "sparse 0.1% nf4": Mode(3e-3, {**SPARSE, "wire": "nf4"}, share=1e-3),
     "sparse 1% nf4": Mode(1e-3, {**SPARSE, "wire": "nf4"}, share=1e-2),
     "sparse 1% int4": Mode(1e-3, {**SPARSE, "wire": "int4"}, share=1e-2),
+    "scales int4": Mode(1e-4, {"trainable": {"mode": "scales"}, "wire": "int4"}),
     "lora nf4": Mode(1e-3, {**lora(), "wire": "nf4"}),
     "prefix nf4": Mode(1e-2, {**prefix(), "wire": "nf4"}),
 }

@@ -86,7 +86,7 @@ PLAN_OPTIONS = (
                  help="What crosses the bus."),
     click.option("--share", type=click.FloatRange(0, 1, min_open=True),
                  help="Of the weights, that a mask chooses (0.001)."),
-    click.option("--trainable", type=click.Choice(["full", "sparse", "peft"]),
+    click.option("--trainable", type=click.Choice(["full", "sparse", "peft", "scales"]),
                  help="What moves; all but full freeze the base."),
     click.option("--probes", type=COUNT, help="Directions a step."),
     click.option("--lag", type=click.IntRange(min=0), help="Steps that masters may be behind."),

@@ -6,6 +6,7 @@ means "decide for me".
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from decimal import Decimal
@@ -24,7 +25,7 @@ from pydantic import (
 
 from zo_offload.errors import ConfigError
 from zo_offload.offload.aio import BLOCK_BYTES
-from zo_offload.ops.layout import CODECS, layout_of
+from zo_offload.ops.layout import CODECS, Layout, layout_of
 from zo_offload.wording import hint
 
 BLOCK = "zeroth_order"
@@ -88,6 +89,13 @@ def _parse_layers(value: Any) -> Any:
     return tuple(value)
 
 
+def _parse_limit(value: Any) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    if value != "none" and not (number and math.isfinite(value)):
+        raise ValueError("expected a positive number, or 'none'")
+    return math.inf if value == "none" else float(value)
+
+
 def _is_layer(value: Any) -> bool:
     if isinstance(value, str):
         return re.fullmatch(r"-?\d{1,9}(-(-?\d{1,9}))?", value) is not None
@@ -102,6 +110,7 @@ UnitChoice = Annotated[
 Patterns = Annotated[tuple[str, ...], BeforeValidator(_parse_patterns)]
 Layers = Annotated[tuple[int | str, ...], BeforeValidator(_parse_layers)]
 Wire = Annotated[str, AfterValidator(_parse_wire)]
+Limit = Annotated[float, BeforeValidator(_parse_limit)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -126,7 +135,7 @@ class RotateConfig(_Strict):
 class TrainableConfig(_Strict):
     """What moves."""
 
-    mode: Literal["full", "peft", "sparse", "low_rank"] = "full"
+    mode: Literal["full", "peft", "sparse", "low_rank", "scales"] = "full"
     parameters: Patterns | None = None
     layers: Layers | None = None
     rotate: RotateConfig | None = None
@@ -136,6 +145,7 @@ class TrainableConfig(_Strict):
     rank: Annotated[int, Field(ge=1, le=64)] | None = None
     interval: Annotated[int, Field(ge=1)] | None = None
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    clip: Limit | None = None
 
 
 class UpdateConfig(_Strict):
@@ -269,8 +279,8 @@ def _check_tier(parsed: ZOConfig) -> None:
 
 
 _MODES_OF_KEYS = {
-    "parameters": ("full", "low_rank"),
-    "layers": ("full", "low_rank"),
+    "parameters": ("full", "low_rank", "scales"),
+    "layers": ("full", "low_rank", "scales"),
     "rotate": ("full",),
     "peft_config": ("peft",),
     "adapter": ("peft",),
@@ -278,7 +288,25 @@ _MODES_OF_KEYS = {
     "rank": ("low_rank",),
     "interval": ("low_rank",),
     "momentum": ("low_rank",),
+    "clip": ("scales",),
 }
+INTEGERS = ("int4", "int8")
+
+
+def integer_layout(wire: str | None) -> Layout:
+    """How a base lies whose group scales are to move.
+
+    Raises:
+        ConfigError: It is not one of integers.
+    """
+    layout = layout_of(wire or "identity")
+    if layout.kind not in INTEGERS:
+        found = "null" if wire is None else f'"{wire}"'
+        raise ConfigError(
+            f'{BLOCK}.wire: mode "scales" moves the group scales of a base of integers; write '
+            f'"int4" or "int8" (a scale for 128 weights), "int4:64" or "int8:64", found {found}'
+        )
+    return layout
 
 
 def _check_trainable(parsed: ZOConfig) -> None:
@@ -290,6 +318,8 @@ def _check_trainable(parsed: ZOConfig) -> None:
                 f'{BLOCK}.trainable.{key}: is of "mode": {of}, found "{trainable.mode}"'
             )
     check_low_rank(parsed)
+    if trainable.mode == "scales":
+        integer_layout(parsed.wire)
     if trainable.mode == "sparse" and trainable.mask is None:
         raise ConfigError(
             f'{BLOCK}.trainable.mask: mode "sparse" needs a mask, as "zo-offload sensitivity" '
@@ -426,10 +456,8 @@ _ROOTS = {"offload_param": "zero_optimization", "aio": ""}  # where DeepSpeed ha
 
 # What later versions will take: text, or any positive number.
 _PLANNED: dict[str, tuple[str, ...]] = {
-    "trainable.mode": ("scales",),
     "update.type": ("momentum", "adam"),
     "estimator": ("one_sided",),
-    "direction": ("low_rank",),
     "replica.probe_parallel": (),
     "replica.check_interval": (),
 }

@@ -19,7 +19,7 @@ from zo_offload.offload.residency import DEVICE, HOST, NVME
 from zo_offload.offload.run_files import Disk
 from zo_offload.placement import Placement
 from zo_offload.trainable.moving import ALWAYS, Moving
-from zo_offload.units import IDENTITY, ModelMap, map_model
+from zo_offload.units import AMBIENT, IDENTITY, ModelMap, map_model
 
 DEFAULT_SLOTS = 2
 
@@ -66,6 +66,7 @@ class Placing:
         self._check_master(chosen)
         self._check_head(chosen)
         self._check_experts(chosen)
+        _check_overlays(chosen)
         return chosen
 
     def needs(self, model_map: ModelMap, copied: Collection[str] = ()) -> Needs:
@@ -175,3 +176,16 @@ class Placing:
                 f"{type(self.model).__name__} names no output embedding outside its units "
                 '(get_output_embeddings()); write "head_chunk": null'
             )
+
+
+def _check_overlays(model_map: ModelMap) -> None:
+    """Whether each lies over what travels with a unit: nobody would write it into anything else."""
+    outside = [
+        matrix for matrix in model_map.overlays if model_map.places[matrix][0][0].index == AMBIENT
+    ]
+    if outside:
+        raise ConfigError(
+            f"zeroth_order.unit: {outside[0]} is to move over a base that rests with its unit, and "
+            f'where units are {model_map.division} it is in none; write "unit": "block", or leave '
+            "it out of what moves"
+        )

@@ -52,7 +52,8 @@ class StepResult:
     Attributes:
         step: Its number, from 0.
         loss: Mean over micro-batches, probes and signs.
-        projected_grads: One a probe.
+        projected_grads: One a probe, as they were applied.
+        measured_grads: The same before they were clipped.
         lane_losses: In (probe, sign) order, each a mean over micro-batches.
         lr: Learning rate that was applied.
     """
@@ -60,6 +61,7 @@ class StepResult:
     step: int
     loss: float
     projected_grads: tuple[float, ...]
+    measured_grads: tuple[float, ...]
     lane_losses: tuple[float, ...]
     lr: float
 
@@ -119,7 +121,8 @@ class Stepper:
     def __post_init__(self) -> None:
         self._device = torch.device(self.device)
         refuse_taken(self.model)
-        given, self.trainable = self.model, self.mode or trainable_for(self.model, self.config)
+        given = self.model
+        self.trainable = self.mode or trainable_for(given, self.config, self.dtype)
         try:
             self.model = self.trainable.prepare(given)
             self._take_over()
@@ -257,10 +260,11 @@ class Stepper:
         Raises:
             DivergedError: A projected gradient is not finite; the step is not taken.
         """
-        grads, lane_losses = self._projected_grads(means)
+        measured, lane_losses = self._projected_grads(means)
         step = self.step
-        if not all(math.isfinite(g) for g in grads):
-            raise DivergedError(f"step {step}: projected gradients {grads}; nothing was changed")
+        if not all(math.isfinite(g) for g in measured):
+            raise DivergedError(f"step {step}: projected gradients {measured}; nothing was changed")
+        grads = estimator.clipped(measured, self.trainable.clip)
         coefficients = update.sgd(grads, lr)
         owed = self.journal.last.owed if self.journal.last else 1.0
         decay, owed = update.gather_decay(owed, lr, weight_decay)
@@ -278,7 +282,7 @@ class Stepper:
         )
         self.journal.append(record)
         loss = sum(lane_losses) / len(lane_losses)
-        return StepResult(step, loss, tuple(grads), tuple(lane_losses), lr)
+        return StepResult(step, loss, tuple(grads), tuple(measured), tuple(lane_losses), lr)
 
     def _projected_grads(self, means: Means) -> tuple[list[float], list[float]]:
         """By probe, and the loss of every lane in (probe, sign) order."""

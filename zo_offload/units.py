@@ -185,6 +185,19 @@ class ModelMap:
         of_unit = self.overlaid.get(place[0].index, ())
         return next((each for each in of_unit if each.place[2] is place[2]), None)
 
+    @cached_property
+    def covered(self) -> set[int]:
+        """Identities of the spans that overlays write all of: nobody need decode them before."""
+        patches = {
+            id(each.place[2]): each.patch for of_unit in self.overlaid.values() for each in of_unit
+        }
+        spans = [span for unit in self.units for span in unit.spans]
+        return {
+            id(span)
+            for span in spans
+            if all(id(s) in patches and patches[id(s)].covers for s in span.segments)
+        }
+
     @property
     def divided(self) -> dict[str, list[Place]]:
         """Those in several places."""
@@ -230,6 +243,7 @@ def map_model(
     """
     names, aliases = _parameter_names(model)
     laid_over = {overlay.name: overlay.parameter for overlay in moving.overlays}
+    non_negative = {overlay.name for overlay in moving.overlays if overlay.non_negative}
     resident = {id(names[name]) for name in moving.resident}
     found = [_with_its_adapter(model, *each) for each in _find_units(model, unit)]
     blocks = [each for each in found if _holds_more(each[1], resident)]
@@ -239,7 +253,7 @@ def map_model(
     turn_of = moving.rotation.group_of if moving.rotation is not None else {}
     pieces = _pieces(blocks, owner, divides=unit == "linear")
     dtypes = {
-        name: _forward_dtype(model, name, parameter, dtype) for name, parameter in names.items()
+        name: forward_dtype(model, name, parameter, dtype) for name, parameter in names.items()
     } | dict.fromkeys(laid_over, torch.float32)
     names |= laid_over  # the last, so that nobody's number depends on them
     indices = {name: i for i, name in enumerate(names)}
@@ -257,10 +271,12 @@ def map_model(
             )
             packs = index != AMBIENT and parameter.ndim > 1
             packed_by = _codec_for(codec, computes_in) if packs else IDENTITY
-            turn, low = turn_of.get(member), moving.low_rank
-            factored = low is not None and low.sides(parameter.shape) is not None
-            trains = parameter.requires_grad
-            kind = Kind(computes_in, trains, dither, packed_by, turn, factored and trains)
+            low, trains = moving.low_rank, parameter.requires_grad
+            factored = trains and low is not None and low.sides(parameter.shape) is not None
+            kind = Kind(
+                computes_in, trains, dither, packed_by, turn_of.get(member), factored,
+                member in non_negative,
+            )  # fmt: skip
             kinds.setdefault(kind, []).append(member)
         spans: list[Span] = []
         for kind, group in kinds.items():
@@ -308,6 +324,13 @@ def block_map(model: nn.Module, unit: str | Sequence[str] | None = None) -> Bloc
     owner = _owners(model, [module for _, module in blocks])
     paths = [path for path, _ in blocks]
     return BlockMap(paths, {name: owner[id(p)] for name, p in names.items()})
+
+
+def in_units(model: nn.Module, unit: str | Sequence[str] | None = None) -> set[str]:
+    """First names of the parameters that travel with a unit where blocks are divided so."""
+    names, _ = _parameter_names(model)
+    owner = _owners(model, [module for _, module in _find_units(model, unit)])
+    return {name for name, parameter in names.items() if owner[id(parameter)] != AMBIENT}
 
 
 def _find_units(model: nn.Module, unit: str | Sequence[str] | None) -> list[tuple[str, nn.Module]]:
@@ -425,7 +448,8 @@ class Kind(NamedTuple):
     dither: bool
     codec: str
     turn: int | None
-    low_rank: bool = False
+    low_rank: bool
+    non_negative: bool
 
 
 def _lay_out_span(
@@ -448,13 +472,18 @@ def _lay_out_span(
     plain_offset = before.plain_offset + before.plain_bytes if before else 0
     return Span(
         kind.dtype, tuple(segments), wire_offset, rest_offset, kind.trainable, kind.dither, master,
-        kind.codec, packed_offset, plain_offset,
+        kind.codec, packed_offset, plain_offset, kind.non_negative,
     )  # fmt: skip
 
 
-def _forward_dtype(
+def forward_dtype(
     model: nn.Module, name: str, parameter: nn.Parameter, dtype: torch.dtype | None
 ) -> torch.dtype:
+    """What the forward computes in with a parameter, where it is asked to compute in ``dtype``.
+
+    Raises:
+        ModelError: The parameter is of none that it may compute in.
+    """
     if not parameter.is_floating_point():
         return parameter.dtype
     if parameter.dtype not in FORWARD_DTYPES:

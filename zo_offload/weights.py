@@ -203,14 +203,14 @@ class Weights(Masters):
             self._wires = [span.wire(wire) for span in unit.spans]
             for span, source in zip(unit.spans, self._wires, strict=True):
                 if not span.trainable:
-                    self._look(span, source)
+                    self._look_at_base(span, source)
                 elif span.codec != IDENTITY:
                     self._look(span, span.plain(self._scratch))
         else:
             slot = self._acquire(unit, len(self.history))
             self._wires = [_sent(span, slot) for span in unit.spans]
             for span, source in zip(unit.spans, self._wires, strict=True):
-                self._look(span, source)
+                self._look_at_base(span, source)
 
     def _load_perturbed(self, unit: Unit, draw: Draw) -> None:
         ahead = self.ahead(unit)
@@ -232,6 +232,11 @@ class Weights(Masters):
                 source, target = self._as_sent(span, source), span.plain(self._scratch)
                 along = draw if moves else _still(draw)
                 ops.perturb(span, source, target, self.direction, along, ahead=due)
+
+    def _look_at_base(self, span: Span, source: torch.Tensor) -> None:
+        """The same, of what overlays are written over unless they write all of it."""
+        if id(span) not in self.map.covered:
+            self._look(span, source)
 
     def _look(self, span: Span, source: torch.Tensor) -> None:
         """Write a span unperturbed to the scratch."""

@@ -54,7 +54,24 @@ Buffers worked(uint32_t format, uint32_t direction, bool dither, uint32_t thread
   const zo_values values = {format, threads, kElements - 3,
                             reinterpret_cast<const float *>(any.rest.data() + 1),
                             all.given.data(), all.kept.data()};
-  if (zo_encode(&values, isa) != ZO_OK) std::abort();
+  if (zo_lay_out(&values, isa) != ZO_OK) std::abort();
+  return all;
+}
+
+/* Any wire packed, then decoded with its own scales and with others. */
+std::vector<uint32_t> coded(uint32_t codec, uint32_t group, uint32_t threads, uint32_t isa) {
+  const Buffers any;
+  std::vector<uint32_t> all(2 * kElements + kElements / 2, 0);
+  zo_pack pack = {};
+  pack.codec = codec, pack.group = group, pack.format = ZO_FP32, pack.out_format = ZO_FP32;
+  pack.num_threads = threads, pack.elements = pack.count = kElements;
+  pack.wire = any.wire.data();
+  pack.packed = all.data() + 2 * kElements, pack.packed_bytes = 4 * (kElements / 2);
+  pack.out = all.data();
+  uint64_t used;
+  if (zo_encode(&pack, isa, &used) != ZO_OK || zo_decode(&pack, isa) != ZO_OK) std::abort();
+  pack.out = all.data() + kElements, pack.scales = reinterpret_cast<const float *>(any.rest.data());
+  if (zo_decode(&pack, isa) != ZO_OK) std::abort();
   return all;
 }
 
@@ -92,6 +109,15 @@ int main() {
               ++differing, std::fprintf(stderr, "instruction set %u differs: format %u, direction %u, dither %d\n",
                                         isa, format, direction, dither);
       }
+  for (uint32_t codec = ZO_FP8_E4M3; codec <= ZO_NF4; ++codec)
+    for (uint32_t group : {64, 128}) {
+      const std::vector<uint32_t> expected = coded(codec, group, 1, ZO_SCALAR);
+      total = total * 31 + digest_of(expected, ZO_SCALAR);
+      for (uint32_t isa = ZO_SCALAR; isa <= ZO_AVX512; ++isa)
+        for (uint32_t threads = 1; zo_has_isa(isa) && threads <= 2; ++threads, ++compared)
+          if (coded(codec, group, threads, isa) != expected)
+            ++differing, std::fprintf(stderr, "instruction set %u differs: codec %u, group %u\n", isa, codec, group);
+    }
   std::fprintf(stderr, "best instruction set %u; %d runs, %d differ\n", zo_best_isa(), compared, differing);
   std::printf("%016llx\n", static_cast<unsigned long long>(total));
   return differing != 0;

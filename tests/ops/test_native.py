@@ -101,7 +101,7 @@ def test_the_structures_are_those_of_the_header():
         native._Step: 32,
         native._Point: 32,
         native._Job: 128,
-        native._Pack: 80,
+        native._Pack: 88,
         native._Rows: 104,
         native._Values: 40,
     }

@@ -1,6 +1,7 @@
 """Updates of masters: fixed order, one rounding a step, nothing lost to small steps."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ops.jobs import flushing
 from ops.spans import (
     DIRECTIONS,
     DTYPES,
@@ -68,6 +70,31 @@ def test_many_steps_at_once_equal_one_by_one(
     together = updated(span, master, direction, steps)
     singly = updated(span, master, direction, *[[step] for step in steps])
     np.testing.assert_array_equal(bits(together), bits(singly))
+
+
+@settings(max_examples=20)
+@given(data=st.data(), direction=directions, steps=steps_lists)
+def test_a_non_negative_span_is_lifted_after_every_step(
+    data: st.DataObject, direction: str, steps: list[StepUpdate]
+):
+    span = data.draw(spans())
+    master = random_master(span.elements).abs()
+    expected = master
+    for step in steps:
+        expected = updated(span, expected, direction, [step])
+        expected = torch.where(expected <= 0.0, 0.0, expected)
+    found = updated(replace(span, non_negative=True), master, direction, steps)
+    np.testing.assert_array_equal(bits(found), bits(expected))
+
+
+@pytest.mark.parametrize("flushes", [False, True])
+def test_what_is_just_above_zero_and_what_is_no_number_stay(flushes: bool):
+    wire = torch.zeros(128)
+    wire[:5] = torch.tensor([-0.0, 1e-45, -1e-45, float("nan"), -1.0])
+    with flushing(flushes):
+        span = replace(span_of([(128,)]), non_negative=True)
+        ops.update(span, wire, torch.zeros(0), "rademacher", [StepUpdate(1.0, ())])
+    assert wire.view(torch.int32)[:6].tolist() == [0, 1, 0, 0x7FC00000, 0, 0]
 
 
 def test_the_sign_is_descent():

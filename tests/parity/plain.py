@@ -51,6 +51,8 @@ def train_step(
                 p.copy_(before[name] + shift.get(name, 0.0))
             losses.append(sum(float(loss(model, batch)) for batch in batches) / len(batches))
         projected_grad = (losses[-2] - losses[-1]) / (2 * config.eps)
+        if config.trainable.clip is not None:
+            projected_grad = min(max(projected_grad, -config.trainable.clip), config.trainable.clip)
         terms.append(
             noise(model, config, (step, probe), lr * projected_grad / config.probes, scales)
         )

@@ -117,6 +117,28 @@ def test_chosen_weights_take_what_is_planned(tmp_path: Path, name: str, device: 
     assert plan.host_bytes == pytest.approx(tiers.host_bytes, rel=0.02)
 
 
+@pytest.mark.parametrize("device", ["cpu", "none"])
+@pytest.mark.parametrize("wire", ["int4", "int8"])
+def test_scales_take_what_the_plan_says(wire: str, device: Any):
+    config = config_like("llama-3-8b")
+    model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    tokens = torch.randint(4, 500, (1, 16))
+    block = {
+        "wire": wire, "trainable": {"mode": "scales"}, "offload_param": {"device": device},
+    }  # fmt: skip
+    with closing(Stepper(model, ZOConfig.model_validate(block), dtype=torch.bfloat16)) as stepper:
+        stepper.train_step([{"input_ids": tokens, "labels": tokens}], lr=1e-6)
+        plan = stepper.plan
+        assert stepper.weights.arena.peak_bytes == plan.device_bytes
+        assert stepper.weights.host_bytes == plan.host_bytes
+    lowest = {"cpu": "host", "none": "device"}[device]
+    request = replace(BASE, unit="block", lowest=lowest, wire=wire, trainable="scales")
+    tiers = planned(config, torch.bfloat16, request)
+    rounding = 2 * 7 * 128 * 4 + 7 * 128 * 4 + 2 * 64  # every matrix's scales up to 128
+    assert weights_of(tiers) <= plan.device_bytes <= weights_of(tiers) + rounding
+    assert tiers.host_bytes <= plan.host_bytes <= tiers.host_bytes + rounding
+
+
 @pytest.mark.parametrize(
     ("device", "changes", "dtype"),
     [

@@ -53,13 +53,18 @@ def test_175b_fits_18_gib_by_the_file_that_users_copy():
     ]
 
 
-@pytest.mark.parametrize("trainable", ["sparse", "peft"])
-def test_175b_fits_6_gib_and_128_gib_of_host_memory_on_a_frozen_base(trainable: str):
+@pytest.mark.parametrize(
+    ("trainable", "wire", "device_gb"),
+    [("sparse", "nf4", 6), ("peft", "nf4", 6), ("scales", "int4", 12)],
+)
+def test_175b_fits_little_and_128_gib_of_host_memory_on_a_frozen_base(
+    trainable: str, wire: str, device_gb: int
+):
     found = planned(
-        "--model", "opt-175b", "--device-gb", 6, "--host-gb", 128,
-        "--wire", "nf4", "--trainable", trainable,
+        "--model", "opt-175b", "--device-gb", device_gb, "--host-gb", 128,
+        "--wire", wire, "--trainable", trainable,
     )  # fmt: skip
-    assert found["device_bytes"] <= 6 * GIB
+    assert found["device_bytes"] <= device_gb * GIB
     assert found["host_bytes"] <= 128 * GIB
     assert found["nvme_bytes"] == 0
 

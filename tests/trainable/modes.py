@@ -3,7 +3,7 @@
 import atexit
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -23,6 +23,31 @@ MODEL = "llama"
 BLOCK = "model.layers.{}."
 
 
+class Own(nn.Module):
+    """A block with a matrix of its own, which finer units leave outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = nn.Parameter(torch.randn(8, 8))
+        self.inner = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.inner(x) @ self.own)
+
+
+class Owners(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.blocks = nn.ModuleList(Own() for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x.float().square().mean()
+
+
 def anything(name: str, step: int) -> bool:
     return True
 
@@ -40,12 +65,14 @@ class Mode:
         moves: Whether a parameter of the trained model moves at a step.
         some: A parameter that moves at step 0.
         loop: Makes what takes steps as plainly as can be; see ``parity.plain``.
+        block: Keys beside it that it needs.
     """
 
     trainable: dict[str, Any]
     moves: Callable[[str, int], bool]
     some: str
     loop: Callable[[], Callable[..., list[float]]] = lambda: plain.train_step
+    block: dict[str, Any] = field(default_factory=dict)
 
 
 def by_turns(name: str, step: int) -> bool:
@@ -152,13 +179,27 @@ MODES = {
         "model.layers.0.self_attn.q_proj.weight",
         LowRankLoop,
     ),
+    "scales": Mode(
+        {"mode": "scales", "clip": 3.0},
+        lambda name, step: name.endswith(".scales"),
+        "model.layers.0.mlp.up_proj.weight.scales",
+        block={"wire": "int4"},
+    ),
+    "scales-of-some": Mode(
+        {"mode": "scales", "parameters": ["*.mlp.*"], "layers": [-1]},
+        lambda name, step: name.endswith(".scales"),
+        "model.layers.1.mlp.up_proj.weight.scales",
+        block={"wire": "int8:64"},
+    ),
 }
 PEFT = [name for name, mode in MODES.items() if mode.trainable.get("mode") == "peft"]
 BATCH = ROWS[MODEL].batch(6)
 
 
 def config_of(name: str, **more: Any) -> ZOConfig:
-    return ZOConfig.model_validate({"eps": 1e-2, "trainable": MODES[name].trainable, **more})
+    mode = MODES[name]
+    block = {"eps": 1e-2, "trainable": mode.trainable, **mode.block, **more}
+    return ZOConfig.model_validate(block)
 
 
 def stepper_of(name: str, dtype: torch.dtype | None = None, **more: Any) -> Stepper:

@@ -23,7 +23,8 @@ def test_steps_equal_a_plain_loop(name: str):
     """Whose parameters are told at each step, by the row, whether they move."""
     config = config_of(name, offload_param={"device": "cpu"})
     mode = trainable_for(model(), config)
-    reference = reference_of(mode.prepare(model()), mode.moving.overlays)
+    reference = reference_of(mode.prepare(model()), mode.moving.overlays, config.wire)
+    never_below = [each.parameter for each in mode.moving.overlays if each.non_negative]
     trained, take_step = dict(reference.named_parameters()), MODES[name].loop()
     with closing(stepper_of(name, offload_param={"device": "cpu"})) as stepper:
         begun = masters(stepper)
@@ -32,6 +33,8 @@ def test_steps_equal_a_plain_loop(name: str):
             for key, parameter in trained.items():
                 parameter.requires_grad_(MODES[name].moves(key, step))
             expected = take_step(reference, loss_of, [BATCH], config, step, LR, {})
+            for parameter in never_below:
+                parameter.data.clamp_(min=0.0)
             found = stepper.train_step([BATCH], LR)
             assert found.lane_losses == tuple(expected), step
         assert differing(masters(stepper), {k: p.data for k, p in trained.items()}) == []
@@ -53,7 +56,7 @@ def after(name: str, **more: Any) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("name", "lag"),
-    [*product(["layers", "rotate", "lora", "sparse"], [0, 2]), *product(LOW_RANK, [0])],
+    [*product(["layers", "rotate", "lora", "sparse", "scales"], [0, 2]), *product(LOW_RANK, [0])],
 )
 def test_no_tier_changes_a_bit(name: str, lag: int, tmp_path: Path):
     update = {"lag": lag}
@@ -70,7 +73,7 @@ def test_no_tier_changes_a_bit(name: str, lag: int, tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("name", "stop"),
-    [*product(["rotate", "lora", "sparse"], [1, 3]), *product(LOW_RANK, [1, 4, 5])],
+    [*product(["rotate", "lora", "sparse", "scales"], [1, 3]), *product(LOW_RANK, [1, 4, 5])],
 )
 def test_a_run_goes_on_from_its_journal(name: str, stop: int, tmp_path: Path):
     def run(path: Path, steps: int, **more: Any) -> dict[str, torch.Tensor]:

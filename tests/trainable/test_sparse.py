@@ -15,7 +15,7 @@ from torch import nn
 
 import zo_offload
 from trainable.laid_over import written
-from trainable.modes import written_mask
+from trainable.modes import Owners, written_mask
 from zo_offload.codec import codec_of
 from zo_offload.config import parse_config
 from zo_offload.errors import CheckpointError, ConfigError
@@ -167,6 +167,17 @@ def test_a_mask_of_another_model_is_refused(tmp_path: Path, spoil: Callable, mes
     with pytest.raises(CheckpointError, match=message):
         stepper_of(model, DTYPE, tmp_path, trainable=trainable)
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("unit", ["sublayer", "linear"])
+def test_a_mask_of_what_travels_with_no_unit_is_refused(tmp_path: Path, unit: str):
+    path, chosen = tmp_path / "mask.safetensors", Chosen(torch.tensor([3]), torch.ones(1))
+    write_mask(path, Mask(Origin("random", "matrix", 1 / 64, 0), {"blocks.1.own": chosen}))
+    trainable = {"mode": "sparse", "mask": str(path)}
+    with pytest.raises(ConfigError, match=f"unit: blocks.1.own is to move .*units are {unit}"):
+        stepper_of(Owners(), torch.float32, tmp_path, trainable=trainable, unit=unit)
+    with closing(stepper_of(Owners(), torch.float32, tmp_path, trainable=trainable)) as it:
+        assert it.train_step([torch.ones(2, 8)], LR).projected_grads != (0.0,)
 
 
 def test_a_mask_that_is_missing_or_no_mask(tmp_path: Path):

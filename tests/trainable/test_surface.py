@@ -37,16 +37,25 @@ def sparse() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "trainable",
-    [lora(), MODES["rotate"].trainable, sparse(), MODES["low-rank"].trainable],
-    ids=["lora", "rotate", "sparse", "low-rank"],
+    ("trainable", "more"),
+    [
+        (lora(), {}),
+        (MODES["rotate"].trainable, {}),
+        (sparse(), {}),
+        (MODES["low-rank"].trainable, {}),
+        ({"mode": "scales"}, {"wire": "int4"}),
+    ],
+    ids=["lora", "rotate", "sparse", "low-rank", "scales"],
 )
-def test_an_engine_saves_and_goes_on(make_engine: Make, tmp_path: Path, trainable: dict):
-    first = make_engine(opt(), settings(trainable))
+def test_an_engine_saves_and_goes_on(
+    make_engine: Make, tmp_path: Path, trainable: dict, more: dict
+):
+    said = settings(trainable, **more)
+    first = make_engine(opt(), said)
     for step in range(2):
         first.train_batch(iter([tokens(step)]))
     first.save_checkpoint(tmp_path / "tags")
-    second = make_engine(opt(), settings(trainable))
+    second = make_engine(opt(), said)
     second.load_checkpoint(tmp_path / "tags")
     assert second.global_steps == 2
     for engine in (first, second):

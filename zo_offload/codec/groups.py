@@ -62,16 +62,30 @@ def encode(layout: Layout, values: F32) -> U8:
     return np.concatenate([codes, scale_bytes])
 
 
-def decode(layout: Layout, packed: U8, elements: int) -> F32:
-    """Unpack ``[elements]`` fp32 values."""
-    start, count = layout.scales_at(elements), elements // layout.group
-    scale_bits = packed[start : start + 2 * count].view(np.uint16)
-    scale = (scale_bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+def decode(layout: Layout, packed: U8, elements: int, scale: F32 | None = None) -> F32:
+    """Unpack ``[elements]`` fp32 values.
+
+    Args:
+        layout: Their codec's.
+        packed: What :func:`encode` gave.
+        elements: A multiple of 128.
+        scale: Of every group, in place of those that are packed.
+    """
+    start = layout.scales_at(elements)
+    if scale is None:
+        scale = group_scales(layout, packed, elements)
     codes = packed[:start]
     if CODE_BITS[layout.kind] == 4:
         codes = unpack_nibbles(codes)
     with np.errstate(all="ignore"):
         return canonical(FROM_CODE[layout.kind](codes) * np.repeat(scale, layout.group))
+
+
+def group_scales(layout: Layout, packed: U8, elements: int) -> F32:
+    """Of every group, as they are packed."""
+    start, count = layout.scales_at(elements), elements // layout.group
+    scale_bits = packed[start : start + 2 * count].view(np.uint16)
+    return (scale_bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def scales_of(kind: str, groups: F32) -> npt.NDArray[np.uint16]:

@@ -13,6 +13,7 @@ from zo_offload.ops.kernels import (
 )
 from zo_offload.ops.layout import Layout, layout_of
 from zo_offload.ops.span import ALIGNMENT, Segment, Span
+from zo_offload.ops.torch_codecs import group_scales
 from zo_offload.ops.torch_ops import load_master, noise
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "StepUpdate",
     "crc32c",
     "encode",
+    "group_scales",
     "layout_of",
     "load_master",
     "noise",

@@ -74,11 +74,17 @@ def update(
         wire: The span's wire elements (for bfloat16 and fp32, part of the master itself).
         rest: What stays home beside them.
         direction: ``rademacher`` or ``gaussian``.
-        steps: In order. A draw whose coefficient is zero is not added.
+        steps: In order. A draw whose coefficient is zero is not added. Of a non-negative span
+            what is below zero after a step becomes zero before the next.
         points: Perturbed copies to write afterwards, in the same pass where that saves one.
         ahead: Steps that the copies take in fp32 and the masters do not.
     """
     assert span.codec == "identity" or not points, "copies of a packed span are made from its bytes"
+    if span.non_negative:
+        for step in steps:
+            (serving_for(wire, rest) or torch_ops).update(span, wire, rest, direction, [step])
+            torch_ops.lift(wire)
+        steps = ()
     if steps or points:
         serving = serving_for(wire, rest, *(point.out for point in points)) or torch_ops
         serving.update(span, wire, rest, direction, steps, points, ahead)
@@ -128,6 +134,7 @@ def unpack(
     dtype: torch.dtype,
     out: torch.Tensor,
     first: int = 0,
+    scales: torch.Tensor | None = None,
 ) -> None:
     """Decode a stretch of a packed span.
 
@@ -139,13 +146,17 @@ def unpack(
         out: ``[count]``, a multiple of 128: fp32 takes what the bytes mean; a narrower dtype the
             same, rounded as perturbed copies are.
         first: Element of the span that it begins at, a multiple of 128.
+        scales: ``[count / group]`` fp32, of the stretch's groups, in place of those that are
+            packed; only where the layout has groups. With equal scales the bits are equal.
 
     Raises:
         CodecError: The bytes are too few, or damaged.
     """
     assert first % ALIGNMENT == out.numel() % ALIGNMENT == 0 <= first <= elements - out.numel()
-    serving = serving_for(packed, out) or torch_codecs
-    serving.unpack(layout, packed, elements, dtype, out, first)
+    given = [scales] if scales is not None else []
+    assert all(s.dtype == torch.float32 and s.numel() * layout.group == out.numel() for s in given)
+    serving = serving_for(packed, out, *given) or torch_codecs
+    serving.unpack(layout, packed, elements, dtype, out, first, scales)
 
 
 def store_master(span: Span, master: torch.Tensor, wire: torch.Tensor, rest: torch.Tensor) -> None:

@@ -20,7 +20,7 @@ from zo_offload.ops.draws import DIRECTIONS, Draw, Point, StepUpdate
 from zo_offload.ops.layout import CODECS, FORWARDS, Layout
 from zo_offload.ops.span import FORMATS, REST_DTYPES, Segment, Span
 
-VERSION = 3
+VERSION = 4
 LIBRARY = Path(__file__).with_name("_kernels.so")
 ISAS = {"scalar": 0, "neon": 1, "avx2": 2, "avx512": 3}  # of zo_isa
 STATUS = {1: "a job that is not sound", 2: "no such instruction set here", 3: "out of memory"}
@@ -84,7 +84,7 @@ class _Pack(ctypes.Structure):
         *((name, ctypes.c_uint32) for name in ("codec", "group", "format", "out_format")),
         *((name, ctypes.c_uint32) for name in ("num_threads", "reserved")),
         *((name, ctypes.c_uint64) for name in ("elements", "first", "count", "packed_bytes")),
-        *((name, ctypes.c_void_p) for name in ("wire", "packed", "out")),
+        *((name, ctypes.c_void_p) for name in ("wire", "packed", "out", "scales")),
     ]
 
 
@@ -252,9 +252,11 @@ class Native:
         dtype: torch.dtype,
         out: torch.Tensor,
         first: int = 0,
+        scales: torch.Tensor | None = None,
     ) -> None:
         """See :func:`zo_offload.ops.unpack`."""
         job = _packing(layout, packed, elements, dtype)
+        job.scales = scales.data_ptr() if scales is not None else None
         job.out, job.out_format = out.data_ptr(), FORWARDS[out.dtype]
         job.first, job.count = first, out.numel()
         _check(self._library.zo_decode(ctypes.byref(job), self._isa))

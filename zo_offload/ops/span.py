@@ -74,6 +74,7 @@ class Span:
             is frozen rests packed.
         packed_offset: First byte in the unit's packed buffer (what crosses the bus).
         plain_offset: First byte in the scratch, where the forward reads its elements.
+        non_negative: Whether a step leaves nothing below zero; an fp32 span's.
     """
 
     dtype: torch.dtype
@@ -86,10 +87,12 @@ class Span:
     codec: str = "identity"
     packed_offset: int = 0
     plain_offset: int = 0
+    non_negative: bool = False
     elements: int = field(init=False)
 
     def __post_init__(self) -> None:
         assert all(segment.offset % ALIGNMENT == 0 for segment in self.segments)
+        assert not self.non_negative or self.format == "fp32"
         last = self.segments[-1]
         object.__setattr__(self, "elements", last.start + last.padded)
 

@@ -52,15 +52,20 @@ def pack(layout: Layout, wire: torch.Tensor, packed: torch.Tensor) -> int:
 
 def unpack(
     layout: Layout, packed: torch.Tensor, elements: int, dtype: torch.dtype, out: torch.Tensor,
-    first: int = 0,
+    first: int = 0, scales: torch.Tensor | None = None,
 ) -> None:  # fmt: skip
     """See :func:`zo_offload.ops.unpack`."""
     with torch.inference_mode():
         chunk = _chunk(out)
         for start in range(0, out.numel(), chunk):
             part = out[start : start + chunk]
-            at = first + start
-            value = decoded(layout, packed, elements, dtype, at, at + part.numel())
+            at, stop = first + start, first + start + part.numel()
+            if scales is None:
+                value = decoded(layout, packed, elements, dtype, at, stop)
+            else:
+                layout.refuse_short(packed, elements, dtype)
+                begin, end = start // layout.group, (start + part.numel()) // layout.group
+                value = _unpack_groups(layout, packed, at, stop, scales[begin:end])
             _round(value, part) if out.dtype != torch.float32 else part.copy_(value)
 
 
@@ -76,7 +81,8 @@ def decoded(
     if layout.kind == "lossless12":
         return widened(_unpack_lossless(packed, elements, start, stop))
     if layout.group:
-        return _unpack_groups(layout, packed, elements, start, stop)
+        scales = group_scales(layout, packed, elements, start, stop)
+        return _unpack_groups(layout, packed, start, stop, scales)
     kind = _NARROW.get(layout.kind, dtype)
     size = kind.itemsize
     return widened(packed[start * size : stop * size].view(kind))
@@ -154,19 +160,25 @@ def _code_of(kind: str, ratio: torch.Tensor) -> torch.Tensor:
     return ratio.round_().to(torch.int8).view(torch.uint8)
 
 
-def _unpack_groups(
+def group_scales(
     layout: Layout, packed: torch.Tensor, elements: int, start: int, stop: int
 ) -> torch.Tensor:
+    """The scales that elements start..stop of a packed span are decoded with, fp32."""
     scales_at = layout.scales_at(elements) + 2 * (start // layout.group)
     num_scales = (stop - start) // layout.group
     scale_bits = packed[scales_at : scales_at + 2 * num_scales].view(torch.int16).int()
-    scale = (scale_bits << 16).view(torch.float32).unsqueeze(1)
+    return (scale_bits << 16).view(torch.float32)
+
+
+def _unpack_groups(
+    layout: Layout, packed: torch.Tensor, start: int, stop: int, scales: torch.Tensor
+) -> torch.Tensor:
     if CODE_BITS[layout.kind] == 8:
         codes = packed[start:stop]
     else:
         codes = _nibbles(packed[start // 2 : stop // 2])
     value = _value_of(layout.kind, codes).view(-1, layout.group)
-    return value.mul_(scale).nan_to_num_(**_KEEP).view(-1)
+    return value.mul_(scales.unsqueeze(1)).nan_to_num_(**_KEEP).view(-1)
 
 
 def _value_of(kind: str, codes: torch.Tensor) -> torch.Tensor:

@@ -90,6 +90,13 @@ def update(
         perturb(span, wire, point.out, direction, point.draw, ahead=ahead)
 
 
+@torch.inference_mode()
+@denormals_kept()
+def lift(values: torch.Tensor) -> None:
+    """What is not above zero becomes zero, in place; NaN stay."""
+    values.masked_fill_(values <= 0.0, 0.0)
+
+
 def _take_steps(
     span: Span, wire: torch.Tensor, rest: torch.Tensor, direction: str, steps: Sequence[StepUpdate]
 ) -> None:

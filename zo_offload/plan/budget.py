@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from zo_offload.exact_head import OTHER_CHUNK_BYTES
-from zo_offload.plan.formats import rest_bytes, room_bytes, wire_bytes
+from zo_offload.ops import layout_of
+from zo_offload.plan.formats import GROUP, rest_bytes, room_bytes, wire_bytes
 from zo_offload.plan.layout import Counts, Layout
 from zo_offload.plan.request import Budgets, Request
 
 ADAPTER_RANK = 8  # of an adapter on every matrix
-VALUE_BYTES = 4  # of a chosen weight, fp32
+VALUE_BYTES = 4  # of what moves over a frozen base, fp32
 CHOSEN_BYTES = 8  # of one and its 32-bit place
 HEADER = PAGE = 4096  # of a unit on disk, and what its parts are padded to
 SPARE_RECORDS = 4
@@ -86,7 +87,7 @@ def sizes_of(layout: Layout, request: Request) -> Sizes:
         ).astype(np.int64)
         return Sizes(wire, rest, plain, wire + rest)
     nothing = np.zeros_like(wire)
-    if request.trainable == "sparse":
+    if request.trainable in ("sparse", "scales"):
         return Sizes(wire, nothing, plain, nothing)
     adapters = layout.edges * ADAPTER_RANK * dtype.itemsize
     rest = layout.edges * int(ADAPTER_RANK * rest_bytes("identity", dtype, request.master))
@@ -146,9 +147,17 @@ def _on_device(layout: Layout, request: Request, sizes: Sizes) -> dict[str, int]
         "ambient_copies": 0 if frozen else copies,
         "resident": 0,
         "sparse": sparse,
+        "scales": _scales(int(layout.matrices.sum() + layout.matrices.max()), request),  # as well
         "activations": activations,
         "logits": logits,
     }
+
+
+def _scales(elements: int, request: Request) -> int:
+    """Of so many elements of matrices, where they move."""
+    if request.trainable != "scales":
+        return 0
+    return elements // (layout_of(request.wire).group or GROUP) * VALUE_BYTES
 
 
 def _whole_on_device(layout: Layout, request: Request, sizes: Sizes) -> dict[str, int]:
@@ -211,6 +220,7 @@ def _in_host_memory(
     bytes_each = (sizes.wire + sizes.rest)[first:]
     ambient = layout.ambient_wire + (layout.ambient_rest if full else 0)
     ambient += chosen_of(layout, request) * VALUE_BYTES
+    ambient += _scales(int(layout.matrices.sum()), request)
     host = {"ambient": ambient, "units": int(bytes_each.sum()), "staging": 0, "spare": 0}
     if request.lag and request.where != "device" and sizes.trained.any():
         rest = layout.ambient_rest if full else 0

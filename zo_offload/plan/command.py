@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from zo_offload.config import integer_layout
 from zo_offload.errors import StoreError
 from zo_offload.plan.advice import nearest, quicker
 from zo_offload.plan.rates import Rates
@@ -56,6 +57,8 @@ def run(options: PlanOptions) -> Written:
     if options.config is not None:
         request, budgets, dtype = read_json(options.config)
     request = with_options(request, options.request)
+    if request.trainable == "scales":
+        integer_layout(request.wire)
     for tier, size in options.memory.items():
         if size is not None:
             budgets = replace(budgets, **{tier: int(size * GIB)})

@@ -68,6 +68,8 @@ def notes(planned: Planned) -> list[str]:
     if planned.request.trainable == "sparse":
         share = planned.request.share
         found.append(f"sparse: {share:.2%} of the matrices' weights, fp32, on the device")
+    if planned.request.trainable == "scales":
+        found.append("scales: an fp32 number a group of the matrices' weights, on the device")
     if planned.request.trainable == "peft":
         found.append(f"peft: adapters of rank {ADAPTER_RANK} on every matrix, with their units")
     return [*found, "not in these numbers: the accelerator's context, some 0.5 GiB on CUDA"]

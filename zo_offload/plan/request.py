@@ -14,7 +14,7 @@ from zo_offload.mask import read_mask
 TIERS = ("device", "host", "nvme")
 """From fast to large."""
 LOWEST_TIERS = {"none": "device", "cpu": "host", "nvme": "nvme"}
-TRAINABLES = ("full", "sparse", "peft")
+TRAINABLES = ("full", "sparse", "peft", "scales")
 GIB = 2**30
 DEFAULT_LENGTH = 2048
 
@@ -53,7 +53,8 @@ class Request:
         wire: Wire format of matrices.
         master: What updates accumulate in.
         trainable: ``full``; ``sparse``: a static mask of the base, which is frozen; ``peft``:
-            adapters beside a frozen base. A frozen base rests in its wire format.
+            adapters beside a frozen base; ``scales``: its group scales. A frozen base rests in its
+            wire format.
         share: Of the matrices' weights, that a mask chooses.
         where: Where masters in host memory are updated.
         lag: Steps that masters may be behind.

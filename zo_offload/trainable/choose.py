@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from zo_offload.config import ZOConfig
@@ -12,6 +13,7 @@ from zo_offload.trainable.detect import is_peft_model
 from zo_offload.trainable.full import Full
 from zo_offload.trainable.low_rank import LowRankMatrices
 from zo_offload.trainable.peft import Peft, check_adapter
+from zo_offload.trainable.scales import Scales
 from zo_offload.trainable.selection import PATH
 from zo_offload.trainable.sparse import Sparse
 from zo_offload.trainable.trainable import Trainable
@@ -21,6 +23,7 @@ MODES: dict[str, Callable[[ZOConfig], Trainable]] = {
     "peft": Peft,
     "sparse": Sparse,
     "low_rank": LowRankMatrices,
+    "scales": Scales,
 }
 
 
@@ -40,15 +43,24 @@ def check_files(config: ZOConfig) -> None:
                 raise ConfigError(f"{PATH}.{key}: {error}") from error
 
 
-def trainable_for(model: nn.Module, config: ZOConfig) -> Trainable:
-    """Args: the model as the caller gives it, and the ``zeroth_order`` block.
+def trainable_for(
+    model: nn.Module, config: ZOConfig, dtype: torch.dtype | None = None
+) -> Trainable:
+    """The mode that is asked for.
+
+    Args:
+        model: As the caller gives it.
+        config: The ``zeroth_order`` block.
+        dtype: What forwards compute in (None: as the model is).
 
     Raises:
         ConfigError: The JSON asks for another choice than the model's own.
     """
     wanted = config.trainable
     if not is_peft_model(model):
-        return MODES[wanted.mode](config)
+        chosen = MODES[wanted.mode](config)
+        chosen.dtype = dtype
+        return chosen
     if wanted.mode not in ("full", Peft.mode):
         raise ConfigError(
             f'{PATH}.mode: "{wanted.mode}" is for a plain model, and this is a PeftModel, whose '

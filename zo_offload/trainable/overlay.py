@@ -23,6 +23,8 @@ class Patch(ABC):
     """
 
     values: range
+    covers = False
+    """Whether every element of the part is written: then nobody need decode it before."""
 
     @property
     @abstractmethod
@@ -73,6 +75,8 @@ class Overlay(ABC):
 
     matrix: str
     parameter: nn.Parameter
+    non_negative = False
+    """Whether a step leaves no value below zero."""
 
     @property
     @abstractmethod

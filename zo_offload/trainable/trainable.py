@@ -1,10 +1,12 @@
 """The interface of all modes: what a run needs to know of what moves."""
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from zo_offload.trainable.moving import ALWAYS, Moving
@@ -18,11 +20,15 @@ class Trainable(ABC):
         mode: Its name in the JSON.
         moving: Of the prepared model.
         moves_parameters: Whether parameters of the model move, as ``requires_grad`` says.
+        dtype: What forwards compute in (None: as the model is).
+        clip: Limit on the magnitude of projected gradients.
     """
 
     mode: str
     moves_parameters: bool = True
     moving: Moving = ALWAYS
+    dtype: torch.dtype | None = None
+    clip: float = math.inf
 
     @abstractmethod
     def prepare(self, model: nn.Module) -> nn.Module:

@@ -98,6 +98,8 @@ struct Packed {
   const uint8_t *bytes;
   uint64_t num_bytes, elements;
   uint32_t codec, group, format;
+  const float *scales; /* in place of those that are packed, of the groups from element `first` on */
+  uint64_t first;
 };
 
 /* Once a call, before any part of it. */

@@ -13,6 +13,7 @@ inline bool is_sound(const zo_pack &pack) {
   if (!is_codec(pack.codec, pack.group) || pack.format > ZO_FP16 || pack.out_format > ZO_FP16)
     return false;
   if (pack.codec == ZO_LOSSLESS12 && pack.format != ZO_BF16) return false;
+  if (pack.scales && !has_groups(pack.codec)) return false;
   if (pack.elements % kBlock || pack.first % kBlock || pack.count % kBlock) return false;
   return pack.first <= pack.elements && pack.count <= pack.elements - pack.first;
 }

@@ -130,8 +130,7 @@ inline void values_of(const uint8_t *__restrict codes, float scale, uint32_t gro
 }
 
 /* A group's sixteen possible values, once, in place of a product for each element. */
-inline void table_of(uint32_t codec, uint32_t scale_bits, float *__restrict table) {
-  const float scale = float_of(scale_bits << 16);
+inline void table_of(uint32_t codec, float scale, float *__restrict table) {
   for (int code = 0; code < 16; ++code) {
     const float plain = codec == ZO_NF4 ? kNf4[code] : float((code ^ 8) - 8);
     table[code] = float_of(canonical(bits_of(plain * scale)));
@@ -167,21 +166,27 @@ inline void look_up_halves(const float *__restrict low, const float *__restrict 
 #endif
 }
 
+/* Of the group that holds an element. */
+inline float scale_at(const Packed &packed, uint64_t at) {
+  if (packed.scales) return packed.scales[(at - packed.first) / packed.group];
+  const uint8_t *scales = packed.bytes + scales_at(packed.codec, packed.elements);
+  return float_of(uint32_t(load16(scales + at / packed.group * 2)) << 16);
+}
+
 inline void unpack_groups(const Packed &packed, uint64_t at, uint32_t count, float *value) {
   const uint32_t group = packed.group;
-  const uint8_t *scales = packed.bytes + scales_at(packed.codec, packed.elements) + at / group * 2;
   if (has_nibbles(packed.codec)) {
     alignas(64) float low[16], high[16];
     const uint8_t *codes = packed.bytes + at / 2;
     for (uint32_t e = 0; e < count; e += kBlock, codes += 64) {
-      table_of(packed.codec, load16(scales + e / group * 2), low);
-      table_of(packed.codec, load16(scales + (e + 64) / group * 2), high);
+      table_of(packed.codec, scale_at(packed, at + e), low);
+      table_of(packed.codec, scale_at(packed, at + e + 64), high);
       look_up_halves(low, high, codes, value + e);
     }
     return;
   }
   for (uint32_t e = 0; e < count; e += group) {
-    const float scale = float_of(uint32_t(load16(scales + e / group * 2)) << 16);
+    const float scale = scale_at(packed, at + e);
     const uint8_t *codes = packed.bytes + at + e;
     if (packed.codec == ZO_INT8)
       values_of(codes, scale, group, [](uint8_t code) { return float(int8_t(code)); }, value + e);

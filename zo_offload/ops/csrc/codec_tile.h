@@ -32,12 +32,12 @@ inline void narrow(uint32_t format, const float *__restrict value, uint32_t coun
 
 inline Packed packed_of(const zo_job &job) {
   return {static_cast<const uint8_t *>(job.wire), job.wire_bytes,
-          job.segments[job.num_segments - 1].stop, job.codec, job.group, job.format};
+          job.segments[job.num_segments - 1].stop, job.codec, job.group, job.format, nullptr, 0};
 }
 
 inline Packed packed_of(const zo_pack &pack) {
   return {static_cast<const uint8_t *>(pack.packed), pack.packed_bytes, pack.elements, pack.codec,
-          pack.group, pack.format};
+          pack.group, pack.format, pack.scales, pack.first};
 }
 
 /* Elements start to stop of a span, decoded to the pack's `out`. */

@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ZO_VERSION 3
+#define ZO_VERSION 4
 #define ZO_API __attribute__((visibility("default")))
 
 #ifdef __cplusplus
@@ -104,6 +104,7 @@ struct zo_pack {
   uint64_t packed_bytes; /* packing: room for the most that the codec takes */
   const void *wire;
   void *packed, *out;
+  const float *scales; /* unpacking: of each group of the stretch, in place of its own; NULL: its own */
 };
 
 /* Rows of one two-dimensional parameter, or of a part of it, along one draw. */

@@ -138,9 +138,10 @@ class TritonKernels:
         dtype: torch.dtype,
         out: torch.Tensor,
         first: int = 0,
+        scales: torch.Tensor | None = None,
     ) -> None:
         """See :func:`zo_offload.ops.unpack`."""
-        torch_codecs.unpack(layout, packed, elements, dtype, out, first)
+        torch_codecs.unpack(layout, packed, elements, dtype, out, first, scales)
 
     def _launch(
         self,
