@@ -62,7 +62,9 @@ def test_a_peft_model_is_refused_beside_another_mode():
 def test_a_plan_refuses_what_it_does_not_count(tmp_path: Path):
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({"zeroth_order": {"trainable": {"mode": "low_rank"}}}))
-    with pytest.raises(ConfigError, match='a plan counts full, sparse, peft, scales, found "low_rank"'):
+    with pytest.raises(
+        ConfigError, match='a plan counts full, sparse, peft, scales, found "low_rank"'
+    ):
         read_json(path)
 
 
