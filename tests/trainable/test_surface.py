@@ -135,8 +135,18 @@ def test_a_command_trains_an_adapter_and_evaluates_it(task: Task, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_two_ranks_make_one_adapter_and_end_in_the_bits_of_one(tmp_path: Path):
-    ds = config(zeroth_order={"trainable": lora(), "seed": 5}, train_batch_size=8)
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"trainable": lora()},
+        {"trainable": sparse(), "wire": "int8"},
+        {"trainable": {"mode": "scales"}, "wire": "int4"},
+        {"trainable": {"mode": "low_rank", "interval": 2, "momentum": 0.5}},
+    ],
+    ids=["lora", "sparse", "scales", "low-rank"],
+)
+def test_two_ranks_end_in_the_bits_of_one(tmp_path: Path, block: dict):
+    ds = config(zeroth_order={**block, "seed": 5}, train_batch_size=8)
     ds["train_micro_batch_size_per_gpu"] = 2
     del ds["gradient_accumulation_steps"]
     job = {"config": ds, "steps": 3, "out": str(tmp_path)}
