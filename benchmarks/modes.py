@@ -31,6 +31,7 @@ from zo_offload.trainable.selection import matrices_of
 
 STEPS = 4  # whose bytes are counted, after as many
 SHARE = 0.001
+LEAST_LAYERS = 3  # the pipeline holds two
 MASK = "MASK"  # stands for the file
 
 LORA = {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj", "v_proj"]}
@@ -147,6 +148,11 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
     parser.add_argument("--folder", type=Path, help="on the disk that blocks are to rest on")
     options = parser.parse_args()
+    if options.layers < LEAST_LAYERS:
+        parser.error(
+            f"--layers {options.layers}: at least {LEAST_LAYERS}; fewer blocks all stay in the "
+            "pipeline's slots, and nothing would move"
+        )
     modes = {name: MODES[name] for name in options.modes}
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         bench = Bench(options, Path(folder))
