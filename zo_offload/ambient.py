@@ -35,6 +35,7 @@ from zo_offload.errors import ModelError
 from zo_offload.exact_head import exact_linear
 from zo_offload.expert_reads import DividedExperts, ExpertReads, Visitor
 from zo_offload.factors import Pair
+from zo_offload.joined import SharedMatrices
 from zo_offload.lazy_logits import Family, LazyLogits
 from zo_offload.lazy_rules import lazy_linear
 from zo_offload.low_rank_reads import LowRankReads, corrected, read_otherwise
@@ -89,6 +90,7 @@ class AmbientCopies:
         self.head = head_of(model)
         self.chunks: HeadChunks | None = None
         self.low_rank: LowRankReads | None = None
+        self.shared: SharedMatrices | None = None  # products of lanes are joined
         if weights.map.low_rank is not None:
             copied = read_otherwise(model, weights.map)
             self.low_rank = LowRankReads(weights, num_draws, copied)
@@ -307,8 +309,8 @@ class AmbientMode(TorchFunctionMode):
             if not torch.is_grad_enabled():
                 return self._lazy_logits(func, *args, **kwargs)
             self._copies.chunks.tell("a gradient")
-        if func is F.linear and self._copies.low_rank is not None:
-            product = self._low_rank_product(is_head, *args, **kwargs)
+        if func is F.linear:
+            product = self._own_product(is_head, *args, **kwargs)
             if product is not None:
                 return product
         values = [self._substitute(func, value) for value in args]
@@ -321,23 +323,33 @@ class AmbientMode(TorchFunctionMode):
             return owned(result, self._copies.addresses)
         return result
 
-    def _low_rank_product(
+    def _own_product(
         self, is_head: bool, input: Any, weight: Any, bias: Any = None
     ) -> torch.Tensor | None:
-        """The product with a matrix that moves by small factors; None with any other."""
+        """The product with a matrix that moves by small factors, or that lanes share; else None."""
         pair, at_rest = self._pair(weight), weight
-        if pair is None:
+        shared = self._copies.shared
+        if pair is None and (shared is None or not shared.joins(weight, input)):
             return None
         if id(weight) in self._copies.places:
             at_rest = self._copies.at_rest(weight)
-        input, bias = self._substitute(F.linear, input), self._substitute(F.linear, bias)
-        return corrected(self._base_product(is_head, input, at_rest, bias), input, pair)
+        else:
+            self._check_visited(F.linear, weight)
+        own_bias = self._substitute(F.linear, bias)
+        input = self._substitute(F.linear, input)
+        product = self._base_product(is_head, input, weight, at_rest, bias, own_bias)
+        return corrected(product, input, pair) if pair is not None else product
 
     def _base_product(
-        self, is_head: bool, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+        self, is_head: bool, input: Any, weight: Any, at_rest: Any, bias: Any, own_bias: Any
     ) -> torch.Tensor:
         """With what all draws of a visit share."""
-        return (exact_linear if is_head else F.linear)(input, weight, bias)
+        shared, linear = self._copies.shared, exact_linear if is_head else F.linear
+        if shared is None or not shared.joins(weight, input):
+            return linear(input, at_rest, own_bias)
+        common = own_bias if bias is None or bias in shared else None
+        product = self._lane.join(id(weight), input, lambda rows: linear(rows, at_rest, common))
+        return product if common is own_bias else product + own_bias
 
     def _pair(self, parameter: Any) -> Pair | None:
         """Small factors of a parameter that moves by them, where they are not 0."""

@@ -223,6 +223,7 @@ class ZOConfig(_Strict):
     unit: UnitChoice | None = None
     live_lanes: Annotated[int, Field(ge=1)] | None = None
     head_chunk: Annotated[int, Field(ge=1)] | None = None
+    joined_rows: Annotated[int, Field(ge=1)] | None = None
     wire: Wire | None = None
     master: Literal["fp32", "bf16+8", "bf16_sr"] = "fp32"
     replica: ReplicaConfig = ReplicaConfig()

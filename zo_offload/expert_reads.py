@@ -16,6 +16,7 @@ from torch import nn
 
 from zo_offload.errors import ModelError
 from zo_offload.experts import ONE_BY_ONE
+from zo_offload.joined import Product
 from zo_offload.units import AMBIENT
 from zo_offload.views import address_of
 from zo_offload.weights import Weights
@@ -34,6 +35,10 @@ class Visitor(Protocol):
 
     def arrive(self, unit: int) -> None:
         """Stand before a unit until it has been written."""
+        ...
+
+    def join(self, matrix: int, input: torch.Tensor, product: Product) -> torch.Tensor:
+        """The product of an input with a matrix, maybe together with other lanes' inputs."""
         ...
 
 

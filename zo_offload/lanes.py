@@ -22,7 +22,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -30,13 +29,14 @@ from torch import nn
 
 from zo_offload import leftovers
 from zo_offload.ambient import AmbientCopies, AmbientMode
-from zo_offload.errors import StoreError
+from zo_offload.errors import ConfigError, StoreError
 from zo_offload.experts import read_one_by_one
 from zo_offload.generators import Generators, States
+from zo_offload.joined import Meeting, Product, SharedMatrices, gather
 from zo_offload.lazy_logits import made
 from zo_offload.objective import shapes_of
 from zo_offload.ops import Draw
-from zo_offload.units import AMBIENT
+from zo_offload.units import AMBIENT, Unit
 from zo_offload.views import owned
 from zo_offload.weights import Weights
 
@@ -51,11 +51,13 @@ class Call:
         run: What to run.
         draw: Where the weights stand meanwhile (None: unperturbed).
         generator_seed: What its random generators start from.
+        micro_batch: Calls of one may share products (None: this one shares none).
     """
 
     run: Callable[[], Any]
     draw: Draw | None = None
     generator_seed: int = 0
+    micro_batch: int | None = None
 
 
 class _Stopped(BaseException):
@@ -72,6 +74,7 @@ class Lane:
         self.inside = AMBIENT
         self.experts = range(0)  # units of the module with divided experts that it is in
         self.waits_for: int | None = None
+        self.meeting: Meeting | None = None  # at a product, inside a unit
         self.result: Any = None
         self.error: BaseException | None = None
         self.ended: Future | None = None
@@ -82,7 +85,7 @@ class Lane:
 
     def resume(self) -> None:
         """Give the baton to the lane; returns when it stands before a unit or has ended."""
-        self.waits_for = None
+        self.waits_for = self.meeting = None
         self._go.release()
         self._back.acquire()
 
@@ -93,11 +96,24 @@ class Lane:
         if self._passes_by:
             return
         self.waits_for = unit
+        self._hand_back()
+        self.inside = unit
+
+    def join(self, matrix: int, input: torch.Tensor, product: Product) -> torch.Tensor:
+        """Called in the lane: a product, computed together with other lanes' of the micro-batch."""
+        if self._passes_by or self.call.micro_batch is None:
+            return product(input)
+        key = self.call.micro_batch, matrix, input.shape, input.dtype
+        self.meeting = meeting = Meeting(key, input)
+        self._hand_back()
+        return meeting.take(product)
+
+    def _hand_back(self) -> None:
+        """Give the baton to the scheduler, and wait for it."""
         self._back.release()
         self._go.acquire()
         if self.stopped:
             raise _Stopped
-        self.inside = unit
 
     @contextmanager
     def passing_by(self) -> Iterator[None]:
@@ -139,6 +155,9 @@ class _InlineLane(Lane):
             self._weights.load_scratch(self._weights.map.units[unit], self.call.draw)
         self.inside = unit
 
+    def join(self, matrix: int, input: torch.Tensor, product: Product) -> torch.Tensor:
+        return product(input)
+
 
 class Lanes:
     """Runs model calls on weights that live in a store.
@@ -150,6 +169,7 @@ class Lanes:
         max_live: Most lanes alive at once (each holds activations and a thread); more calls than
             that take further visits, with the same results.
         head_chunk: Rows of the head that are perturbed at a time (None: all).
+        joined_rows: Rows of an input up to which lanes share a product (None: they do not).
     """
 
     def __init__(
@@ -159,10 +179,14 @@ class Lanes:
         num_draws: int = 2,
         max_live: int = 64,
         head_chunk: int | None = None,
+        joined_rows: int | None = None,
     ) -> None:
         self._model = model
         self._weights = weights
         self.copies = AmbientCopies(model, weights, num_draws, head_chunk)
+        self._joins = joined_rows is not None
+        if joined_rows is not None:
+            self.copies.shared = SharedMatrices(weights, joined_rows)
         self._device = weights.arena.device
         self._max_live = max_live
         self._closed = False
@@ -204,8 +228,15 @@ class Lanes:
 
         Raises:
             ModelError: The forward leaves state on a module.
+            ConfigError: Lanes that share products would not all be alive.
         """
         self._refuse()
+        if self._joins and len(calls) > self._max_live and not looks:
+            raise ConfigError(
+                f"zeroth_order.joined_rows: all {len(calls)} lanes of a visit must be alive to "
+                f"share products, and live_lanes is {self._max_live}; raise it, or leave "
+                "joined_rows out"
+            )
         results: list[Any] = []
         with self._leaving_nothing(shapes):
             for first in range(0, len(calls), self._max_live):
@@ -339,10 +370,16 @@ class Lanes:
                 at.setdefault(modules[lane.waits_for], []).append(lane.waits_for)
             index = min(max(at.values(), key=len))  # the first lane's module where equal
             there = [lane for lane in waiting if lane.waits_for == index]
-            for draw, group in groupby(there, key=lambda lane: lane.call.draw):
-                for lane in group:
-                    self._weights.load_scratch(self._weights.map.units[index], draw)
-                    self._turn(lane)
+            self._pass(self._weights.map.units[index], there)
+
+    def _pass(self, unit: Unit, lanes: list[Lane]) -> None:
+        """Let lanes through a unit, one after another, in as many rounds as they meet in it."""
+        while lanes:
+            for lane in lanes:
+                self._weights.load_scratch(unit, lane.call.draw)
+                self._turn(lane)
+            lanes = [lane for lane in lanes if lane.meeting is not None]
+            gather([lane.meeting for lane in lanes if lane.meeting is not None])
 
     def _turn(self, lane: Lane) -> None:
         assert lane.generators is not None

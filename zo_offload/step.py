@@ -149,7 +149,8 @@ class Stepper:
         try:
             most = self.config.live_lanes or MOST_LANES
             draws, chunk = self._placing.num_draws, self.config.head_chunk
-            self.lanes = Lanes(self.model, self.weights, draws, most, chunk)
+            joined = self.config.joined_rows
+            self.lanes = Lanes(self.model, self.weights, draws, most, chunk, joined)
         except BaseException:
             self.weights.close()
             raise
@@ -234,7 +235,7 @@ class Stepper:
         self.model.eval()  # whatever the caller did to it meanwhile
         moved = [move_to(batch, self._device) for batch in batches]
         calls = [
-            Call(self._lane(batch, keep_outputs), draw, self._lane_seed(i))
+            Call(self._lane(batch, keep_outputs), draw, self._lane_seed(i), i)
             for _, _, draw in draws
             for i, batch in enumerate(moved, start=first)
         ]

@@ -1,0 +1,103 @@
+"""Products that lanes share: computed once, on the rows of one micro-batch, whatever else runs."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models.table import ROWS
+from trainable.modes import MODES
+
+from zo_offload.config import ZOConfig
+from zo_offload.errors import ConfigError
+from zo_offload.joined import Meeting
+from zo_offload.step import Stepper
+
+LR = 1e-2
+MODEL = "llama"
+NVME = {"device": "nvme"}
+
+
+def stepper_of(mode: str, dtype: torch.dtype | None = None, **block: Any) -> Stepper:
+    config = {"eps": 1e-2, "trainable": MODES[mode].trainable, **MODES[mode].block, **block}
+    return Stepper(ROWS[MODEL].build(), ZOConfig.model_validate(config), dtype=dtype)
+
+
+def losses(stepper: Stepper, lengths: tuple[int, ...], steps: int = 3) -> list[Any]:
+    batches = [ROWS[MODEL].batch(length) for length in lengths]
+    return [stepper.train_step(batches, LR).lane_losses for _ in range(steps)]
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Lanes and rows of each product that is computed for some."""
+    found: list[tuple[int, int]] = []
+    real = Meeting._compute
+
+    def spy(meeting: Meeting, product: Any) -> None:
+        rows = sum(each.input.shape[:-1].numel() for each in meeting.together)
+        found.append((len(meeting.together), rows))
+        real(meeting, product)
+
+    monkeypatch.setattr(Meeting, "_compute", spy)
+    return found
+
+
+@pytest.mark.parametrize("mode", ["lora", "low-rank"])
+def test_they_are_the_products_of_each(mode: str):
+    found = []
+    for joined in (None, 1000):
+        with closing(stepper_of(mode, joined_rows=joined, probes=2)) as stepper:
+            found.append(losses(stepper, (6, 3)))
+    assert torch.tensor(found[0]).allclose(torch.tensor(found[1]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", ["lora", "low-rank"])
+def test_no_tier_changes_a_bit(mode: str, dtype: torch.dtype, tmp_path: Path):
+    found = []
+    for number, offload in enumerate(({"device": "none"}, {"device": "cpu"}, NVME)):
+        if offload is NVME:
+            offload = {**NVME, "nvme_path": str(tmp_path / f"{number}")}
+        block = {"offload_param": offload, "joined_rows": 1000, "probes": 2}
+        with closing(stepper_of(mode, dtype, **block)) as stepper:
+            found.append((losses(stepper, (6, 3)), stepper.weights.digest()))
+    assert found[1:] == found[:1] * 2
+
+
+def test_only_lanes_of_one_micro_batch_are_joined():
+    """Else a rank that has fewer would compute other bits."""
+    with closing(stepper_of("lora", joined_rows=1000, probes=2)) as stepper:
+        batches = [ROWS[MODEL].batch(5), ROWS[MODEL].batch(5)]
+        draws = stepper.draws()
+        together = stepper.measure(batches, draws)
+        apart = [row for batch in batches for row in stepper.measure([batch], draws)]
+    assert together == apart
+
+
+@pytest.mark.parametrize("probes", [1, 2])
+def test_a_product_is_computed_once_for_all(computed: list[tuple[int, int]], probes: int):
+    batch = ROWS[MODEL].batch(5)
+    rows = batch["input_ids"].numel()
+    with closing(stepper_of("lora", joined_rows=rows, probes=probes)) as stepper:
+        stepper.train_step([batch, batch], LR)
+        matrices = [p for n, p in stepper.model.named_parameters() if "base_layer" in n]
+    assert set(computed) == {(2 * probes, 2 * probes * rows)}
+    assert len(computed) == 2 * (len(matrices) + 2 * 5)  # of two blocks: five without an adapter
+
+
+@pytest.mark.parametrize(("mode", "rows"), [("lora", 3), ("full", 1000), ("sparse", 1000)])
+def test_larger_inputs_and_other_matrices_are_not(
+    computed: list[tuple[int, int]], mode: str, rows: int
+):
+    with closing(stepper_of(mode, joined_rows=rows)) as stepper:
+        stepper.train_step([ROWS[MODEL].batch(5)], LR)
+    assert computed == []
+
+
+def test_lanes_that_are_not_all_alive_are_refused():
+    with closing(stepper_of("lora", joined_rows=1000, live_lanes=3)) as stepper:
+        losses(stepper, (6,))
+        with pytest.raises(ConfigError, match=r"joined_rows: all 4 lanes .*live_lanes is 3"):
+            losses(stepper, (6, 3))
