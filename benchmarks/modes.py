@@ -32,6 +32,7 @@ from zo_offload.trainable.selection import matrices_of
 STEPS = 4  # whose bytes are counted, after as many
 SHARE = 0.001
 LEAST_LAYERS = 3  # the pipeline holds two
+INTERVAL, MANY = 50, 10**6
 MASK = "MASK"  # stands for the file
 
 LORA = {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj", "v_proj"]}
@@ -43,6 +44,13 @@ MODES: dict[str, dict[str, Any]] = {
     "peft on nf4": {"wire": "nf4", "trainable": {"mode": "peft", "peft_config": LORA}},
     "sparse on nf4": {"wire": "nf4", "trainable": {"mode": "sparse", "mask": MASK}},
     "sparse on int4": {"wire": "int4", "trainable": {"mode": "sparse", "mask": MASK}},
+    "scales on int4": {"wire": "int4", "trainable": {"mode": "scales"}},
+    "low_rank": {"trainable": {"mode": "low_rank", "interval": INTERVAL}},
+    "peft, joined": {"joined_rows": MANY, "trainable": {"mode": "peft", "peft_config": LORA}},
+    "low_rank, joined": {
+        "joined_rows": MANY,
+        "trainable": {"mode": "low_rank", "interval": INTERVAL},
+    },
 }
 
 

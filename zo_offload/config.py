@@ -280,7 +280,7 @@ def _check_tier(parsed: ZOConfig) -> None:
 
 
 _MODES_OF_KEYS = {
-    "parameters": ("full", "low_rank", "scales"),
+    "parameters": ("full", "low_rank", "scales", "sparse"),
     "layers": ("full", "low_rank", "scales"),
     "rotate": ("full",),
     "peft_config": ("peft",),

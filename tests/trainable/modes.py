@@ -171,6 +171,11 @@ MODES = {
         lambda name, step: name.endswith(".sparse"),
         "model.layers.0.mlp.up_proj.weight.sparse",
     ),
+    "sparse-beside-vectors": Mode(
+        sparse(parameters=["*norm*"]),
+        lambda name, step: name.endswith(".sparse") or "norm" in name,
+        "model.layers.0.mlp.up_proj.weight.sparse",
+    ),
     "low-rank": low_rank(interval=4),
     "low-rank-momentum": low_rank(rank=3, interval=2, momentum=0.75),
     "low-rank-of-parameters": Mode(

@@ -56,7 +56,10 @@ def after(name: str, **more: Any) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("name", "lag"),
-    [*product(["layers", "rotate", "lora", "sparse", "scales"], [0, 2]), *product(LOW_RANK, [0])],
+    [
+        *product(["layers", "rotate", "lora", "sparse-beside-vectors", "scales"], [0, 2]),
+        *product(LOW_RANK, [0]),
+    ],
 )
 def test_no_tier_changes_a_bit(name: str, lag: int, tmp_path: Path):
     update = {"lag": lag}
@@ -73,7 +76,10 @@ def test_no_tier_changes_a_bit(name: str, lag: int, tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("name", "stop"),
-    [*product(["rotate", "lora", "sparse", "scales"], [1, 3]), *product(LOW_RANK, [1, 4, 5])],
+    [
+        *product(["rotate", "lora", "sparse-beside-vectors", "scales"], [1, 3]),
+        *product(LOW_RANK, [1, 4, 5]),
+    ],
 )
 def test_a_run_goes_on_from_its_journal(name: str, stop: int, tmp_path: Path):
     def run(path: Path, steps: int, **more: Any) -> dict[str, torch.Tensor]:

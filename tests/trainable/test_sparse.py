@@ -180,6 +180,12 @@ def test_a_mask_of_what_travels_with_no_unit_is_refused(tmp_path: Path, unit: st
         assert it.train_step([torch.ones(2, 8)], LR).projected_grads != (0.0,)
 
 
+def test_a_matrix_moves_whole_or_by_its_mask(tmp_path: Path):
+    trainable = {**masked("opt", tmp_path), "parameters": ["*.fc1.*", "*norm*"]}
+    with pytest.raises(ConfigError, match=r"layers.0.fc1.weight would move whole"):
+        stepper_of(ROWS["opt"].build(), DTYPE, tmp_path, trainable=trainable)
+
+
 def test_a_mask_that_is_missing_or_no_mask(tmp_path: Path):
     with pytest.raises(ConfigError, match='"sparse" needs a mask'):
         parse_config({"zeroth_order": {"trainable": {"mode": "sparse"}}})

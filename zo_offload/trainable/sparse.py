@@ -1,8 +1,9 @@
 """``sparse``: the weights that a mask names move, in fp32, over a frozen base.
 
-They are few (0.1 % by default), so that they stay on the device and the base may rest and travel in
-four bits: a unit is decoded once a visit, and for every probe and sign the chosen weights alone are
-written over it. They begin at the values that the model came with, which no codec has rounded.
+They are few (0.1 % by default), so that they stay on the device, as do parameters that are named to
+move whole beside them, and the base may rest and travel in four bits: a unit is decoded once a
+visit, and for every probe and sign the chosen weights alone are written over it. They begin at the
+values that the model came with, which no codec has rounded.
 
 Reference:
     Guo et al. (2024), arXiv 2406.02913, section 3. Deviation: the base may be of any codec here.
@@ -26,7 +27,7 @@ from zo_offload.trainable.frozen import freeze, thaw
 from zo_offload.trainable.full import save_plain
 from zo_offload.trainable.moving import Moving
 from zo_offload.trainable.overlay import Base, Overlay, Patch
-from zo_offload.trainable.selection import PATH, matrices_of
+from zo_offload.trainable.selection import PATH, by_name, matrices_of
 from zo_offload.trainable.trainable import Trainable
 from zo_offload.weights import Weights
 
@@ -106,9 +107,23 @@ class Sparse(Trainable):
                 "not: give the model that was converted"
             )
         overlays = tuple(_overlays(model, Path(path), self._config.unit))
+        whole = self._whole(model, {overlay.matrix for overlay in overlays})
         self._flags = freeze(model)
-        self.moving = Moving(overlays=overlays)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in whole)
+        self.moving = Moving(resident=frozenset(whole), overlays=overlays)
         return model
+
+    def _whole(self, model: nn.Module, masked: set[str]) -> set[str]:
+        """What moves beside the mask's weights, all of it."""
+        patterns = self._config.trainable.parameters
+        whole = by_name(model, patterns) if patterns is not None else set()
+        for name in sorted(whole & masked):
+            raise ConfigError(
+                f"{PATH}.parameters: {name} would move whole, and the mask chooses some of its "
+                "weights; leave it out of one of the two"
+            )
+        return {n for n, p in model.named_parameters() if n in whole and p.requires_grad}
 
     def undo(self) -> None:
         """See :class:`Trainable`."""
@@ -121,7 +136,9 @@ class Sparse(Trainable):
             assert isinstance(overlay, Chosen)
             total.update(f"{overlay.matrix} {len(overlay.indices)}\n".encode())
             total.update(overlay.indices.numpy().data)
-        return {"trainable": {"mode": self.mode, "mask": total.hexdigest()}}
+        whole = super().header(model) if self.moving.resident else {}
+        return {"trainable": {"mode": self.mode, **whole.get("trainable", {}),
+                              "mask": total.hexdigest()}}  # fmt: skip
 
     def save(self, model: nn.Module, weights: Weights, directory: Path) -> None:
         """See :class:`Trainable`: a plain Hugging Face directory."""
