@@ -193,8 +193,7 @@ def results(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Of all jobs, those that are at hand first."""
     wanted = list(jobs_of(options))
     keys = list(asdict(wanted[0]))
-    lines = options.out.read_text().splitlines() if options.out.exists() else []
-    done = {Job(**{k: each[k] for k in keys}): each for each in map(json.loads, lines)}
+    done = {Job(**{k: each[k] for k in keys}): each for each in _read(options.out)}
     missing = [job for job in wanted if job not in done]
     with ExitStack() as stack:
         into = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -212,6 +211,13 @@ def results(options: argparse.Namespace) -> list[dict[str, Any]]:
                   f"{found['accuracy']:.4f} in {found['seconds']:.0f} s", flush=True)  # fmt: skip
             done[Job(**{k: found[k] for k in keys})] = found
     return [done[job] for job in wanted]
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Results; a last line that was cut off is taken away."""
+    whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
+    path.write_text(whole + "\n" if whole else "")
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def show(found: list[dict[str, Any]], search: bool) -> dict[str, float]:
