@@ -46,8 +46,9 @@ class Meeting:
         """
         if self.result is None:
             self._compute(product)
-        assert self.result is not None
-        return self.result
+        result, self.result, self.together = self.result, None, ()  # else they hold each other
+        assert result is not None
+        return result
 
     def _compute(self, product: Product) -> None:
         if len(self.together) < 2:
