@@ -16,13 +16,14 @@ what is there already is not done again. The last line is JSON: medians of accur
 
 import argparse
 import json
+import math
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from multiprocessing import get_context
@@ -34,12 +35,14 @@ from rich.console import Console
 from rich.table import Table
 
 from zo_offload.config import parse_config
+from zo_offload.errors import DivergedError
 from zo_offload.integrations.hf import load_causal_lm, load_tokenizer
 from zo_offload.objective import Objective
 from zo_offload.scoring import ScoringOptions, score
 from zo_offload.step import Stepper
 from zo_offload.tasks import (
     Encoded,
+    Evaluation,
     Prompt,
     batch_at,
     collate,
@@ -82,24 +85,18 @@ def lora(**more: Any) -> dict[str, Any]:
     return {"trainable": {"mode": "peft", "peft_config": keys}}
 
 
-def prefix() -> dict[str, Any]:
-    keys = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 5}
-    return {"trainable": {"mode": "peft", "peft_config": keys}}
-
-
 RMS = {"direction_scale": "rms"}
 SPARSE = {"trainable": {"mode": "sparse"}}
+BESIDE = {"trainable": {"mode": "sparse", "parameters": ["*norm*", "*.bias"]}, **RMS}
 MODES = {
-    "full": Mode(3e-5, {}),
-    "full fp32": Mode(3e-5, {}, "fp32"),
-    "full rms": Mode(7.5e-5, RMS),
-    "rotate": Mode(1e-4, {"trainable": {"rotate": {"blocks": 1, "interval": 50}}}),
-    "sparse 0.1% nf4": Mode(3e-3, {**SPARSE, "wire": "nf4"}, share=1e-3),
+    "full": Mode(2.7e-4, {}),
+    "full rms": Mode(2e-4, RMS),
     "sparse 1% nf4": Mode(1e-3, {**SPARSE, "wire": "nf4"}, share=1e-2),
-    "sparse 1% int4": Mode(1e-3, {**SPARSE, "wire": "int4"}, share=1e-2),
+    "sparse 0.1% nf4": Mode(9e-3, {**SPARSE, "wire": "nf4"}, share=1e-3),
+    "sparse 1% and vectors rms nf4": Mode(3e-3, {**BESIDE, "wire": "nf4"}, share=1e-2),
+    "lora nf4": Mode(3e-3, {**lora(), "wire": "nf4"}),
+    "low_rank rms": Mode(2e-4, {"trainable": {"mode": "low_rank"}, **RMS}),
     "scales int4": Mode(1e-4, {"trainable": {"mode": "scales"}, "wire": "int4"}),
-    "lora nf4": Mode(1e-3, {**lora(), "wire": "nf4"}),
-    "prefix nf4": Mode(1e-2, {**prefix(), "wire": "nf4"}),
 }
 
 
@@ -148,7 +145,11 @@ def run(job: Job, folder: Path, masks: Mapping[float, str]) -> dict[str, Any]:
     model = load_causal_lm(str(folder / "opt-mini"))
     config = parse_config({"zeroth_order": block})
     objective = Objective(option_loss, option_forward)
-    with Stepper(model, config, dtype=DTYPES[mode.forward], objective=objective) as stepper:
+    found = Evaluation(0.0, math.inf, len(judged))  # of a run that diverges
+    with (
+        Stepper(model, config, dtype=DTYPES[mode.forward], objective=objective) as stepper,
+        suppress(DivergedError),
+    ):
         for step in range(job.steps):
             chosen = batch_at(job.seed, step, BATCH, len(train))
             lr = job.lr * (1 - step / job.steps)
