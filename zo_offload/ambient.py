@@ -335,21 +335,22 @@ class AmbientMode(TorchFunctionMode):
             at_rest = self._copies.at_rest(weight)
         else:
             self._check_visited(F.linear, weight)
-        own_bias = self._substitute(F.linear, bias)
-        input = self._substitute(F.linear, input)
-        product = self._base_product(is_head, input, weight, at_rest, bias, own_bias)
+        input = owned(self._substitute(F.linear, input), self._copies.addresses)
+        product = self._base_product(is_head, input, weight, at_rest, bias)
         return corrected(product, input, pair) if pair is not None else product
 
     def _base_product(
-        self, is_head: bool, input: Any, weight: Any, at_rest: Any, bias: Any, own_bias: Any
+        self, is_head: bool, input: Any, weight: Any, at_rest: Any, bias: Any
     ) -> torch.Tensor:
         """With what all draws of a visit share."""
         shared, linear = self._copies.shared, exact_linear if is_head else F.linear
         if shared is None or not shared.joins(weight, input):
-            return linear(input, at_rest, own_bias)
-        common = own_bias if bias is None or bias in shared else None
+            return linear(input, at_rest, self._substitute(F.linear, bias))
+        own = bias is not None and bias not in shared
+        common = None if own else self._substitute(F.linear, bias)
         product = self._lane.join(id(weight), input, lambda rows: linear(rows, at_rest, common))
-        return product if common is own_bias else product + own_bias
+        # a lane's own bias is looked up now: others may have had the memory of its copy meanwhile
+        return product + self._substitute(F.linear, bias) if own else product
 
     def _pair(self, parameter: Any) -> Pair | None:
         """Small factors of a parameter that moves by them, where they are not 0."""

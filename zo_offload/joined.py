@@ -5,8 +5,9 @@ draw (a frozen base, or one that moves by small factors) the lanes of a micro-ba
 Each stops at the product; when all that will come have come, the first computes it on everybody's
 rows, one below the other, and each takes its own.
 
-Only lanes of one micro-batch are joined, all of whose draws are in one visit: so neither the number
-of ranks nor what else is in the visit decides who shares a product, and with that its last bits.
+Only lanes of one micro-batch are joined, all of whose draws are in one visit, and only while they
+came the same way through the units: so neither the number of ranks nor what else is in the visit
+decides who shares a product, and with that its last bits.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
+from zo_offload.errors import ModelError
+from zo_offload.unmanageable import is_compiled
 from zo_offload.weights import Weights
 
 Product = Callable[[torch.Tensor], torch.Tensor]
@@ -24,7 +27,7 @@ class Meeting:
     """A lane that stands before a product.
 
     Attributes:
-        key: Equal for those that may share it: micro-batch, matrix, shape and dtype of the input.
+        key: Equal for those that may share it: micro-batch, way, matrix, shape and dtype of input.
         input: ``[..., columns]``.
         together: Everybody's, in the order of lanes, when all have come.
         result: Of this lane, once one of them has computed it.
@@ -76,9 +79,13 @@ class SharedMatrices:
     Args:
         weights: Of the model.
         most_rows: Rows of an input up to which a product is joined with others.
+
+    Raises:
+        ModelError: A unit is compiled.
     """
 
     def __init__(self, weights: Weights, most_rows: int) -> None:
+        _refuse_compiled_units(weights)
         self._most_rows = most_rows
         model_map = weights.map
         self._ids = {
@@ -96,3 +103,13 @@ class SharedMatrices:
     def joins(self, matrix: object, input: torch.Tensor) -> bool:
         """Whether a lane stops before this product."""
         return matrix in self and 0 < input.numel() <= self._most_rows * input.shape[-1]
+
+
+def _refuse_compiled_units(weights: Weights) -> None:
+    """Lanes cannot stop inside compiled code."""
+    for unit, module in zip(weights.map.units, weights.map.modules, strict=True):
+        if any(is_compiled(part) for part in module.modules()):
+            raise ModelError(
+                f"{unit.name} is compiled, and lanes cannot stop at its products in compiled code; "
+                "leave it as it is, or leave zeroth_order.joined_rows out"
+            )

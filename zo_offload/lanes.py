@@ -75,6 +75,7 @@ class Lane:
         self.experts = range(0)  # units of the module with divided experts that it is in
         self.waits_for: int | None = None
         self.meeting: Meeting | None = None  # at a product, inside a unit
+        self.path = 0  # number of the way it came
         self.result: Any = None
         self.error: BaseException | None = None
         self.ended: Future | None = None
@@ -98,12 +99,15 @@ class Lane:
         self.waits_for = unit
         self._hand_back()
         self.inside = unit
+        self.path = self.owner.way_on(self.path, unit)
 
     def join(self, matrix: int, input: torch.Tensor, product: Product) -> torch.Tensor:
         """Called in the lane: a product, computed together with other lanes' of the micro-batch."""
-        if self._passes_by or self.call.micro_batch is None:
+        if self.stopped:  # as in arrive
+            raise _Stopped
+        if self._passes_by or self.call.micro_batch is None or torch.is_grad_enabled():
             return product(input)
-        key = self.call.micro_batch, matrix, input.shape, input.dtype
+        key = self.call.micro_batch, self.path, matrix, input.shape, input.dtype
         self.meeting = meeting = Meeting(key, input)
         self._hand_back()
         return meeting.take(product)
@@ -192,6 +196,7 @@ class Lanes:
         self._closed = False
         self._threads: ThreadPoolExecutor | None = None
         self._generators = Generators(weights.arena.device)
+        self._ways: dict[tuple[int, int], int] = {}
         self._leave_nothing: set[Hashable] = set()  # shapes whose forwards were looked at
         self._state_before: dict | None = None
         self._hooks: list[Any] = []
@@ -212,6 +217,14 @@ class Lanes:
         """The lane that this thread runs."""
         lane = getattr(_current, "lane", None)
         return lane if lane is not None and lane.owner is self else None
+
+    def way_on(self, path: int, unit: int) -> int:
+        """Number of the way to a unit by a path, the same for all lanes of a visit that take it.
+
+        Lanes that have come the same way were always let through together. Whether others are at a
+        unit together hangs on what else is in the visit, so they share no product.
+        """
+        return self._ways.setdefault((path, unit), len(self._ways) + 1)
 
     def run(
         self, calls: Sequence[Call], shapes: Sequence[Hashable] = (), looks: bool = False
@@ -320,6 +333,7 @@ class Lanes:
             _current.lane = None
 
     def _run_together(self, calls: Sequence[Call]) -> list[Any]:
+        self._ways.clear()
         states = self._generators.seeded([call.generator_seed for call in calls])
         lanes = [Lane(call, self, start) for call, start in zip(calls, states, strict=True)]
         draws = list(dict.fromkeys(call.draw for call in calls))

@@ -82,6 +82,12 @@ def refuse_empty(model: nn.Module) -> None:
             raise ModelError(f"parameter {name} has no values (meta device); load the model first")
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether torch.compile runs a module's forward."""
+    compiled = getattr(module, "_compiled_call_impl", None) is not None
+    return compiled or type(module).__name__ == "OptimizedModule"
+
+
 def refuse_compiled(model: nn.Module, paths: Sequence[str]) -> None:
     """Look for torch.compile around the units, whose paths these are.
 
@@ -90,8 +96,7 @@ def refuse_compiled(model: nn.Module, paths: Sequence[str]) -> None:
     """
     for name, module in model.named_modules():
         holds_blocks = not name or any(path.startswith(f"{name}.") for path in paths)
-        compiled = getattr(module, "_compiled_call_impl", None) is not None
-        if holds_blocks and (compiled or type(module).__name__ == "OptimizedModule"):
+        if holds_blocks and is_compiled(module):
             raise ModelError(
                 f"{name or 'the whole model'} is wrapped in torch.compile, which hides the blocks "
                 "inside; pass the plain model and compile the blocks instead: "

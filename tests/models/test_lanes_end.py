@@ -18,8 +18,8 @@ from torch import nn
 from transformers.utils.generic import ModelOutput
 
 from models.perturbed import assert_equals_plain_forwards
-from models.table import Plain, vectors
-from zo_offload.config import ZOConfig
+from models.table import WIDTH, Plain, vectors
+from zo_offload.config import TrainableConfig, ZOConfig
 from zo_offload.objective import Objective
 from zo_offload.replica import Replica
 from zo_offload.step import Stepper
@@ -80,8 +80,30 @@ def test_a_lane_that_calls_a_unit_while_it_unwinds():
         assert str(error) == "bad micro-batch"
 
 
+class CleansUpInside(nn.Linear):
+    """Multiplies while it unwinds, where lanes stop to share a product."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) == 2:
+            raise ValueError("bad micro-batch")
+        try:
+            return super().forward(x)
+        finally:
+            super().forward(x)
+
+
+def test_a_lane_that_shares_a_product_while_it_unwinds():
+    model = Plain()
+    for index in range(len(model.blocks)):
+        model.blocks[index] = CleansUpInside(WIDTH, WIDTH)
+    config = ZOConfig(trainable=TrainableConfig(parameters=["leave*"]), joined_rows=1000)
+    with closing(Stepper(model, config)) as stepper:
+        error = in_time(lambda: stepper.train_step([vectors(3), vectors(2)], lr=0.0))
+        assert str(error) == "bad micro-batch"
+
+
 COLLECTED = """
-from models.table import Plain, vectors
+from models.table import WIDTH, Plain, vectors
 from zo_offload.config import OffloadConfig, ZOConfig
 from zo_offload.step import Stepper
 

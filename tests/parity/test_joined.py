@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from models.table import ROWS
+from models.table import ROWS, values
+from torch import nn
 from trainable.modes import MODES
 
 from zo_offload.config import ZOConfig
-from zo_offload.errors import ConfigError
+from zo_offload.errors import ConfigError, ModelError
 from zo_offload.joined import Meeting
+from zo_offload.offload import planner
 from zo_offload.step import Stepper
 
 LR = 1e-2
@@ -44,6 +46,53 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return found
 
 
+class Ways(nn.Module):
+    """Its lanes go different ways through frozen blocks: by their sign, and by their input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.enter = nn.Linear(8, 8)
+            self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.between = float(self.enter.weight.detach()[0, 0])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        is_straight = self.enter.weight[0, 0] > self.between and x[0, 0] > 0
+        x = self.enter(x)
+        for index in (0, 1, 2) if is_straight else (0, 2, 1, 2):
+            x = torch.tanh(self.blocks[index](x))
+        return x.square().mean()
+
+
+class Queries(nn.Module):
+    """Its first block multiplies a parameter, as it is, from outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.queries = nn.Parameter(torch.randn(3, 8))
+            self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.queries
+        for block in self.blocks:
+            hidden = torch.tanh(block(hidden))
+        return (hidden @ x.T).square().mean()
+
+
+class Graded(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode(False), torch.enable_grad():
+            return super().forward(x.clone()).detach()
+
+
+def frozen_but(model: nn.Module, *parameters: str, **block: Any) -> Stepper:
+    block = {"eps": 1e-2, "trainable": {"parameters": parameters}, "joined_rows": 1000, **block}
+    return Stepper(model, ZOConfig.model_validate(block))
+
+
 @pytest.mark.parametrize("mode", ["lora", "low-rank"])
 def test_they_are_the_products_of_each(mode: str):
     found = []
@@ -74,6 +123,66 @@ def test_only_lanes_of_one_micro_batch_are_joined():
         together = stepper.measure(batches, draws)
         apart = [row for batch in batches for row in stepper.measure([batch], draws)]
     assert together == apart
+
+
+def test_lanes_that_came_other_ways_are_not_joined(monkeypatch: pytest.MonkeyPatch):
+    """Whether they meet at all hangs on the micro-batches beside theirs."""
+    found: list[tuple[int, int]] = []
+    real = Meeting._compute
+
+    def spy(meeting: Meeting, product: Any) -> None:
+        micro_batch, *_ = meeting.key
+        found.append((micro_batch, len(meeting.together)))
+        real(meeting, product)
+
+    monkeypatch.setattr(Meeting, "_compute", spy)
+    batch, other = ({"x": sign * values(4, 8).abs()} for sign in (1, -1))
+    with closing(frozen_but(Ways(), "enter*")) as stepper:
+        draws = stepper.draws()
+        alone, joined_alone = stepper.measure([batch], draws), sorted(found)
+        found.clear()
+        beside, joined_beside = stepper.measure([batch, other], draws), sorted(found)
+    assert joined_alone == [(0, 1)] * 5 + [(0, 2)]  # three and four blocks, the first together
+    assert joined_beside == joined_alone + [(1, 2)] * 4
+    assert beside[0] == alone[0]
+
+
+@pytest.mark.parametrize(("build", "batch"), [
+    (ROWS["opt"].build, ROWS["opt"].batch(5)), (Queries, {"x": values(4, 8)}),
+])  # fmt: skip
+def test_copies_that_lanes_share_are_read_by_the_lane(
+    monkeypatch: pytest.MonkeyPatch, build: Any, batch: Any
+):
+    """Biases and inputs that move have one copy's memory, unless they are small."""
+    monkeypatch.setattr(planner, "SMALL_BYTES", 0)
+    found = []
+    for joined in (None, 1000):
+        block = {"eps": 1e-2, "trainable": {"mode": "low_rank"}, "joined_rows": joined}
+        with closing(Stepper(build(), ZOConfig.model_validate(block))) as stepper:
+            found.append(stepper.train_step([batch], LR).lane_losses)
+    assert torch.tensor(found[0]).allclose(torch.tensor(found[1]), rtol=1e-5)
+
+
+def test_lanes_that_take_gradients_are_not_joined(computed: list[tuple[int, int]]):
+    model = Ways()
+    model.blocks = nn.ModuleList(Graded(8, 8) for _ in range(3))
+    with closing(frozen_but(model, "enter*")) as stepper:
+        stepper.train_step([{"x": values(4, 8)}], LR)
+    assert computed == []
+
+
+@pytest.mark.parametrize("compiles", ["block.compile", "torch.compile"])
+def test_compiled_blocks_are_refused(compiles: str):
+    model = Ways()
+    for index, block in enumerate(model.blocks):
+        if compiles == "block.compile":
+            block.compile(backend="eager")
+        else:
+            compiled: Any = torch.compile(block, backend="eager")
+            model.blocks[index] = compiled
+    with pytest.raises(ModelError, match=r"^blocks\.0 is compiled, and lanes cannot stop at its"):
+        frozen_but(model, "enter*")
+    frozen_but(model, "enter*", joined_rows=None).close()
 
 
 @pytest.mark.parametrize("probes", [1, 2])
