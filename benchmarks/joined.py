@@ -10,7 +10,7 @@ What a stop at a product costs shows in a second line, of products so small that
 
     python benchmarks/joined.py [--widths 256 768 2048] [--tokens 1 4 8 16 64 256 1024]
                                 [--lanes 2 8] [--dtypes float32 bfloat16] [--layers 2]
-                                [--seconds 2] [--most-gflop 3000]
+                                [--seconds 2] [--most-gflop 900]
 
 A cell takes as many rounds as fit in ``--seconds``, 3 to 31; one whose step is more than
 ``--most-gflop`` is left out. The last line is JSON: the cells, and ``stop_microseconds``.
@@ -40,9 +40,7 @@ PRODUCTS = 7  # of a block with matrices that lanes share
 TINY = 64  # width whose products take no time beside a stop
 
 
-def make_stepper(
-    layers: int, width: int, dtype: torch.dtype, lanes: int, joined: bool
-) -> Stepper:
+def make_stepper(layers: int, width: int, dtype: torch.dtype, lanes: int, joined: bool) -> Stepper:
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
     torch.manual_seed(0)
@@ -107,7 +105,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--most-gflop", type=float, default=3000.0)
+    parser.add_argument("--most-gflop", type=float, default=900.0)
     options = parser.parse_args()
     stop = stop_microseconds(options.seconds)
     print(f"a lane's stop at a product: {stop:.0f} us more than none\n")

@@ -52,6 +52,15 @@ def test_modes_say_what_they_move_and_cost():
     assert 0 < found["sparse on nf4"]["moved"] < found["full"]["moved"]
 
 
+def test_steps_with_and_without_joined_products_are_compared():
+    options = "--widths 64 --tokens 1 4 --lanes 2 --dtypes float32 --layers 2 --seconds 0.1"
+    done = run("joined.py", *options.split())
+    found = json.loads(done.splitlines()[-1])
+    assert found.keys() == {"cells", "stop_microseconds"}
+    assert found["cells"].keys() == {"64 float32 2 1", "64 float32 2 4"}
+    assert all(ratio > 0 for ratio in found["cells"].values())
+
+
 def test_a_sparse_run_takes_memory_as_planned():
     options = "--layers 2 --width 128 --inner 256 --device cpu --tokens 8"
     found = run("sparse.py", *options.split())

@@ -175,6 +175,19 @@ def test_lanes_that_are_not_alive_at_once_move_the_weights_again():
     assert often.tiers.device_bytes < once.tiers.device_bytes
 
 
+def test_lanes_that_share_products_are_inside_a_block_together():
+    request = replace(ON_HOST, trainable="peft", probes=32)
+    apart = made(request, Budgets())
+    joined = made(replace(request, joined_rows=request.tokens), Budgets())
+    larger = made(replace(request, joined_rows=request.tokens - 1), Budgets())
+    dims, size = joined.layout.dims, joined.layout.dtype.itemsize
+    inside = (dims.inner - dims.hidden) * request.tokens * size
+    held = [planned.tiers.device["activations"] for planned in (apart, joined, larger)]
+    assert held[1] - held[0] == 64 * inside - max(inside, apart.tiers.device["logits"])
+    assert held[2] == held[0]
+    assert joined.request.live_lanes == request.lanes
+
+
 def test_what_helps_is_what_is_slow():
     def best(rates: Rates) -> str:
         planned = plan(layouts(), ON_HOST, Budgets(), rates)

@@ -173,15 +173,16 @@ def _whole_on_device(layout: Layout, request: Request, sizes: Sizes) -> dict[str
 def _of_lanes(layout: Layout, request: Request) -> tuple[int, int]:
     """Activations of all lanes alive, and the logits of one.
 
-    Lanes wait at unit boundaries, one of them runs: inside a block, or in the head, where it holds
-    fp32 logits, their log-softmax, fp32 inputs and a converted part of the head. With a chunked
-    head: logits of so many rows, the next ones, inputs as they are beside those in fp32, sums.
+    Lanes wait at unit boundaries, one of them runs: inside a block (all, where they share its
+    products), or in the head, where it holds fp32 logits, their log-softmax, fp32 inputs and a
+    converted part of the head. With a chunked head: logits of so many rows, the next ones, inputs
+    as they are beside those in fp32, sums.
     """
     dims, tokens = layout.dims, request.tokens
     live = min(request.live_lanes or request.lanes, request.lanes)
     waits = dims.hidden if layout.granularity == "block" else min(dims.boundary, dims.inner)
     held = live * waits * tokens * layout.dtype.itemsize
-    inside = (dims.inner - waits) * tokens * layout.dtype.itemsize
+    inside = (dims.inner - waits) * tokens * layout.dtype.itemsize * (live if request.joins else 1)
     rows = min(request.head_chunk or dims.vocabulary, dims.vocabulary)
     head = 2 * tokens * rows * 4 + tokens * dims.hidden * 4 + OTHER_CHUNK_BYTES
     if request.head_chunk is not None:

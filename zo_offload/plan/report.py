@@ -40,6 +40,7 @@ def block_of(planned: Planned) -> dict[str, Any]:
         "unit": request.unit,
         "live_lanes": request.live_lanes,
         "head_chunk": request.head_chunk,
+        "joined_rows": request.joined_rows,
         "wire": request.wire,
         "master": request.master,
     }

@@ -64,6 +64,7 @@ class Request:
         length: Tokens of an example.
         live_lanes: Most forwards alive at once.
         head_chunk: Rows of the head at a time (None: all).
+        joined_rows: Tokens of a forward up to which lanes share products (None: they do not).
         num_slots: Units in flight on the device.
         lowest: Furthest tier that units may rest in.
         only: Whether the JSON says so: then they rest nearer only as far as its own budgets say.
@@ -82,6 +83,7 @@ class Request:
     length: int = DEFAULT_LENGTH
     live_lanes: int | None = None
     head_chunk: int | None = None
+    joined_rows: int | None = None
     num_slots: int = 2
     lowest: str = "nvme"
     only: bool = False
@@ -95,6 +97,12 @@ class Request:
     def tokens(self) -> int:
         """Of one forward."""
         return self.batch_size * self.length
+
+    @property
+    def joins(self) -> bool:
+        """Whether lanes share products, and so are inside a block together."""
+        few = self.joined_rows is not None and self.tokens <= self.joined_rows
+        return few and self.trainable == "peft"
 
 
 def read_json(path: str | Path) -> tuple[Request, Budgets, torch.dtype | None]:
@@ -133,6 +141,7 @@ def read_json(path: str | Path) -> tuple[Request, Budgets, torch.dtype | None]:
         batch_size=micro,
         live_lanes=block.live_lanes,
         head_chunk=block.head_chunk,
+        joined_rows=block.joined_rows,
         num_slots=block.offload_param.buffer_count or 2,
         lowest=LOWEST_TIERS[block.offload_param.device] if said else "nvme",
         only=said,

@@ -109,7 +109,7 @@ def choices(request: Request) -> Iterator[Request]:
 def _lives(request: Request) -> list[int]:
     """How many lanes may be alive: all, a half, a quarter..., one draw's sign at a time."""
     most = min(request.lanes, request.live_lanes or MOST_LANES)
-    if request.live_lanes is not None:
+    if request.live_lanes is not None or request.joined_rows is not None:  # then all must be
         return [most]
     counts = [most]
     while counts[-1] > 1:
