@@ -45,7 +45,7 @@ def make_stepper(layers: int, width: int, dtype: torch.dtype, lanes: int, joined
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        num_hidden_layers=layers, hidden_size=width, vocab_size=128, num_labels=2,
+        num_hidden_layers=layers, hidden_size=width, vocab_size=128,
         intermediate_size=width * 8 // 3 // 128 * 128 or 128, pad_token_id=0,
         num_attention_heads=max(1, width // 64),
     )  # fmt: skip

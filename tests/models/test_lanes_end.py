@@ -83,20 +83,20 @@ def test_a_lane_that_calls_a_unit_while_it_unwinds():
 class CleansUpInside(nn.Linear):
     """Multiplies while it unwinds, where lanes stop to share a product."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if len(x) == 2:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if len(input) == 2:
             raise ValueError("bad micro-batch")
         try:
-            return super().forward(x)
+            return super().forward(input)
         finally:
-            super().forward(x)
+            super().forward(input)
 
 
 def test_a_lane_that_shares_a_product_while_it_unwinds():
     model = Plain()
     for index in range(len(model.blocks)):
         model.blocks[index] = CleansUpInside(WIDTH, WIDTH)
-    config = ZOConfig(trainable=TrainableConfig(parameters=["leave*"]), joined_rows=1000)
+    config = ZOConfig(trainable=TrainableConfig(parameters=("leave*",)), joined_rows=1000)
     with closing(Stepper(model, config)) as stepper:
         error = in_time(lambda: stepper.train_step([vectors(3), vectors(2)], lr=0.0))
         assert str(error) == "bad micro-batch"

@@ -2,7 +2,7 @@
 
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -83,9 +83,9 @@ class Queries(nn.Module):
 
 
 class Graded(nn.Linear):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode(False), torch.enable_grad():
-            return super().forward(x.clone()).detach()
+            return super().forward(input.clone()).detach()
 
 
 def frozen_but(model: nn.Module, *parameters: str, **block: Any) -> Stepper:
@@ -131,7 +131,7 @@ def test_lanes_that_came_other_ways_are_not_joined(monkeypatch: pytest.MonkeyPat
     real = Meeting._compute
 
     def spy(meeting: Meeting, product: Any) -> None:
-        micro_batch, *_ = meeting.key
+        micro_batch, *_ = cast(tuple, meeting.key)
         found.append((micro_batch, len(meeting.together)))
         real(meeting, product)
 

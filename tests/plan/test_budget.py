@@ -176,7 +176,7 @@ def test_lanes_that_are_not_alive_at_once_move_the_weights_again():
 
 
 def test_lanes_that_share_products_are_inside_a_block_together():
-    request = replace(ON_HOST, trainable="peft", probes=32)
+    request = replace(ON_HOST, trainable="peft", probes=32, batch_size=64 * ON_HOST.batch_size)
     apart = made(request, Budgets())
     joined = made(replace(request, joined_rows=request.tokens), Budgets())
     larger = made(replace(request, joined_rows=request.tokens - 1), Budgets())
