@@ -8,7 +8,7 @@ import pytest
 import torch
 from models.table import ROWS
 from parity.test_experts import one_by_one
-from parity.test_frozen import TIERS, Wide, seen, stepper_of, wide_step, written_by
+from parity.test_frozen import STEPS, TIERS, Wide, seen, stepper_of, wide_step, written_by
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -151,11 +151,11 @@ def test_nothing_is_written_and_half_a_byte_a_parameter_moves(tmp_path: Path):
         for _ in range(4):
             wide_step(it)
         before, written = weights.pipeline.bytes_moved, written_by(it)
-        for _ in range(5):
+        for _ in range(STEPS):
             wide_step(it)
         weights.forget_fetched()
         matrices = sum(p.numel() for p in it.model.parameters())
-        moved = (weights.pipeline.bytes_moved - before) / 5 / matrices
+        moved = (weights.pipeline.bytes_moved - before) / STEPS / matrices
         assert 0.4 <= moved <= 0.55
         assert written_by(it) == written
 
