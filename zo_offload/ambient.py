@@ -348,7 +348,8 @@ class AmbientMode(TorchFunctionMode):
             return linear(input, at_rest, self._substitute(F.linear, bias))
         own = bias is not None and bias not in shared
         common = None if own else self._substitute(F.linear, bias)
-        product = self._lane.join(id(weight), input, lambda rows: linear(rows, at_rest, common))
+        key = id(weight), id(None if own else bias)
+        product = self._lane.join(key, input, lambda rows: linear(rows, at_rest, common))
         # a lane's own bias is looked up now: others may have had the memory of its copy meanwhile
         return product + self._substitute(F.linear, bias) if own else product
 

@@ -8,7 +8,7 @@ that reads all experts at once.
 
 import operator
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -37,7 +37,7 @@ class Visitor(Protocol):
         """Stand before a unit until it has been written."""
         ...
 
-    def join(self, matrix: int, input: torch.Tensor, product: Product) -> torch.Tensor:
+    def join(self, matrix: Hashable, input: torch.Tensor, product: Product) -> torch.Tensor:
         """The product of an input with a matrix, maybe together with other lanes' inputs."""
         ...
 

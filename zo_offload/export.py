@@ -13,6 +13,8 @@ from zo_offload.weights import Weights
 def write_model(path: Path, weights: Weights, frozen: bool = True) -> None:
     """Write every parameter under its first name; a tied one once.
 
+    Of a matrix with an overlay the whole is written, with the overlay's values in it.
+
     Args:
         path: Of the file; its directory is made.
         weights: To write, at the current step.
@@ -21,10 +23,12 @@ def write_model(path: Path, weights: Weights, frozen: bool = True) -> None:
     Raises:
         CheckpointError: The system refuses; what stood at ``path`` stays.
     """
+    laid_over = weights.map.overlays
+    values_of = {overlay.name for overlay in laid_over.values()}
     values = {
         name: weights.value(name)
         for name, ((_, span, _), *_) in weights.map.places.items()
-        if frozen or span.trainable
+        if (frozen or span.trainable or name in laid_over) and name not in values_of
     }
     aside = path.with_name(path.name + files.ASIDE)
     try:

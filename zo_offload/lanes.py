@@ -101,7 +101,7 @@ class Lane:
         self.inside = unit
         self.path = self.owner.way_on(self.path, unit)
 
-    def join(self, matrix: int, input: torch.Tensor, product: Product) -> torch.Tensor:
+    def join(self, matrix: Hashable, input: torch.Tensor, product: Product) -> torch.Tensor:
         """Called in the lane: a product, computed together with other lanes' of the micro-batch."""
         if self.stopped:  # as in arrive
             raise _Stopped
@@ -159,7 +159,7 @@ class _InlineLane(Lane):
             self._weights.load_scratch(self._weights.map.units[unit], self.call.draw)
         self.inside = unit
 
-    def join(self, matrix: int, input: torch.Tensor, product: Product) -> torch.Tensor:
+    def join(self, matrix: Hashable, input: torch.Tensor, product: Product) -> torch.Tensor:
         return product(input)
 
 

@@ -6,9 +6,10 @@ they are put in place from a snapshot.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from zo_offload.errors import CheckpointError, JournalError
 from zo_offload.history import History
@@ -69,8 +70,10 @@ def begin_with(stepper: Stepper, source: Journal, weights: Path | None) -> None:
     snapshot.check(stepper.weights)
     snapshot.check_frozen(stepper.weights)
     theirs, ours = source.header.fields, stepper.journal.header.fields
+    _check_mask(weights, theirs, ours)
     behind = any(unit.carries < snapshot.step for unit in snapshot.units)
-    if behind or stepper.weights.map.low_rank is not None:  # whose matrices carry what a grid says
+    by_factors = "low_rank" in (_mode(theirs), _mode(ours))  # matrices carry what a grid says
+    if behind or by_factors:
         for name in ("direction", "scales", "master", "trainable"):
             if theirs.get(name) != ours.get(name):
                 raise CheckpointError(
@@ -79,6 +82,20 @@ def begin_with(stepper: Stepper, source: Journal, weights: Path | None) -> None:
                 )
     snapshot.restore(stepper.weights)
     stepper.weights.rebase(History(source.records, int(theirs.get("seed", 0))))
+
+
+def _mode(header: Mapping[str, Any]) -> str | None:
+    return header.get("trainable", {}).get("mode")
+
+
+def _check_mask(weights: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Values of chosen weights say nothing of their places: that is for the mask to do."""
+    masks = [header.get("trainable", {}).get("mask") for header in (theirs, ours)]
+    if masks[0] != masks[1]:
+        raise CheckpointError(
+            f"{weights}: its weights were chosen by another mask; use the same, or export it and "
+            "begin there"
+        )
 
 
 def recover(stepper: Stepper, series: Series) -> None:

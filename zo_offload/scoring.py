@@ -145,6 +145,8 @@ class _Choice:
                 self._selection.add(name, each)
                 continue
             flat = each.reshape(-1).float().cpu()
+            if flat.isnan().any():
+                raise ModelError(f"{name}: scores are not numbers; are the weights or the loss?")
             indices = largest(flat, self._share_of(len(flat)))
             self._each[name] = Chosen(indices, flat[indices])
 

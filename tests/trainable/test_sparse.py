@@ -11,6 +11,7 @@ from engine.common import config
 from models.table import ROWS
 from parity.test_experts import one_by_one
 from parity.test_frozen import TIERS, seen, stepper_of, written_by
+from safetensors.torch import load_file
 from torch import nn
 
 import zo_offload
@@ -19,6 +20,7 @@ from trainable.modes import Owners, written_mask
 from zo_offload.codec import codec_of
 from zo_offload.config import parse_config
 from zo_offload.errors import CheckpointError, ConfigError
+from zo_offload.export import write_model
 from zo_offload.mask import Chosen, Mask, Origin, read_mask, write_mask
 from zo_offload.step import Stepper
 
@@ -184,6 +186,27 @@ def test_a_matrix_moves_whole_or_by_its_mask(tmp_path: Path):
     trainable = {**masked("opt", tmp_path), "parameters": ["*.fc1.*", "*norm*"]}
     with pytest.raises(ConfigError, match=r"layers.0.fc1.weight would move whole"):
         stepper_of(ROWS["opt"].build(), DTYPE, tmp_path, trainable=trainable)
+
+
+def test_what_is_named_to_move_whole_must_not_all_be_frozen(tmp_path: Path):
+    model = ROWS["opt"].build().requires_grad_(False)
+    trainable = {**masked("opt", tmp_path), "parameters": ["*norm*"]}
+    with pytest.raises(ConfigError, match="that it names are frozen"):
+        stepper_of(model, DTYPE, tmp_path, trainable=trainable)
+
+
+def test_a_file_of_the_model_has_the_models_names(tmp_path: Path):
+    row, trainable = ROWS["opt"], masked("opt", tmp_path)
+    with closing(stepper_of(row.build(), DTYPE, tmp_path, trainable=trainable)) as stepper:
+        trained(stepper, row.inputs(5))
+        for frozen in (True, False):
+            write_model(tmp_path / "model.safetensors", stepper.weights, frozen)
+            found = load_file(tmp_path / "model.safetensors")
+            named = dict(row.build().named_parameters())
+            matrices = {each.matrix for each in stepper.trainable.moving.overlays}
+            assert found.keys() == (named.keys() if frozen else matrices)
+            served = stepper.model.state_dict()
+            assert all(torch.equal(found[name], served[name]) for name in found)
 
 
 def test_a_mask_that_is_missing_or_no_mask(tmp_path: Path):

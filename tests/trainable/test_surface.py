@@ -19,7 +19,7 @@ from engine.conftest import make_engine
 import zo_offload
 from trainable.modes import MODES, lora, written_mask
 from zo_offload.config import load_json
-from zo_offload.errors import ConfigError
+from zo_offload.errors import CheckpointError, ConfigError
 from zo_offload.loss_noise import LossNoise
 
 __all__ = ["make_engine"]
@@ -78,6 +78,22 @@ def test_an_engine_wraps_the_model_and_writes_its_adapter(make_engine: Make, tmp
     )
     again.eval()
     assert torch.equal(again(**tokens(1)).loss, expected)
+
+
+def test_weights_of_another_mask_are_refused(make_engine: Make, tmp_path: Path):
+    """Masks of one size: only their places differ."""
+    first, second = (
+        {"mode": "sparse", "mask": str(written_mask(every, opt))} for every in (32, 64)
+    )
+    engine = make_engine(opt(), settings(first))
+    engine.train_batch(iter([tokens(0)]))
+    engine.save_checkpoint(tmp_path)
+    other = make_engine(opt(), settings(second))
+    with pytest.raises(CheckpointError):
+        other.load_checkpoint(tmp_path, load_module_only=True)
+    again = make_engine(opt(), settings(first))
+    again.load_checkpoint(tmp_path, load_module_only=True)
+    assert same(weights(again), weights(engine))
 
 
 def test_what_an_engine_writes_of_chosen_weights_is_a_plain_model(

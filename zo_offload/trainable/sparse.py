@@ -123,7 +123,13 @@ class Sparse(Trainable):
                 f"{PATH}.parameters: {name} would move whole, and the mask chooses some of its "
                 "weights; leave it out of one of the two"
             )
-        return {n for n, p in model.named_parameters() if n in whole and p.requires_grad}
+        moved = {n for n, p in model.named_parameters() if n in whole and p.requires_grad}
+        if whole and not moved:
+            raise ConfigError(
+                f"{PATH}.parameters: all {len(whole)} that it names are frozen "
+                "(requires_grad_(False)); leave it out, or let some move"
+            )
+        return moved
 
     def undo(self) -> None:
         """See :class:`Trainable`."""
