@@ -126,7 +126,7 @@ def evaluate_model(options: TaskOptions, reporter: Reporter) -> Evaluation:
     """Accuracy and mean loss of a model on a data set; its weights stream as in training."""
     replica = _ranks()
     config, task = replica.all_or_none(lambda: _task(options))
-    engine = _start_engine(replica, task, _without_adapter(config, options.model), reporter)
+    engine = _start_engine(replica, task, config, reporter)
     try:
         return evaluate_on_ranks(engine, task.dev, reporter)
     finally:
@@ -153,7 +153,11 @@ def _asked_for(options: RunOptions) -> tuple[dict[str, Any], Task, dict[str, Any
 
 def _task(options: TaskOptions, train: str | None = None) -> tuple[dict[str, Any], Task]:
     config = load_json(options.config) if options.config else DEFAULT_CONFIG
-    check_files(parse_config(config))
+    parsed = parse_config(config)
+    if train is None:
+        config = _as_written(config, options.model)
+        parsed = parse_config(config)
+    check_files(parsed)
     return config, Task(options, None if train is None else read_examples(train))
 
 
@@ -329,14 +333,17 @@ def _without_journal(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "zeroth_order": {**block, "journal": journal}}
 
 
-def _without_adapter(config: Mapping[str, Any], model: str) -> dict[str, Any]:
-    """A run's JSON, to evaluate what it has written: that has its adapter already."""
+def _as_written(config: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """A run's JSON, to evaluate what it has written: that has its adapter, or values, already."""
+    from zo_offload.trainable.decoded import is_marked
     from zo_offload.trainable.peft import base_of
 
-    if base_of(model) is None:
+    done = {"trainable"} if base_of(model) is not None else set()
+    done |= {"trainable", "wire"} if is_marked(model) else set()
+    if not done:
         return dict(config)
     block = config.get(BLOCK) or {}
-    return {**config, BLOCK: {k: v for k, v in block.items() if k != "trainable"}}
+    return {**config, BLOCK: {k: v for k, v in block.items() if k not in done}}
 
 
 def _export(engine: Any, task: Task, directory: Path) -> None:

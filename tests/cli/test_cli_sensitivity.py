@@ -93,3 +93,14 @@ def test_a_mistake_is_one_line(
     given = {"corpus": corpus, **options} if options else {}
     assert_one_line(invoke(command(task, tmp_path / "mask", **given)), words)
     assert not (tmp_path / "mask").exists()
+
+
+@pytest.mark.parametrize("scope", ["global", "matrix"])
+def test_weights_that_are_no_numbers(task: Task, tmp_path: Path, scope: str):
+    model: Any = AutoModelForCausalLM.from_pretrained(str(task.folder / "model"))
+    model.model.decoder.layers[0].fc1.weight.data[0, :3] = float("nan")
+    model.save_pretrained(tmp_path / "model")
+    options = {"model": tmp_path / "model", "method": "magnitude", "scope": scope}
+    done = invoke(command(task, tmp_path / "mask", **options))
+    assert_one_line(done, "fc1.weight: scores are not numbers")
+    assert not (tmp_path / "mask").exists()

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+import torch.nn.functional as F
 from models.table import ROWS, values
 from torch import nn
 from trainable.modes import MODES
@@ -210,3 +211,43 @@ def test_lanes_that_are_not_all_alive_are_refused():
         losses(stepper, (6,))
         with pytest.raises(ConfigError, match=r"joined_rows: all 4 lanes .*live_lanes is 3"):
             losses(stepper, (6, 3))
+
+
+class Chooses(nn.Module):
+    """Its data say which bias is added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(8))
+        self.above, self.below = nn.Parameter(torch.ones(8)), nn.Parameter(-torch.ones(8))
+        self.least = 0.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bias = self.above if x.sum() > self.least else self.below
+        return torch.tanh(F.linear(x, self.weight, bias))
+
+
+class Choices(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Parameter(torch.ones(8))
+        self.blocks = nn.ModuleList(Chooses() for _ in range(2))
+        self.blocks.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x * self.enter
+        for block in self.blocks:
+            x = block(x)
+        return x.square().mean()
+
+
+def test_lanes_with_another_bias_share_nothing():
+    """The sum that chooses lies between that of one sign and that of the other."""
+    found = []
+    for joined in (None, 64):
+        model = Choices()
+        model.blocks[0].least = 16.0  # type: ignore[assignment]
+        with closing(Stepper(model, ZOConfig(eps=1e-2, joined_rows=joined))) as stepper:
+            found.append(stepper.train_step([torch.ones(2, 8)], 0.0).lane_losses)
+    assert found[0] == pytest.approx(found[1])
+    assert found[0][0] != pytest.approx(found[0][1], rel=1e-3)

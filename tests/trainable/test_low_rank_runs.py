@@ -53,6 +53,21 @@ def test_weights_of_another_interval_are_no_beginning(tmp_path: Path):
             resume.begin_with(stepper, source.journal, weights)
 
 
+def test_what_ambient_factors_hold_is_not_left_behind(tmp_path: Path):
+    """Their file carries every step, though its matrices are only on the grid."""
+    said: dict[str, Any] = {"parameters": ["*embed_tokens*", "lm_head*"]}
+    trainables = {"mode": "low_rank", "interval": 5, **said}, {"mode": "full", **said}
+    configs = [ZOConfig.model_validate({"eps": 1e-2, "trainable": each}) for each in trainables]
+    source, stepper = (Stepper(model(), config) for config in configs)
+    with closing(source), closing(stepper):
+        for each in (source, stepper):
+            each.follow(Journal.memory(each.bit_header()))
+        source.train_step([BATCH], LR)
+        weights = snapshot_of(source, tmp_path / "weights")
+        with pytest.raises(CheckpointError, match="need the trainable of its run"):
+            resume.begin_with(stepper, source.journal, weights)
+
+
 def test_a_peft_model_is_refused_beside_another_mode():
     net = peft.get_peft_model(model(), peft.LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(ConfigError, match='mode: "low_rank" is for a plain model'):

@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 import transformers
-from cli.common import Task, accuracies, assert_one_line, invoke, make_task
+from cli.common import LABELS, TEMPLATE, Task, accuracies, assert_one_line, invoke, make_task
 from distributed import worker
 from distributed.launch import run
 from engine.common import config, opt, same, tokens, weights
@@ -20,7 +20,11 @@ import zo_offload
 from trainable.modes import MODES, lora, written_mask
 from zo_offload.config import load_json
 from zo_offload.errors import CheckpointError, ConfigError
+from zo_offload.integrations.hf import load_causal_lm
 from zo_offload.loss_noise import LossNoise
+from zo_offload.reporter import Reporter
+from zo_offload.run import evaluate_model
+from zo_offload.run_task import TaskOptions
 
 __all__ = ["make_engine"]
 Make = Callable[..., Any]
@@ -147,6 +151,35 @@ def test_a_command_trains_an_adapter_and_evaluates_it(task: Task, tmp_path: Path
     (adapter / "adapter_config.json").write_text("{}")
     assert_one_line(
         invoke(task.arguments("", "eval", model=adapter)), "adapter_config.json: cannot be read"
+    )
+
+
+@pytest.mark.parametrize("mode", ["sparse", "scales"])
+def test_what_a_command_has_written_is_not_packed_again(tmp_path: Path, mode: str):
+    """Groups would take new scales; and the mask is of no more use."""
+    made = make_task(tmp_path / "task")
+    mask = written_mask(model=lambda: load_causal_lm(str(made.folder / "model")))
+    ds = load_json(made.folder / "ds.json")
+    chosen = {"sparse": {"mode": mode, "mask": str(mask)}, "scales": {"mode": mode}}[mode]
+    ds["zeroth_order"] |= {"wire": "int4", "trainable": chosen, "eps": 1e-3}
+    ds["optimizer"]["params"]["lr"] = 1e-4
+    (made.folder / "ds.json").write_text(json.dumps(ds))
+    done = invoke(made.arguments(tmp_path / "run"))
+    assert done.exit_code == 0, done.output
+    mask.unlink()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    model = tmp_path / "run" / "model"
+    for ds_json in (None, str(made.folder / "ds.json")):
+        options = TaskOptions(
+            str(model), str(made.folder / "dev.tsv"), TEMPLATE, LABELS, config=ds_json
+        )
+        found = evaluate_model(options, Reporter())
+        assert found.accuracy == pytest.approx(summary["accuracy_after"], abs=1e-9)
+        assert found.loss == pytest.approx(summary["loss_after"], abs=2e-6)  # it has six digits
+    (model / "zo_offload.json").write_text("{}")
+    assert_one_line(
+        invoke(made.arguments("", "eval", model=model, config=made.folder / "ds.json")),
+        "zo_offload.json: damaged",
     )
 
 

@@ -27,6 +27,7 @@ from zo_offload.converted import converted_of
 from zo_offload.errors import ConfigError, ModelError
 from zo_offload.granularity import GRANULARITIES
 from zo_offload.ops import ALIGNMENT, Layout, Segment
+from zo_offload.trainable.decoded import mark
 from zo_offload.trainable.frozen import freeze, thaw
 from zo_offload.trainable.full import save_plain
 from zo_offload.trainable.moving import Moving
@@ -147,6 +148,7 @@ class Scales(Trainable):
     def save(self, model: nn.Module, weights: Weights, directory: Path) -> None:
         """See :class:`Trainable`: a plain Hugging Face directory, decoded with these scales."""
         save_plain(model, directory)
+        mark(directory, self.mode)
 
     def _overlays(self, model: nn.Module) -> Iterator[Scaled]:
         """In the model's order."""

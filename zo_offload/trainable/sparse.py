@@ -23,6 +23,7 @@ from zo_offload.converted import converted_of
 from zo_offload.errors import ConfigError, ModelError
 from zo_offload.mask import check_mask, read_mask
 from zo_offload.ops import Segment
+from zo_offload.trainable.decoded import mark
 from zo_offload.trainable.frozen import freeze, thaw
 from zo_offload.trainable.full import save_plain
 from zo_offload.trainable.moving import Moving
@@ -149,6 +150,7 @@ class Sparse(Trainable):
     def save(self, model: nn.Module, weights: Weights, directory: Path) -> None:
         """See :class:`Trainable`: a plain Hugging Face directory."""
         save_plain(model, directory)
+        mark(directory, self.mode)
 
 
 def _overlays(model: nn.Module, path: Path, unit: Any) -> Iterator[Chosen]:
