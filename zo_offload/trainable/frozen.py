@@ -29,12 +29,16 @@ class Frozen(Trainable):
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """See :class:`Trainable`: the model itself."""
-        self._flags = freeze(model)
+        self._flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
+        for parameter in self._flags:
+            parameter.requires_grad_(False)
         return model
 
     def undo(self) -> None:
         """See :class:`Trainable`."""
-        thaw(self._flags)
+        for parameter, flag in self._flags.items():
+            parameter.requires_grad_(flag)
+        self._flags = {}
 
     def header(self, model: nn.Module) -> dict[str, Any]:
         """See :class:`Trainable`."""
@@ -43,18 +47,3 @@ class Frozen(Trainable):
     def save(self, model: nn.Module, weights: Weights, directory: Path) -> None:
         """See :class:`Trainable`."""
         raise ModelError("nothing moves, so that there is nothing to save")
-
-
-def freeze(model: nn.Module) -> dict[nn.Parameter, bool]:
-    """Take every parameter's ``requires_grad``; gives what the flags were."""
-    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    for parameter in flags:
-        parameter.requires_grad_(False)
-    return flags
-
-
-def thaw(flags: dict[nn.Parameter, bool]) -> None:
-    """Give flags back, and forget them."""
-    for parameter, flag in flags.items():
-        parameter.requires_grad_(flag)
-    flags.clear()

@@ -15,7 +15,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,20 +22,15 @@ from torch import nn
 
 from zo_offload import ops
 from zo_offload.config import ZOConfig, integer_layout
-from zo_offload.converted import converted_of
-from zo_offload.errors import ConfigError, ModelError
+from zo_offload.errors import ConfigError
 from zo_offload.granularity import GRANULARITIES
 from zo_offload.ops import ALIGNMENT, Layout, Segment
-from zo_offload.trainable.decoded import mark
-from zo_offload.trainable.frozen import freeze, thaw
-from zo_offload.trainable.full import save_plain
+from zo_offload.trainable.laid_over import LaidOver
 from zo_offload.trainable.moving import Moving
 from zo_offload.trainable.overlay import Base, Overlay, Patch
 from zo_offload.trainable.selection import PATH, by_layer, by_name
-from zo_offload.trainable.trainable import Trainable
 from zo_offload.units import block_map, forward_dtype, in_units
 from zo_offload.unmanageable import refuse_empty
-from zo_offload.weights import Weights
 
 CLIP = 100.0  # the paper's
 PART = 1 << 20  # elements that are packed at once to find their scales
@@ -97,42 +91,27 @@ class Scaled(Overlay):
         return Rescaled(range(first, first + segment.padded // self.group))
 
 
-class Scales(Trainable):
-    """The group scales of all matrices in units, or of those that are chosen.
-
-    Args:
-        config: The ``zeroth_order`` block.
-    """
+class Scales(LaidOver):
+    """The group scales of all matrices in units, or of those that are chosen."""
 
     mode = "scales"
-    moves_parameters = False
 
     def __init__(self, config: ZOConfig) -> None:
-        self._config = config
+        super().__init__(config)
         self._layout = integer_layout(config.wire)
-        self._flags: dict[nn.Parameter, bool] = {}
         self.clip = config.trainable.clip or CLIP
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """See :class:`Trainable`: the model itself, all of it frozen."""
-        if converted_of(model) is not None:
-            raise ModelError(
-                "a converted model's blocks are laid out to move; scales need a base that does "
-                "not: give the model that was converted"
-            )
+        """See :class:`LaidOver`."""
+        prepared = super().prepare(model)
         refuse_empty(model)
         overlays = tuple(self._overlays(model))
         if not overlays:
             raise ConfigError(
                 f"{PATH}: none of the model's matrices in units is chosen, so that no scale moves"
             )
-        self._flags = freeze(model)
         self.moving = Moving(overlays=overlays)
-        return model
-
-    def undo(self) -> None:
-        """See :class:`Trainable`."""
-        thaw(self._flags)
+        return prepared
 
     def header(self, model: nn.Module) -> dict[str, Any]:
         """See :class:`Trainable`; with the digest of the matrices' names."""
@@ -144,11 +123,6 @@ class Scales(Trainable):
             "matrices": hashlib.sha256(names.encode()).hexdigest(),
         }
         return {"trainable": said}
-
-    def save(self, model: nn.Module, weights: Weights, directory: Path) -> None:
-        """See :class:`Trainable`: a plain Hugging Face directory, decoded with these scales."""
-        save_plain(model, directory)
-        mark(directory, self.mode)
 
     def _overlays(self, model: nn.Module) -> Iterator[Scaled]:
         """In the model's order."""

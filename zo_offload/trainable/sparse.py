@@ -18,19 +18,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from zo_offload.config import ZOConfig
-from zo_offload.converted import converted_of
-from zo_offload.errors import ConfigError, ModelError
+from zo_offload.errors import ConfigError
 from zo_offload.mask import check_mask, read_mask
 from zo_offload.ops import Segment
-from zo_offload.trainable.decoded import mark
-from zo_offload.trainable.frozen import freeze, thaw
-from zo_offload.trainable.full import save_plain
+from zo_offload.trainable.laid_over import LaidOver
 from zo_offload.trainable.moving import Moving
 from zo_offload.trainable.overlay import Base, Overlay, Patch
 from zo_offload.trainable.selection import PATH, by_name, matrices_of
 from zo_offload.trainable.trainable import Trainable
-from zo_offload.weights import Weights
 
 SMALL = 2**31  # places below this are kept in four bytes
 
@@ -83,37 +78,23 @@ class Chosen(Overlay):
         return Scattered(range(first, last), places.to(dtype))
 
 
-class Sparse(Trainable):
-    """A static mask.
-
-    Args:
-        config: The ``zeroth_order`` block.
-    """
+class Sparse(LaidOver):
+    """A static mask."""
 
     mode = "sparse"
-    moves_parameters = False
-
-    def __init__(self, config: ZOConfig) -> None:
-        self._config = config
-        self._flags: dict[nn.Parameter, bool] = {}
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """See :class:`Trainable`: the model itself, all of it frozen."""
+        """See :class:`LaidOver`."""
         path = self._config.trainable.mask
         if path is None:
             raise ConfigError(f"{PATH}.mask: {self.mode} needs one, found null")
-        if converted_of(model) is not None:
-            raise ModelError(
-                "a converted model's blocks are laid out to move; a mask needs a base that does "
-                "not: give the model that was converted"
-            )
+        prepared = super().prepare(model)
         overlays = tuple(_overlays(model, Path(path), self._config.unit))
         whole = self._whole(model, {overlay.matrix for overlay in overlays})
-        self._flags = freeze(model)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in whole)
         self.moving = Moving(resident=frozenset(whole), overlays=overlays)
-        return model
+        return prepared
 
     def _whole(self, model: nn.Module, masked: set[str]) -> set[str]:
         """What moves beside the mask's weights, all of it."""
@@ -124,17 +105,13 @@ class Sparse(Trainable):
                 f"{PATH}.parameters: {name} would move whole, and the mask chooses some of its "
                 "weights; leave it out of one of the two"
             )
-        moved = {n for n, p in model.named_parameters() if n in whole and p.requires_grad}
+        moved = {n for n, p in model.named_parameters() if n in whole and self._flags[p]}
         if whole and not moved:
             raise ConfigError(
                 f"{PATH}.parameters: all {len(whole)} that it names are frozen "
                 "(requires_grad_(False)); leave it out, or let some move"
             )
         return moved
-
-    def undo(self) -> None:
-        """See :class:`Trainable`."""
-        thaw(self._flags)
 
     def header(self, model: nn.Module) -> dict[str, Any]:
         """See :class:`Trainable`; with the digest of the places."""
@@ -143,14 +120,9 @@ class Sparse(Trainable):
             assert isinstance(overlay, Chosen)
             total.update(f"{overlay.matrix} {len(overlay.indices)}\n".encode())
             total.update(overlay.indices.numpy().data)
-        whole = super().header(model) if self.moving.resident else {}
+        whole = Trainable.header(self, model) if self.moving.resident else {}
         return {"trainable": {"mode": self.mode, **whole.get("trainable", {}),
                               "mask": total.hexdigest()}}  # fmt: skip
-
-    def save(self, model: nn.Module, weights: Weights, directory: Path) -> None:
-        """See :class:`Trainable`: a plain Hugging Face directory."""
-        save_plain(model, directory)
-        mark(directory, self.mode)
 
 
 def _overlays(model: nn.Module, path: Path, unit: Any) -> Iterator[Chosen]:
