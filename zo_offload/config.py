@@ -6,149 +6,37 @@ means "decide for me".
 """
 
 import json
-import math
-import re
 from collections.abc import Mapping
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
-    model_validator,
 )
 
+from zo_offload.config_fields import (
+    BLOCK,
+    Bytes,
+    Paths,
+    Positive,
+    Strict,
+    UnitChoice,
+    Wire,
+    parse_bytes,
+)
+from zo_offload.config_trainable import TrainableConfig, check_trainable
 from zo_offload.errors import ConfigError
 from zo_offload.offload.aio import BLOCK_BYTES
-from zo_offload.ops.layout import CODECS, Layout, layout_of
 from zo_offload.wording import hint
 
-BLOCK = "zeroth_order"
 MOST_LAG = 1024  # steps that every visit adds on the way; far beyond what pays
-_UNITS = {"": 0, "B": 0, "KiB": 1, "MiB": 2, "GiB": 3, "TiB": 4}
 _DEEPSPEED_ONLY = ("buffer_size", "max_in_cpu")  # of its offload_param; no effect here
 
 
-def parse_bytes(value: Any) -> Any:
-    """A number of bytes from an integer or text such as ``8GiB`` (powers of 1024).
-
-    Example:
-        >>> parse_bytes("1.5KiB"), parse_bytes(7)
-        (1536, 7)
-    """
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*(B|KiB|MiB|GiB|TiB)?\s*", value)
-        if match is not None:
-            return int(Decimal(match[1]) * 1024 ** _UNITS[match[2] or ""])
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError("expected bytes or text such as '8GiB'")
-    return value
-
-
-def _parse_unit(value: Any) -> Any:
-    names = isinstance(value, list | tuple) and all(isinstance(x, str) and x for x in value)
-    if not (names and value) and value not in ("block", "sublayer", "linear"):
-        raise ValueError("expected 'block', 'sublayer', 'linear' or a list of class names")
-    return tuple(value) if names else value
-
-
-def _parse_wire(value: str) -> str:
-    kind = value.partition(":")[0]
-    if kind not in CODECS:
-        raise ValueError(f"expected a codec ({hint(kind, CODECS)})")
-    try:
-        return layout_of(value).name
-    except ConfigError as error:
-        raise ValueError(str(error).removeprefix("codec: ")) from None
-
-
-def _parse_paths(value: Any) -> Any:
-    paths = [value] if isinstance(value, str) else value
-    if not (isinstance(paths, list | tuple) and paths and all(isinstance(x, str) for x in paths)):
-        raise ValueError("expected a directory, or a list of directories to stripe over")
-    if not all(paths) or len(set(paths)) < len(paths):
-        raise ValueError("expected directories that differ")
-    return tuple(paths)
-
-
-def _parse_patterns(value: Any) -> Any:
-    listed = isinstance(value, list | tuple) and all(isinstance(x, str) and x for x in value)
-    if not (listed and value):
-        raise ValueError("expected a list of patterns on parameter names, such as '*.self_attn.*'")
-    return tuple(value)
-
-
-def _parse_layers(value: Any) -> Any:
-    if not (isinstance(value, list | tuple) and value and all(map(_is_layer, value))):
-        raise ValueError("expected a list of layer numbers and ranges, such as [0, -1, '20-31']")
-    return tuple(value)
-
-
-def _parse_limit(value: Any) -> Any:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-    if value != "none" and not (number and math.isfinite(value)):
-        raise ValueError("expected a positive number, or 'none'")
-    return math.inf if value == "none" else float(value)
-
-
-def _is_layer(value: Any) -> bool:
-    if isinstance(value, str):
-        return re.fullmatch(r"-?\d{1,9}(-(-?\d{1,9}))?", value) is not None
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-Paths = Annotated[tuple[str, ...], BeforeValidator(_parse_paths)]
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0, lt=2**63)]
-UnitChoice = Annotated[
-    Literal["block", "sublayer", "linear"] | tuple[str, ...], BeforeValidator(_parse_unit)
-]
-Patterns = Annotated[tuple[str, ...], BeforeValidator(_parse_patterns)]
-Layers = Annotated[tuple[int | str, ...], BeforeValidator(_parse_layers)]
-Wire = Annotated[str, AfterValidator(_parse_wire)]
-Limit = Annotated[float, BeforeValidator(_parse_limit)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_the_default(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        return {k: v for k, v in values.items() if v is not None or k not in cls.model_fields}
-
-
-class RotateConfig(_Strict):
-    """Groups of blocks that take turns."""
-
-    blocks: Annotated[int, Field(ge=1)] = 1
-    interval: Annotated[int, Field(ge=1)] = 50
-
-
-class TrainableConfig(_Strict):
-    """What moves."""
-
-    mode: Literal["full", "peft", "sparse", "low_rank", "scales"] = "full"
-    parameters: Patterns | None = None
-    layers: Layers | None = None
-    rotate: RotateConfig | None = None
-    peft_config: dict[str, Any] | None = None
-    adapter: str | None = None
-    mask: str | None = None
-    rank: Annotated[int, Field(ge=1, le=64)] | None = None
-    interval: Annotated[int, Field(ge=1)] | None = None
-    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
-    clip: Limit | None = None
-
-
-class UpdateConfig(_Strict):
+class UpdateConfig(Strict):
     """How projected gradients become coefficients on directions."""
 
     type: Literal["sgd"] = "sgd"
@@ -156,7 +44,7 @@ class UpdateConfig(_Strict):
     lag: Annotated[int, Field(ge=0, le=MOST_LAG)] = 0
 
 
-class OffloadConfig(_Strict):
+class OffloadConfig(Strict):
     """Where weights rest; DeepSpeed's ``offload_param`` with its own keys."""
 
     device: Literal["none", "cpu", "nvme"] = "none"
@@ -165,7 +53,7 @@ class OffloadConfig(_Strict):
     buffer_count: Annotated[int, Field(ge=1)] | None = None
 
 
-class AioConfig(_Strict):
+class AioConfig(Strict):
     """How a disk is asked; DeepSpeed's ``aio``, of which the first three act."""
 
     block_size: Annotated[
@@ -179,14 +67,14 @@ class AioConfig(_Strict):
     use_gds: Literal[False] | None = None
 
 
-class ReplicaConfig(_Strict):
+class ReplicaConfig(Strict):
     """The other ranks."""
 
     probe_parallel: Literal[1] = 1
     check_interval: Literal[100] = 100
 
 
-class JournalConfig(_Strict):
+class JournalConfig(Strict):
     """The record of steps."""
 
     path: str | None = None
@@ -195,7 +83,7 @@ class JournalConfig(_Strict):
     checkpoint: Literal["weights", "scalars"] = "weights"
 
 
-class ZOConfig(_Strict):
+class ZOConfig(Strict):
     """The whole block. Every key is optional.
 
     Example:
@@ -255,7 +143,7 @@ def parse_config(config: Mapping[str, Any]) -> ZOConfig:
     except ValidationError as error:
         raise ConfigError(_explain(error, beside)) from None
     _check_tier(parsed)
-    _check_trainable(parsed)
+    check_trainable(parsed.trainable, parsed.wire, parsed.update.lag, parsed.master)
     _check_beside(config)
     return parsed
 
@@ -276,80 +164,6 @@ def _check_tier(parsed: ZOConfig) -> None:
         raise ConfigError(
             f'{BLOCK}.offload_param.nvme_path: "device": "nvme" needs a directory on the disk, '
             "found null"
-        )
-
-
-_MODES_OF_KEYS = {
-    "parameters": ("full", "low_rank", "scales", "sparse"),
-    "layers": ("full", "low_rank", "scales"),
-    "rotate": ("full",),
-    "peft_config": ("peft",),
-    "adapter": ("peft",),
-    "mask": ("sparse",),
-    "rank": ("low_rank",),
-    "interval": ("low_rank",),
-    "momentum": ("low_rank",),
-    "clip": ("scales",),
-}
-INTEGERS = ("int4", "int8")
-
-
-def integer_layout(wire: str | None) -> Layout:
-    """How a base lies whose group scales are to move.
-
-    Raises:
-        ConfigError: It is not one of integers.
-    """
-    layout = layout_of(wire or "identity")
-    if layout.kind not in INTEGERS:
-        found = "null" if wire is None else f'"{wire}"'
-        raise ConfigError(
-            f'{BLOCK}.wire: mode "scales" moves the group scales of a base of integers; write '
-            f'"int4" or "int8" (a scale for 128 weights), "int4:64" or "int8:64", found {found}'
-        )
-    return layout
-
-
-def _check_trainable(parsed: ZOConfig) -> None:
-    trainable = parsed.trainable
-    for key, modes in _MODES_OF_KEYS.items():
-        if trainable.mode not in modes and getattr(trainable, key) is not None:
-            of = " or ".join(f'"{mode}"' for mode in modes)
-            raise ConfigError(
-                f'{BLOCK}.trainable.{key}: is of "mode": {of}, found "{trainable.mode}"'
-            )
-    check_low_rank(parsed)
-    if trainable.mode == "scales":
-        integer_layout(parsed.wire)
-    if trainable.mode == "sparse" and trainable.mask is None:
-        raise ConfigError(
-            f'{BLOCK}.trainable.mask: mode "sparse" needs a mask, as "zo-offload sensitivity" '
-            "writes it; found null"
-        )
-    if trainable.peft_config is not None and trainable.adapter is not None:
-        raise ConfigError(
-            f"{BLOCK}.trainable: peft_config makes an adapter, and adapter goes on from one; keep "
-            "one of the two"
-        )
-
-
-def check_low_rank(parsed: ZOConfig) -> None:
-    """What stands beside ``"mode": "low_rank"``.
-
-    Raises:
-        ConfigError: It cannot.
-    """
-    if parsed.trainable.mode != "low_rank":
-        return
-    if parsed.update.lag:
-        raise ConfigError(
-            f'{BLOCK}.update.lag: "mode": "low_rank" touches masters every trainable.interval '
-            f"steps, and has no other lag; write 0, found {parsed.update.lag}"
-        )
-    if parsed.master != "fp32":
-        raise ConfigError(
-            f'{BLOCK}.master: "mode": "low_rank" merges steps into masters in fp32; write "fp32", '
-            f'found "{parsed.master}"'
         )
 
 

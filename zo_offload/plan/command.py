@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from zo_offload.config import integer_layout
+from zo_offload.config_trainable import integer_layout
 from zo_offload.errors import StoreError
 from zo_offload.plan.advice import nearest, quicker
 from zo_offload.plan.rates import Rates

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from zo_offload.config import ZOConfig, check_low_rank
+from zo_offload.config import ZOConfig
+from zo_offload.config_trainable import check_low_rank
 from zo_offload.converted import converted_of
 from zo_offload.errors import ModelError
 from zo_offload.trainable.full import Full
@@ -31,7 +32,7 @@ class LowRankMatrices(Full):
     mode = "low_rank"
 
     def __init__(self, config: ZOConfig) -> None:
-        check_low_rank(config)
+        check_low_rank(config.trainable, config.update.lag, config.master)
         super().__init__(config)
         said = config.trainable
         self._low_rank = LowRank(

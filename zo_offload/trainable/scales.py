@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from zo_offload import ops
-from zo_offload.config import ZOConfig, integer_layout
+from zo_offload.config import ZOConfig
+from zo_offload.config_trainable import integer_layout
 from zo_offload.errors import ConfigError
 from zo_offload.granularity import GRANULARITIES
 from zo_offload.ops import ALIGNMENT, Layout, Segment
