@@ -26,6 +26,7 @@ from zo_offload.offload.store import Lease, Store
 from zo_offload.offload.streamer import Sent
 from zo_offload.ops import Draw, Point, Segment, Span, StepUpdate, rank_sums
 from zo_offload.parts import together
+from zo_offload.resting import exact, fill, seen
 from zo_offload.trainable.overlay import Base
 from zo_offload.units import AMBIENT, IDENTITY, ModelMap, Place, Unit
 
@@ -389,7 +390,7 @@ class Masters:
             for span, segment in unit.segments:
                 if span.trainable:
                     wire, rest = span.wire(lease.wire), span.rest(lease.rest)
-                    found[segment.name] = _master(span, segment, wire, rest)
+                    found[segment.name] = exact(span, segment, wire, rest)
         return found
 
     def digest(self) -> str:
@@ -426,7 +427,7 @@ class Masters:
 
     def _master_at(self, place: Place) -> torch.Tensor:
         with self._current_part(place) as part:
-            return _master(*part)
+            return exact(*part)
 
     def _value_at(self, place: Place) -> torch.Tensor:
         lay_over = self._overlay_of(place)
@@ -479,75 +480,3 @@ class Masters:
 
 # A span and one of its parameters, and the span's wire and rest.
 Part = tuple[Span, Segment, torch.Tensor, torch.Tensor]
-
-
-def _master(span: Span, segment: Segment, wire: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
-    """fp32 values of a parameter, on the CPU; of what is frozen, those that the forward sees."""
-    if not span.trainable:
-        return seen(span, segment, wire).to("cpu", torch.float32, copy=True)
-    part = _part(segment)
-    values = ops.load_master(span, wire[part], rest[part] if span.rest_bytes else rest)
-    return values.cpu().view(segment.shape)
-
-
-def seen(span: Span, segment: Segment, wire: torch.Tensor) -> torch.Tensor:
-    """A parameter's wire elements, where they rest; decoded, on that device, where it is packed."""
-    if not span.rests_packed:
-        return wire[_part(segment)].view(segment.shape)
-    values = torch.empty(segment.padded, dtype=span.dtype, device=wire.device)
-    ops.unpack(span.layout, wire, span.elements, span.dtype, values, segment.start)
-    return values[: segment.numel].view(segment.shape)
-
-
-def fill_unit(
-    unit: Unit, values: Mapping[str, torch.Tensor], wire: torch.Tensor, rest: torch.Tensor
-) -> None:
-    """Write a unit's initial values, by parameter name; of a divided one the unit's part."""
-    for span in unit.spans:
-        fill(span, values, wire, rest)
-
-
-def fill(
-    span: Span, values: Mapping[str, torch.Tensor], wire: torch.Tensor, rest: torch.Tensor
-) -> None:
-    """Write a span's initial values: masters where it is trainable, else the wire alone.
-
-    Args:
-        span: Which.
-        values: By parameter name.
-        wire: Of its unit, as ``rest``; zeroed.
-        rest: Likewise.
-    """
-    if span.rests_packed:
-        _fill_packed(span, values, span.wire(wire))
-        return
-    for segment in span.segments:
-        part, given = _part(segment), values[segment.name]
-        if span.trainable:
-            resting = span.rest(rest)
-            resting = resting[part] if span.rest_bytes else resting
-            ops.store_master(span, _flat(given, wire.device), span.wire(wire)[part], resting)
-        else:
-            ops.encode(span.dtype, _flat(given, wire.device), span.wire(wire)[part])
-
-
-def _fill_packed(span: Span, values: Mapping[str, torch.Tensor], wire: torch.Tensor) -> None:
-    """Write what a codec makes of a span, packed on the CPU: the device has no room for both."""
-    host = torch.device("cpu")
-    elements = torch.zeros(span.elements, dtype=span.dtype)
-    for segment in span.segments:  # no fp32 copy outlives its turn
-        ops.encode(span.dtype, _flat(values[segment.name], host), elements[_part(segment)])
-    on_host = wire.device == host
-    packed = wire if on_host else torch.zeros(span.packed_bytes, dtype=torch.uint8)
-    ops.pack(span.layout, elements, packed)
-    if not on_host:
-        wire.copy_(packed)
-
-
-def _flat(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    return values.reshape(-1).to(device).float()
-
-
-def _part(segment: Segment) -> slice:
-    """Its elements among the span's."""
-    return slice(segment.start, segment.start + segment.numel)

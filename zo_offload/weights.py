@@ -19,7 +19,7 @@ from torch import nn
 from zo_offload import ops
 from zo_offload.converted import Base
 from zo_offload.factors import UnitFactors
-from zo_offload.masters import Masters, fill_unit, seen
+from zo_offload.masters import Masters
 from zo_offload.offload.arena import Arena
 from zo_offload.offload.packing import Packer
 from zo_offload.offload.residency import DEVICE, HOST, NVME
@@ -33,6 +33,7 @@ from zo_offload.ops import Draw, Segment, Span
 from zo_offload.overlays import Overlays
 from zo_offload.parts import joined, part_of
 from zo_offload.placement import Placement
+from zo_offload.resting import fill_unit, seen
 from zo_offload.served import serve_state_dict
 from zo_offload.units import AMBIENT, IDENTITY, ModelMap, Place, Unit
 from zo_offload.unmanageable import taken

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,15 @@ def test_train_in_a_pipe(task, finished, tmp_path):
     assert "\x1b" not in done.stdout
 
 
+@pytest.fixture
+def heeds_interrupts() -> Iterator[None]:
+    """As in a terminal; a job in a shell's background is started with interrupts ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_an_interrupt_from_the_keyboard(task, tmp_path):
     command = [str(BIN / "zo-offload"), *task.arguments(tmp_path / "run", steps=100_000)]
     with subprocess.Popen(
