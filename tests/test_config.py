@@ -60,7 +60,7 @@ MISTAKES = [
     (block(head_chunk=-8), "zeroth_order.head_chunk: expected at least 1, found -8"),
     (block(head_chunk="8k"), 'zeroth_order.head_chunk: expected a whole number, found "8k"'),
     (block(head_chunks=8), "zeroth_order.head_chunks: unknown key; did you mean 'head_chunk'?"),
-    (block(probes=40000), "zeroth_order.probes: expected at most 32768, found 40000"),
+    (block(probes=40000), "zeroth_order.probes: expected at most 16384, found 40000"),
     (block(seed=-1), "zeroth_order.seed: expected at least 0, found -1"),
     (
         block(seed=2**64),
@@ -377,7 +377,8 @@ def test_aio_is_deepspeeds_own_block():
         ({"offload_param": {"nvme_path": 7}}, "offload_param.nvme_path: expected a directory"),
         ({"offload_param": {"nvme_path": ["/x", "/x"]}}, "nvme_path: expected directories that"),
         ({"replica": {"check_interval": 7}}, "check_interval: not yet .* 100, found 7"),
-        ({"replica": {"probe_parallel": 2}}, "probe_parallel: not yet"),
+        ({"replica": {"probe_parallel": 3}}, "probe_parallel: 3 ranks cannot share the 2 lanes"),
+        ({"replica": {"probe_parallel": 2}, "joined_rows": 8}, "joined_rows: .* probe_parallel 2"),
         ({"offload_param": {"device": "nvme"}}, "offload_param.nvme_path: .* needs a directory"),
         ({"offload_param": {"device": "disk"}}, "offload_param.device: expected .*'nvme'"),
         (

@@ -29,6 +29,7 @@ from zo_offload.config_fields import (
 )
 from zo_offload.config_trainable import TrainableConfig, check_trainable
 from zo_offload.errors import ConfigError
+from zo_offload.estimator import SIGNS
 from zo_offload.offload.aio import BLOCK_BYTES
 from zo_offload.wording import hint
 
@@ -70,7 +71,7 @@ class AioConfig(Strict):
 class ReplicaConfig(Strict):
     """The other ranks."""
 
-    probe_parallel: Literal[1] = 1
+    probe_parallel: Annotated[int, Field(ge=1)] = 1
     check_interval: Literal[100] = 100
 
 
@@ -98,7 +99,7 @@ class ZOConfig(Strict):
     enabled: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
     eps: Positive = 1e-3
-    probes: Annotated[int, Field(ge=1, le=2**15)] = 1
+    probes: Annotated[int, Field(ge=1, le=2**14)] = 1
     estimator: Literal["spsa"] = "spsa"
     direction: Literal["rademacher", "gaussian"] = "rademacher"
     direction_scale: Literal["none", "rms"] = "none"
@@ -143,6 +144,7 @@ def parse_config(config: Mapping[str, Any]) -> ZOConfig:
     except ValidationError as error:
         raise ConfigError(_explain(error, beside)) from None
     _check_tier(parsed)
+    _check_replica(parsed)
     check_trainable(parsed.trainable, parsed.wire, parsed.update.lag, parsed.master)
     _check_beside(config)
     return parsed
@@ -164,6 +166,20 @@ def _check_tier(parsed: ZOConfig) -> None:
         raise ConfigError(
             f'{BLOCK}.offload_param.nvme_path: "device": "nvme" needs a directory on the disk, '
             "found null"
+        )
+
+
+def _check_replica(parsed: ZOConfig) -> None:
+    parallel, lanes = parsed.replica.probe_parallel, len(SIGNS) * parsed.probes
+    if lanes % parallel:
+        raise ConfigError(
+            f"{BLOCK}.replica.probe_parallel: {parallel} ranks cannot share the {lanes} lanes of a "
+            f"micro-batch ({parsed.probes} probes, two signs) evenly; write a divisor of {lanes}"
+        )
+    if parallel > 1 and parsed.joined_rows is not None:
+        raise ConfigError(
+            f"{BLOCK}.joined_rows: lanes share products within a rank, and probe_parallel "
+            f"{parallel} puts them on different ones, which would change bits; keep one of the two"
         )
 
 
@@ -273,7 +289,6 @@ _ROOTS = {"offload_param": "zero_optimization", "aio": ""}  # where DeepSpeed ha
 _PLANNED: dict[str, tuple[str, ...]] = {
     "update.type": ("momentum", "adam"),
     "estimator": ("one_sided",),
-    "replica.probe_parallel": (),
     "replica.check_interval": (),
 }
 

@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from deepspeed.runtime import lr_schedules
 from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
 from deepspeed.utils import logger as deepspeed_logger
@@ -21,6 +22,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from zo_offload.config import ZOConfig, parse_config
+from zo_offload.data_ranks import DataRanks
 from zo_offload.deepspeed_keys import BLOCKS, COUNTS, MENDS, SWITCHES, check_keys
 from zo_offload.errors import ConfigError
 from zo_offload.wording import one_line, refuse_unknown
@@ -43,6 +45,7 @@ class Settings:
         lr: Learning rate to begin with.
         weight_decay: Decoupled decay rate.
         dtype: What forwards compute in, or None for the model's own dtype.
+        data_ranks: Where ranks share micro-batches.
     """
 
     zeroth_order: ZOConfig
@@ -50,6 +53,7 @@ class Settings:
     lr: float
     weight_decay: float
     dtype: torch.dtype | None
+    data_ranks: DataRanks | None = None
 
 
 def read_settings(config: Mapping[str, Any]) -> Settings:
@@ -66,7 +70,9 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
         )
     lr, weight_decay = _optimizer_scalars(config.get("optimizer"))
     _check_types(deepspeed_part(config))
-    deepspeed = _read_deepspeed(config)
+    parallel = zeroth_order.replica.probe_parallel
+    data_ranks = DataRanks(parallel) if parallel > 1 and dist.is_initialized() else None
+    deepspeed = _read_deepspeed(config, data_ranks)
     if config.get("scheduler") is not None:
         _try_scheduler(deepspeed, ScheduledScalars(lr, weight_decay))
     dtype = _forward_dtype(config)
@@ -75,7 +81,7 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
             "zeroth_order.eps %g: in bf16 rounding drowns the differences below %g; raise it, or "
             "use fp16", zeroth_order.eps, LEAST_BF16_EPS,
         )  # fmt: skip
-    return Settings(zeroth_order, deepspeed, lr, weight_decay, dtype)
+    return Settings(zeroth_order, deepspeed, lr, weight_decay, dtype, data_ranks)
 
 
 class ScheduledScalars(torch.optim.Optimizer):
@@ -138,9 +144,9 @@ def _check_types(part: Mapping[str, Any]) -> None:
             raise ConfigError(f"{key}: expected an object, found {value!r}")
 
 
-def _read_deepspeed(config: Mapping[str, Any]) -> DeepSpeedConfig:
+def _read_deepspeed(config: Mapping[str, Any], data_ranks: DataRanks | None) -> DeepSpeedConfig:
     try:
-        return DeepSpeedConfig(deepspeed_part(config))
+        return DeepSpeedConfig(deepspeed_part(config), data_ranks)
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(map(str, first["loc"]))

@@ -18,6 +18,7 @@ from deepspeed.comm import comm
 from deepspeed.runtime.constants import ROUTE_TRAIN
 from deepspeed.runtime.dataloader import RepeatingLoader
 from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.utils import groups
 from torch import nn
 
 from zo_offload import caller_optimizer
@@ -152,9 +153,11 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
                     lr_scheduler=lr_scheduler,
                     collate_fn=collate_fn,
                     config=raw_config,
+                    mpu=settings.data_ranks,
                     config_class=settings.deepspeed,
                     dont_change_device=True,
                 )
+            groups.mpu = None  # it is this engine's alone
             self._remove_hooks()
             self.last_result = None
             self.loss_noise: LossNoise | None = None
@@ -166,6 +169,7 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
             if config.journal.path is not None:
                 self.continue_journal(config.journal.path)
         except BaseException:
+            groups.mpu = None
             self._remove_hooks()
             stepper.close()
             raise
@@ -206,8 +210,8 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
         share = Share(
             batch_size or self.train_micro_batch_size_per_gpu(),
             self.gradient_accumulation_steps(),
-            self.stepper.replica.rank,
-            self.stepper.replica.world_size,
+            self.stepper.division.data_rank,
+            self.stepper.division.num_data_ranks,
             self.stepper.config.seed,
         )
         return Loader(
@@ -228,6 +232,7 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
         batch = Inputs(args, kwargs) if args and kwargs else kwargs or args
         if not self.training or not torch.is_grad_enabled():
             return self.stepper.forward(batch)
+        self._refuse_part()
         self._profile(batch)
         self.tput_timer.start()
         with self._timed("forward"):
@@ -290,7 +295,7 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
         self._profile(batches[0])
         self.tput_timer.start()
         with self._timed("forward"):
-            rows = self.stepper.measure(batches, self.stepper.draws())
+            rows = self.stepper.measure(batches, self.stepper.my_draws())
         with self._timed("backward"):
             self._window.book_whole(rows)
         self.micro_steps += len(batches) - 1
@@ -302,7 +307,8 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
         """Mean loss of ``gradient_accumulation_steps`` micro-batches a rank, on current weights."""
         rows = [[self.stepper.evaluate(batch)] for batch in self._pull(data_iter)]
         booked, steps = Booked.of(["unperturbed"], rows), self.global_steps
-        (loss,) = self.stepper.replica.mean(booked, steps, "evaluation after step")
+        alike = self.stepper.division.probe_parallel
+        (loss,) = self.stepper.replica.mean(booked, steps, "evaluation after step", alike=alike)
         return torch.tensor(loss)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -396,6 +402,16 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
             self._tell(self.last_result)
 
     # -- inside --
+
+    def _refuse_part(self) -> None:
+        """Whether this rank runs all lanes, so that it knows their midpoint."""
+        parallel = self.stepper.division.probe_parallel
+        if parallel > 1:
+            raise ModelError(
+                "forward: what it returns is the midpoint of all lanes, and with "
+                f"zeroth_order.replica.probe_parallel {parallel} a rank runs some of them only; "
+                "call train_batch(), or write 1"
+            )
 
     def _profile(self, batch: Any) -> None:
         """In the step that the JSON names: profile one forward; ``step`` prints what was found.

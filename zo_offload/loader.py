@@ -26,8 +26,8 @@ class Share:
     Attributes:
         micro_batch_size: Examples in one.
         num_micro_batches: A rank's in one step (``gradient_accumulation_steps``).
-        rank: This one.
-        world_size: How many there are.
+        rank: This one, of those that take micro-batches of their own.
+        world_size: How many there are of these.
         seed: Of the order of examples.
     """
 

@@ -122,8 +122,8 @@ class Placing:
 
     @property
     def num_draws(self) -> int:
-        """Directions and signs of a step."""
-        return len(SIGNS) * self.config.probes
+        """Directions and signs of a step that this rank runs."""
+        return len(SIGNS) * self.config.probes // self.config.replica.probe_parallel
 
     @property
     def wire(self) -> str:

@@ -280,11 +280,11 @@ def _take_steps(
 
 
 def _micro_batches(engine: Any, examples: list[Encoded], step: int) -> Iterator[Any]:
-    """This rank's of a step: r, r + W, ... of all."""
-    replica, size = engine.stepper.replica, engine.train_micro_batch_size_per_gpu()
+    """This rank's of a step: g, g + G, ... of all, for group g of G."""
+    division, size = engine.stepper.division, engine.train_micro_batch_size_per_gpu()
     chosen = batch_at(engine.stepper.config.seed, step, engine.train_batch_size(), len(examples))
     starts = range(0, len(chosen), size)
-    for first in starts[replica.rank :: replica.world_size]:
+    for first in starts[division.data_rank :: division.num_data_ranks]:
         yield collate([examples[index] for index in chosen[first : first + size]])
 
 

@@ -34,7 +34,7 @@ from zo_offload.offload.slot import Identity
 from zo_offload.ops import Draw
 from zo_offload.placing import Placing
 from zo_offload.prepare import cast_buffers, without_cache
-from zo_offload.replica import Replica
+from zo_offload.replica import Division, Replica
 from zo_offload.trainable.choose import trainable_for
 from zo_offload.trainable.trainable import Trainable
 from zo_offload.units import IDENTITY
@@ -85,6 +85,7 @@ class Stepper:
     Attributes:
         journal: The record of every step taken; in memory, until :meth:`follow` gives it a file.
         trainable: What moves.
+        division: Which lanes of which micro-batches this rank runs.
 
     Example:
         >>> from torch import nn
@@ -120,6 +121,8 @@ class Stepper:
 
     def __post_init__(self) -> None:
         self._device = torch.device(self.device)
+        rank, world_size = self.replica.rank, self.replica.world_size
+        self.division = Division(rank, world_size, self.config.replica.probe_parallel)
         refuse_taken(self.model)
         given = self.model
         self.trainable = self.mode or trainable_for(given, self.config, self.dtype)
@@ -173,7 +176,7 @@ class Stepper:
         """Estimate along this step's directions on all micro-batches in one visit, and descend.
 
         Args:
-            batches: Micro-batches; see :func:`call_with`.
+            batches: This rank's micro-batches; see :func:`call_with`.
             lr: Learning rate.
             weight_decay: Decoupled decay rate.
 
@@ -181,7 +184,7 @@ class Stepper:
             DivergedError: A loss is not finite; the step is not taken.
         """
         window = self.new_window(len(batches))
-        window.book_whole(self.measure(batches, self.draws()))
+        window.book_whole(self.measure(batches, self.my_draws()))
         return self.descend(self.means(window), lr, weight_decay)
 
     def draws(self) -> list[tuple[int, int, Draw]]:
@@ -191,6 +194,10 @@ class Stepper:
             for probe in range(self.config.probes)
             for sign in SIGNS
         ]
+
+    def my_draws(self) -> Sequence[tuple[int, int, Draw]]:
+        """Those of them whose lanes this rank runs."""
+        return self.division.mine(self.draws())
 
     def measure(
         self, batches: Sequence[Any], draws: Sequence[tuple[int, int, Draw]]
@@ -207,7 +214,7 @@ class Stepper:
     def new_window(self, num_micro_batches: int) -> Window:
         """Empty books for the step that is next."""
         lanes = [(probe, sign) for probe, sign, _ in self.draws()]
-        return Window(lanes, num_micro_batches)
+        return Window(lanes, num_micro_batches, self.division)
 
     def means(self, window: Window) -> Means:
         """What was booked, averaged over the micro-batches of all ranks; the same on every rank.
@@ -215,7 +222,8 @@ class Stepper:
         Raises:
             DivergedError: A loss is not finite.
         """
-        return window.means(self.replica.mean(window.booked(), self.step))
+        booked, names = window.booked(), window.names
+        return window.means(self.replica.mean(booked, self.step, names=names))
 
     def run_lanes(
         self,
@@ -244,7 +252,7 @@ class Stepper:
 
     def _lane_seed(self, micro_batch: int) -> int:
         """For this rank's micro-batch: of its number among those of all ranks."""
-        number = micro_batch * self.replica.world_size + self.replica.rank
+        number = micro_batch * self.division.num_data_ranks + self.division.data_rank
         return lane_seed(self.config.seed, self.step, number)
 
     def descend(

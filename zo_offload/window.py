@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from zo_offload.errors import ModelError
-from zo_offload.replica import Booked
+from zo_offload.replica import Booked, Division
 
 Lane = tuple[int, int]  # probe, sign
 Sum = tuple[float, float]  # total, weight
@@ -53,11 +53,13 @@ class Window:
     Attributes:
         lanes: Every (probe, sign) of the step, in order.
         num_micro_batches: ``gradient_accumulation_steps``.
+        division: Which of the lanes are this rank's.
         micro_batches: What was booked, a backward each.
     """
 
     lanes: Sequence[Lane]
     num_micro_batches: int
+    division: Division = field(default_factory=Division)
     micro_batches: list[MicroBatch] = field(default_factory=list)
     _open: MicroBatch = field(default_factory=MicroBatch)
     _caller_averages: bool = True
@@ -112,17 +114,22 @@ class Window:
         self._open.slopes[probe] = self._open.slopes.get(probe, 0.0) + slope
 
     def book_whole(self, rows: Sequence[Sequence[Sum]]) -> None:
-        """All micro-batches at once: of each, every lane's ``(total, weight)`` in order."""
-        self.micro_batches = [MicroBatch(dict(zip(self.lanes, row, strict=True))) for row in rows]
+        """All micro-batches at once: of each, this rank's lanes' ``(total, weight)`` in order."""
+        mine = self.division.mine(self.lanes)
+        self.micro_batches = [MicroBatch(dict(zip(mine, row, strict=True))) for row in rows]
         self._caller_averages = False
 
     def booked(self) -> Booked:
         """Everything that was booked, as ranks exchange it."""
         lanes, probes = self._columns()
-        columns = [f"probe {probe}, {'+-'[sign < 0]}eps" for probe, sign in lanes]
-        columns += [f"probe {probe}, slope of the logits" for probe in probes]
-        columns += [] if lanes else ["the caller's loss"]
-        return Booked.of(columns, [self._row(each, lanes, probes) for each in self.micro_batches])
+        lanes = self.division.mine(lanes)
+        rows = [self._row(each, lanes, probes) for each in self.micro_batches]
+        return Booked.of(_names(lanes, probes), rows)
+
+    @property
+    def names(self) -> list[str]:
+        """Of all columns, those of other ranks' lanes too."""
+        return _names(*self._columns())
 
     def means(self, values: Sequence[float]) -> Means:
         """What the means of :meth:`booked`'s columns are."""
@@ -153,3 +160,9 @@ class Window:
             row = [(total / weight if weight else 0.0, 1.0) for total, weight in row]
         row += [(each.slopes.get(probe, 0.0), 1.0) for probe in probes]
         return row if lanes else [*row, (each.caller_loss, 1.0)]
+
+
+def _names(lanes: Sequence[Lane], probes: Sequence[int]) -> list[str]:
+    names = [f"probe {probe}, {'+-'[sign < 0]}eps" for probe, sign in lanes]
+    names += [f"probe {probe}, slope of the logits" for probe in probes]
+    return names if lanes else [*names, "the caller's loss"]

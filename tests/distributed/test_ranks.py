@@ -1,13 +1,18 @@
 """Real ranks under real launchers: the same bits, a few bytes, and nobody left waiting."""
 
+import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cli.common import make_task, results
 
-from distributed.launch import run, start, wait
+from distributed.launch import SECONDS, command, environment, run, start, wait
 
 pytestmark = pytest.mark.slow
+
+PROGRAM = Path(__file__).resolve().parents[2] / "launcher" / "train.py"
 
 CONFIG = {
     "train_batch_size": 8,
@@ -24,6 +29,11 @@ STEPS = 5
 
 def job(out: Path, **more: Any) -> dict[str, Any]:
     return {"config": CONFIG, "steps": STEPS, "out": str(out), **more}
+
+
+def with_parallel(config: dict[str, Any], probe_parallel: int = 1, **block: Any) -> dict[str, Any]:
+    replica = {"probe_parallel": probe_parallel}
+    return config | {"zeroth_order": config["zeroth_order"] | {"replica": replica, **block}}
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +65,63 @@ def test_ranks_end_in_the_bits_of_one(
         assert report["resumed"] == alone["resumed"]
         assert report["link"] == link
     assert len({report["evaluated"] for report in reports}) == 1
+
+
+@pytest.mark.parametrize(("launcher", "ranks"), [("deepspeed", 2), ("none", 4), ("mpirun", 2)])
+def test_signs_apart_end_in_the_bits_of_one_rank(
+    alone: dict[str, Any], tmp_path: Path, launcher: str, ranks: int
+):
+    """Two ranks share each micro-batch, a sign each; four are two such pairs."""
+    config = with_parallel(CONFIG, probe_parallel=2)
+    reports = run(launcher, ranks, job(tmp_path, config=config, save=str(tmp_path / "tags")))
+    for report in reports:
+        assert report["weights"] == alone["weights"]
+        assert report["losses"] == alone["losses"]
+        assert report["resumed"] == alone["resumed"]
+    if ranks == 2:  # both have evaluated the same batches
+        assert {report["evaluated"] for report in reports} == {alone["evaluated"]}
+
+
+def test_probes_apart_end_in_the_bits_of_one_rank(tmp_path: Path):
+    """Four ranks, a probe each; a loss of a lane is another rank's in three of four."""
+    config = with_parallel(CONFIG, probes=4)
+    (alone,) = run("none", 1, job(tmp_path / "alone", config=config))
+    config = with_parallel(CONFIG, probes=4, probe_parallel=4)
+    for report in run("none", 4, job(tmp_path, config=config)):
+        assert report["weights"] == alone["weights"]
+        assert report["losses"] == alone["losses"]
+
+
+def test_ranks_that_do_not_come_out_even_are_refused(tmp_path: Path):
+    config = with_parallel(CONFIG, probes=3, probe_parallel=3)
+    for code, text in wait(start(2, job(tmp_path, config=config))):
+        assert code == 1
+        assert "ConfigError: zeroth_order.replica.probe_parallel: 3 ranks share the lanes" in text
+
+
+def test_a_midpoint_of_some_lanes_is_refused(tmp_path: Path):
+    config = with_parallel(CONFIG, probe_parallel=2)
+    for code, text in wait(start(2, job(tmp_path, config=config, calls="forward"))):
+        assert code == 1
+        assert "ModelError: forward: what it returns is the midpoint of all lanes, and" in text
+
+
+def test_the_command_with_signs_apart_ends_as_on_one_rank(tmp_path: Path):
+    task = make_task(tmp_path / "task")
+    ended = []
+    for ranks in (1, 2):
+        ds = json.loads((task.folder / "ds.json").read_text())
+        path = tmp_path / f"ds-{ranks}.json"
+        path.write_text(json.dumps(with_parallel(ds, probe_parallel=ranks)))
+        output = tmp_path / f"run-{ranks}"
+        program = [str(PROGRAM), *task.arguments(output, config=path)[1:]]
+        done = subprocess.run(
+            command("torchrun", ranks, program), env=environment(), timeout=SECONDS,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        ended.append(results(output, done.stdout))
+    assert ended[0] == ended[1]
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

@@ -11,6 +11,7 @@ import pytest
 from engine.common import config, net
 
 import zo_offload
+from zo_offload.errors import ConfigError
 
 
 @pytest.fixture
@@ -34,6 +35,13 @@ def test_a_json_with_our_block_makes_our_engine(tmp_path: Path):
     engine, *_ = deepspeed.initialize(arguments, net())
     assert type(engine).__name__ == "ZOEngine"
     engine.destroy()
+
+
+@pytest.mark.usefixtures("installed")
+def test_ranks_that_share_a_micro_batch_are_refused():
+    given = config(zeroth_order={"replica": {"probe_parallel": 2}})
+    with pytest.raises(ConfigError, match=r"probe_parallel: 2 ranks .* a Trainer's loader gives"):
+        deepspeed.initialize(model=net(), config=given)
 
 
 @pytest.mark.parametrize("block", [None, {"enabled": False}])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from zo_offload.errors import DivergedError
 from zo_offload.replica import Booked, Replica
-from zo_offload.replica.booked import HEADER, WEIGHTED
+from zo_offload.replica.booked import HEADER, STEP_BITS, Preamble
 from zo_offload.replica.replica import mean_of
 
 COLUMNS = ("probe 0, +eps", "probe 0, -eps")
@@ -55,21 +55,43 @@ def test_weights_that_add_up_to_nothing_are_refused():
         Replica().mean(booked([[(0.0, 0.0), (0.0, 0.0)]]), step=3)
 
 
-@given(rows=tables, step=st.integers(0, 2**40))
-def test_what_travels_is_what_was_booked(rows: list, step: int):
+@given(rows=tables)
+def test_ranks_that_hold_a_part_of_the_columns_change_no_bit(rows: list):
+    alone = mean_of([booked(rows)], "step 0")
+    for groups in (1, 2, 4):
+        shares = [
+            Booked.of([name], [[row[column]] for row in rows[group::groups]])
+            for group in range(groups)
+            for column, name in enumerate(COLUMNS)
+        ]
+        assert mean_of(shares, "step 0", COLUMNS) == alone
+
+
+def test_a_bad_loss_of_another_rank_s_lane_is_named():
+    values = zip(COLUMNS, (1.0, math.inf), strict=True)
+    shares = [Booked.of([name], [[(value, 1.0)]]) for name, value in values]
+    with pytest.raises(DivergedError, match=r"step 0: the loss is inf \(probe 0, -eps, micro-batc"):
+        mean_of(shares, "step 0", COLUMNS)
+
+
+@given(rows=tables, step=st.integers(0, 2**40), short=st.booleans())
+def test_what_travels_is_what_was_booked(rows: list, step: int, short: bool):
+    if short:
+        rows = [[tuple(float(np.float32(value)) for value in pair) for pair in row] for row in rows]
     ours = booked(rows)
     packed = ours.pack(step)
-    low_step, num_rows, columns = HEADER.unpack(packed[: HEADER.size])
-    weighted = bool(columns & WEIGHTED)
-    assert (low_step, num_rows, columns & ~WEIGHTED) == (step & 0xFFFF, 4, 2)
-    assert len(packed) == HEADER.size + ours.body_bytes(weighted)
-    theirs = ours.unpack_like(packed[HEADER.size :], weighted)
+    preamble = Preamble.read(packed[: HEADER.size])
+    assert (preamble.step, preamble.shape) == (step & STEP_BITS, (4, 2))
+    assert len(packed) == HEADER.size + preamble.body_bytes
+    assert preamble.short >= short
+    theirs = ours.unpack_like(preamble, packed[HEADER.size :])
     np.testing.assert_array_equal(theirs.totals, ours.totals)
     np.testing.assert_array_equal(theirs.weights, ours.weights)
 
 
-def test_weights_of_one_do_not_travel():
-    assert len(booked([[(1.0, 1.0), (2.0, 1.0)]]).pack(0)) == 6 + 16
+@pytest.mark.parametrize(("value", "size"), [(1.0, 4), (0.1, 8), (1e300, 8), (math.nan, 4)])
+def test_weights_of_one_do_not_travel_and_fp32_numbers_travel_as_such(value: float, size: int):
+    assert len(booked([[(value, 1.0), (2.0, 1.0)]]).pack(0)) == 6 + 2 * size
 
 
 def test_alone_nothing_is_sent():

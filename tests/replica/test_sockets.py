@@ -83,16 +83,17 @@ def test_every_rank_gets_the_bits_of_one(on_ranks: Run, world_size: int):
     assert on_ranks(world_size, mean) == [alone] * world_size
 
 
-def test_bytes_a_step(on_ranks: Run):
-    """Two lanes, one micro-batch a rank: 22 bytes up and 16 down."""
+@pytest.mark.parametrize(("loss", "up"), [(1.0, 14), (0.1, 22)])
+def test_bytes_a_step(on_ranks: Run, loss: float, up: int):
+    """Two lanes, one micro-batch a rank: 14 bytes up (more where fp32 would round), 16 down."""
 
     def sent(replica: Replica) -> int:
-        booked = Booked.of(["+", "-"], [[(1.0, 1.0), (2.0, 1.0)]])
+        booked = Booked.of(["+", "-"], [[(loss, 1.0), (2.0, 1.0)]])
         for step in range(10):
             replica.mean(booked, step)
         return replica.bytes_sent
 
-    assert on_ranks(4, sent) == [10 * 16 * 3, 220, 220, 220]
+    assert on_ranks(4, sent) == [10 * 16 * 3, *3 * [10 * up]]
 
 
 def test_a_loss_that_is_not_finite_is_raised_alike_and_training_goes_on(on_ranks: Run):

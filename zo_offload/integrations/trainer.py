@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from functools import wraps
 from typing import Any
 
-from zo_offload.config import BLOCK, load_json, parse_config
+from zo_offload.config import BLOCK, ZOConfig, load_json, parse_config
 from zo_offload.errors import ConfigError
 from zo_offload.trainable.detect import is_peft_model
 
@@ -42,7 +42,9 @@ def install() -> None:
     @wraps(theirs)
     def initialize(*args: Any, **kwargs: Any) -> Any:
         if _wants_ours(args, kwargs):
-            _refuse_new_adapter(_config_of(args, kwargs), *args[1:2], kwargs.get("model"))
+            block = parse_config(_config_of(args, kwargs))
+            _refuse_new_adapter(block, *args[1:2], kwargs.get("model"))
+            _refuse_shared_batches(block)
             return engine.initialize(*args, **kwargs)
         return theirs(*args, **kwargs)
 
@@ -86,15 +88,29 @@ def _config_of(args: tuple, kwargs: Mapping[str, Any]) -> Any:
     return load_json(config) if isinstance(config, str) else config
 
 
-def _refuse_new_adapter(config: Mapping[str, Any], *models: Any) -> None:
+def _refuse_new_adapter(block: ZOConfig, *models: Any) -> None:
     """The Trainer evaluates and saves the model that it was given, which must be the whole.
 
     Raises:
         ConfigError: The engine would put another one around it.
     """
-    wanted = parse_config(config).trainable
-    if wanted.mode == "peft" and not any(is_peft_model(model) for model in models):
+    if block.trainable.mode == "peft" and not any(is_peft_model(model) for model in models):
         raise ConfigError(
             f'{BLOCK}.trainable.mode: "peft" in the JSON wraps the model, but a Trainer goes on '
             "with the one that it was given: Trainer(model=get_peft_model(model, config), ...)"
+        )
+
+
+def _refuse_shared_batches(block: ZOConfig) -> None:
+    """The Trainer's loader deals a micro-batch to one process.
+
+    Raises:
+        ConfigError: Several are to run lanes of the same.
+    """
+    parallel = block.replica.probe_parallel
+    if parallel > 1:
+        raise ConfigError(
+            f"{BLOCK}.replica.probe_parallel: {parallel} ranks would share each micro-batch, and a "
+            "Trainer's loader gives every rank its own; write 1, or train with "
+            "zo_offload.initialize and train_batch()"
         )

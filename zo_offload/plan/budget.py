@@ -138,7 +138,7 @@ def _on_device(layout: Layout, request: Request, sizes: Sizes) -> dict[str, int]
     sparse = chosen_of(layout, request) * CHOSEN_BYTES
     if sparse:  # the values of a unit, perturbed
         sparse += int(layout.matrices.max() * request.share) * VALUE_BYTES
-    copies = layout.copies_bytes(2 * request.probes, request.head_chunk)
+    copies = layout.copies_bytes(request.draws, request.head_chunk)
     activations, logits = _of_lanes(layout, request)
     return {
         "slots": min(request.num_slots, len(layout.names)) * slot,

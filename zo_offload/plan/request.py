@@ -59,6 +59,7 @@ class Request:
         where: Where masters in host memory are updated.
         lag: Steps that masters may be behind.
         probes: Directions a step.
+        probe_parallel: Ranks that share the lanes of a micro-batch.
         micro_batches: A step.
         batch_size: Examples of a micro-batch.
         length: Tokens of an example.
@@ -78,6 +79,7 @@ class Request:
     where: str | None = None
     lag: int = 0
     probes: int = 1
+    probe_parallel: int = 1
     micro_batches: int = 1
     batch_size: int = 1
     length: int = DEFAULT_LENGTH
@@ -89,9 +91,14 @@ class Request:
     only: bool = False
 
     @property
+    def draws(self) -> int:
+        """Directions and signs of a step that this rank runs."""
+        return 2 * self.probes // self.probe_parallel
+
+    @property
     def lanes(self) -> int:
-        """Forwards of a step."""
-        return 2 * self.probes * self.micro_batches
+        """Forwards of a step on this rank."""
+        return self.draws * self.micro_batches
 
     @property
     def tokens(self) -> int:
@@ -137,6 +144,7 @@ def read_json(path: str | Path) -> tuple[Request, Budgets, torch.dtype | None]:
         where=block.update.where,
         lag=block.update.lag,
         probes=block.probes,
+        probe_parallel=block.replica.probe_parallel,
         micro_batches=accumulated,
         batch_size=micro,
         live_lanes=block.live_lanes,

@@ -9,10 +9,45 @@ import numpy.typing as npt
 
 F64 = npt.NDArray[np.float64]
 
-HEADER = struct.Struct("<HHH")  # low bits of the step; micro-batches; columns and WEIGHTED
-WEIGHTED = 0x8000
-MOST_COLUMNS = WEIGHTED - 1
-MOST_MICRO_BATCHES = 2**16 - 1
+HEADER = struct.Struct("<HHH")  # low bits of the step, and flags; micro-batches; columns
+STEP_BITS = 0x3FFF
+WEIGHTED = 0x4000  # weights follow the totals
+SHORT = 0x8000  # all values are fp32 numbers, and travel as such
+MOST_COLUMNS = MOST_MICRO_BATCHES = 2**16 - 1
+
+
+@dataclass(frozen=True)
+class Preamble:
+    """What a packed message says before its values.
+
+    Attributes:
+        step: Low bits of its number.
+        shape: Micro-batches, columns.
+        weighted: Whether weights follow the totals.
+        short: Whether values travel as fp32.
+    """
+
+    step: int
+    shape: tuple[int, int]
+    weighted: bool
+    short: bool
+
+    @classmethod
+    def read(cls, data: bytes) -> "Preamble":
+        """From the first bytes of a message."""
+        first, rows, columns = HEADER.unpack(data)
+        return cls(first & STEP_BITS, (rows, columns), bool(first & WEIGHTED), bool(first & SHORT))
+
+    @property
+    def dtype(self) -> str:
+        """Of the values."""
+        return "<f4" if self.short else "<f8"
+
+    @property
+    def body_bytes(self) -> int:
+        """Length of what follows."""
+        rows, columns = self.shape
+        return rows * columns * (4 if self.short else 8) * (2 if self.weighted else 1)
 
 
 @dataclass(frozen=True)
@@ -43,19 +78,24 @@ class Booked:
         return cls(tuple(columns), table[..., 0].copy(), table[..., 1].copy())
 
     def pack(self, step: int) -> bytes:
-        """Six bytes and eight a value; weights travel only where one of them is not 1."""
-        weighted = WEIGHTED if (self.weights != 1.0).any() else 0
-        num_rows, num_columns = self.totals.shape
-        header = HEADER.pack(step & 0xFFFF, num_rows, num_columns | weighted)
-        values = self.totals.astype("<f8").tobytes()
-        return header + values + (self.weights.astype("<f8").tobytes() if weighted else b"")
+        """Six bytes, and four or eight a value.
 
-    def unpack_like(self, data: bytes, weighted: bool) -> "Booked":
+        Losses of one micro-batch are fp32 numbers most often, and then travel as such; weights
+        travel only where one of them is not 1.
+        """
+        parts = [self.totals]
+        if (self.weights != 1.0).any():
+            parts.append(self.weights)
+        values = np.stack(parts)
+        with np.errstate(over="ignore", invalid="ignore"):
+            short = np.array_equal(values.astype("<f4").astype(np.float64), values, equal_nan=True)
+        flags = WEIGHTED * (len(parts) > 1) | SHORT * short
+        header = HEADER.pack(step & STEP_BITS | flags, *self.totals.shape)
+        return header + values.astype("<f4" if short else "<f8").tobytes()
+
+    def unpack_like(self, preamble: Preamble, data: bytes) -> "Booked":
         """Another rank's numbers, of the same shape as these, from what follows the header."""
-        table = np.frombuffer(data, "<f8").astype(np.float64)
+        table = np.frombuffer(data, preamble.dtype).astype(np.float64)
         table = table.reshape(-1, *self.totals.shape)
-        return Booked(self.columns, table[0], table[1] if weighted else np.ones_like(table[0]))
-
-    def body_bytes(self, weighted: bool) -> int:
-        """Length of what follows the header."""
-        return self.totals.nbytes * (2 if weighted else 1)
+        weights = table[1] if preamble.weighted else np.ones_like(table[0])
+        return Booked(self.columns, table[0], weights)

@@ -1,11 +1,12 @@
 """The exchange of a step: every rank's sums to rank 0, the means of all back to every rank.
 
-Sums are added in the order of global micro-batches, whichever rank they come from (rank r of W
-holds micro-batches r, r + W, ...), so that one rank with four micro-batches, two with two and four
-with one compute the same bits.
+Sums are added in the order of global micro-batches, whichever rank they come from (group g of G
+holds micro-batches g, g + G, ...), so that one rank with four micro-batches, two with two, four
+with one, and ranks that run a part of the lanes each compute the same bits.
 
-On the wire a rank sends ``Booked.pack``: 6 bytes, 8 a value, 8 more a value where weights differ
-from 1. Rank 0 answers with 8 bytes a column, or with a failure that all ranks then raise alike.
+On the wire a rank sends ``Booked.pack``: 6 bytes, 4 a value (8 where fp32 would round it), as many
+again where weights differ from 1. Rank 0 answers with 8 bytes a column, or with a failure that all
+ranks then raise alike.
 """
 
 import json
@@ -19,7 +20,7 @@ import numpy as np
 
 from zo_offload import errors
 from zo_offload.errors import DivergedError, ReplicaError, ZOError
-from zo_offload.replica.booked import HEADER, WEIGHTED, Booked
+from zo_offload.replica.booked import HEADER, STEP_BITS, Booked, Preamble
 from zo_offload.replica.link import Alone, Link
 
 LENGTH = struct.Struct("<Q")
@@ -68,19 +69,30 @@ class Replica:
         """Whether this rank writes what the run leaves."""
         return self.rank == 0
 
-    def mean(self, booked: Booked, step: int, what: str = "step") -> list[float]:
+    def mean(
+        self,
+        booked: Booked,
+        step: int,
+        what: str = "step",
+        names: Sequence[str] = (),
+        alike: int = 1,
+    ) -> list[float]:
         """Weighted mean of each column over all micro-batches of all ranks, the same on every rank.
 
         Args:
             booked: This rank's.
             step: Which; ranks at different steps are refused.
             what: Has this number, for messages.
+            names: Of all columns in order, where neighbouring ranks hold equal parts of them.
+            alike: Neighbouring ranks that hold the same, which counts once.
 
         Raises:
             DivergedError: A sum is not finite, or all weights are 0; every rank raises it.
             ReplicaError: Ranks do not fit together, or one has left.
         """
-        self.step_bytes += 8 * len(booked.columns) * (1 if self.rank else len(self._others))
+        names = names or booked.columns
+        count = len(names)
+        self.step_bytes += 8 * count * (1 if self.rank else len(self._others))
         if self.rank:
             packed = booked.pack(step)
             self.step_bytes += len(packed)
@@ -88,11 +100,11 @@ class Replica:
             first = self.link.receive(0, 8)
             if first == FAILURE:
                 _raise_as_told(self._receive_sized(0))
-            rest = self.link.receive(0, 8 * (len(booked.columns) - 1))
-            return list(struct.unpack(f"<{len(booked.columns)}d", first + rest))
+            rest = self.link.receive(0, 8 * (count - 1))
+            return list(struct.unpack(f"<{count}d", first + rest))
         try:
             everyone = [booked, *(self._receive_booked(r, booked, step) for r in self._others)]
-            means = mean_of(everyone, f"{what} {step}")
+            means = mean_of(everyone[::alike], f"{what} {step}", names)
         except ZOError as error:
             self._send_failure(error)
             raise
@@ -179,20 +191,17 @@ class Replica:
         return range(1, self.world_size)
 
     def _receive_booked(self, rank: int, ours: Booked, step: int) -> Booked:
-        header = HEADER.unpack(self.link.receive(rank, HEADER.size))
-        their_step, num_rows, columns = header
-        weighted = bool(columns & WEIGHTED)
-        theirs = (their_step, num_rows, columns & ~WEIGHTED)
-        expected = (step & 0xFFFF, *ours.totals.shape)
+        preamble = Preamble.read(self.link.receive(rank, HEADER.size))
+        theirs, expected = (preamble.step, *preamble.shape), (step & STEP_BITS, *ours.totals.shape)
         if theirs != expected:
             names = "(step, micro-batches, values)"
             raise ReplicaError(
                 f"rank {rank} brought {names} {theirs} where rank 0 has {expected}; every rank "
                 "must run the same steps with the same number of micro-batches"
             )
-        body = self.link.receive(rank, ours.body_bytes(weighted))
+        body = self.link.receive(rank, preamble.body_bytes)
         self.step_bytes += HEADER.size + len(body)
-        return ours.unpack_like(body, weighted)
+        return ours.unpack_like(preamble, body)
 
     def _send_failure(self, error: ZOError) -> None:
         for rank in self._others:
@@ -216,22 +225,24 @@ class Replica:
         return self.link.receive(rank, size)
 
 
-def mean_of(everyone: Sequence[Booked], what: str) -> list[float]:
+def mean_of(everyone: Sequence[Booked], what: str, names: Sequence[str] = ()) -> list[float]:
     """Weighted means of each column, added in the order of global micro-batches.
 
     Args:
-        everyone: By rank, of one shape ``[M, C]``; row i of rank r of W is micro-batch i W + r.
+        everyone: By rank, of one shape ``[M, C]``. As many neighbours as hold all columns together
+            are a group; row i of group g of G is micro-batch i G + g.
         what: Is being averaged, for messages.
+        names: Of all columns (default: those that every rank holds).
 
     Raises:
         DivergedError: A sum is not finite, or a column's weights add up to 0.
     """
+    names = names or everyone[0].columns
     totals = np.stack([booked.totals for booked in everyone], axis=1)  # [M, W, C]
     weights = np.stack([booked.weights for booked in everyone], axis=1)
-    totals, weights = (table.reshape(-1, table.shape[-1]) for table in (totals, weights))
-    columns = everyone[0].columns
+    totals, weights = (table.reshape(-1, len(names)) for table in (totals, weights))
     for micro_batch, row in enumerate(totals):
-        for column, total in zip(columns, row, strict=True):
+        for column, total in zip(names, row, strict=True):
             if not math.isfinite(total):
                 raise DivergedError(
                     f"{what}: the loss is {total} ({column}, micro-batch {micro_batch}); nothing "
