@@ -21,6 +21,7 @@ from threading import Lock
 import torch
 
 from zo_offload import ops, update
+from zo_offload.offload.carried import Carried, Pieces
 from zo_offload.offload.packing import Packer, resting_pieces
 from zo_offload.offload.store import Lease, Store
 from zo_offload.offload.streamer import Sent
@@ -40,20 +41,26 @@ class Masters:
         direction: Distribution of z.
         lag: Steps that the masters of a unit may be behind; ambient parameters, which every visit
             reads first, never are.
+        carried: Steps that units carry (default: none do, and nobody else moves them).
 
     Attributes:
         history: Every step's update since the initial values, by step number.
     """
 
     def __init__(
-        self, model_map: ModelMap, stores: Mapping[int, Store], direction: str, lag: int
+        self,
+        model_map: ModelMap,
+        stores: Mapping[int, Store],
+        direction: str,
+        lag: int,
+        carried: Carried | None = None,
     ) -> None:
         self.map = model_map
         self.direction = direction
         self.lag = lag
         self.history: Sequence[StepUpdate] = ()
         self._stores = stores
-        self._current_to = {unit.index: 0 for unit in model_map.everything}
+        self._carried = carried or Carried(unit.index for unit in model_map.everything)
         self._frozen_sha256: str | None = None
         self._packer: Packer | None = None  # where units are packed on their way
         self._ends = False  # matrices leave the grid of their factors
@@ -85,7 +92,7 @@ class Masters:
 
     def carried(self, unit: Unit) -> int:
         """Number of steps that the unit's masters carry."""
-        return self._current_to[unit.index]
+        return self._carried[unit.index]
 
     def settle(self, unit: Unit, draw: Draw | None = None, out: torch.Tensor | None = None) -> None:
         """Bring the unit's masters to their goal, in place.
@@ -114,6 +121,8 @@ class Masters:
                 wire = lease.wire
                 if step >= self.goal(unit):
                     self._settle(unit, lease)
+                else:
+                    lease.hold()
                 if self.is_behind(unit, step):
                     wire = lease.spare_wire()
                     wire.copy_(lease.wire)
@@ -133,11 +142,11 @@ class Masters:
         """The unit for a device that brings it to ``step`` itself."""
         if unit.is_frozen:
             return self._as_always(unit)
-        behind = self.is_behind(unit, step)
-        lease = self._stores[unit.index].lend(unit, whole=behind)
-        if not behind:
-            return Sent([(0, lease.wire)], None, step, lease.end)
-        return Sent([(0, lease.wire)], lease.rest, self._current_to[unit.index], lease.end)
+        lease = self._stores[unit.index].lend(unit, whole=self.is_behind(unit, step))
+        lease.hold(until_read=True)
+        carried = self._carried[unit.index]
+        rest = lease.rest if self.is_behind(unit, step) else None
+        return Sent([(0, lease.wire)], rest, carried, lease.end)
 
     def _as_always(self, unit: Unit) -> Sent:
         """A frozen unit: what rests is what travels."""
@@ -150,7 +159,8 @@ class Masters:
     def taken_back(self, unit: Unit, step: int) -> Sent:
         """Where to write the unit's masters, which a device has brought to ``step``."""
         lease = self._stores[unit.index].lend(unit)
-        self._current_to[unit.index] = step
+        lease.hold_alone()
+        self._carried[unit.index] = step
         lease.keep(step)
         return Sent([(0, lease.wire)], lease.rest, step, lease.end)
 
@@ -181,12 +191,16 @@ class Masters:
         self.history = history
         for unit in self.map.everything:
             self.settle(unit)
-            self._current_to[unit.index] = 0
+        self._carried.meet()
+        for unit in self.map.everything:
+            if self._carried.is_mine(unit):
+                self._carried[unit.index] = 0
+        self._carried.meet()
         self._off_grid.clear()
         self.lag, self.history, self._ends = lag, (), False
 
     def restore(self, unit: Unit, masters: Mapping[str, torch.Tensor], step: int) -> None:
-        """Replace a unit's weights.
+        """Replace a unit's weights, inside :meth:`Weights.replacing`, where it :meth:`is_mine`.
 
         Args:
             unit: Which.
@@ -198,8 +212,12 @@ class Masters:
             for span in unit.spans:
                 if span.trainable:
                     fill(span, masters, lease.wire, lease.rest)
-            self._current_to[unit.index] = step
+            self._carried[unit.index] = step
             lease.keep(step)
+
+    def is_mine(self, unit: Unit) -> bool:
+        """Whether this rank replaces the unit's weights, for all that share them."""
+        return self._carried.is_mine(unit)
 
     @contextmanager
     def lent(self, unit: Unit, anew: bool = False) -> Iterator[Lease]:
@@ -225,35 +243,42 @@ class Masters:
         draw: Draw | None = None,
         out: torch.Tensor | None = None,
     ) -> None:
-        carried, goal = self._current_to[unit.index], self.goal(unit)
-        assert carried <= goal, f"{unit.name}: carries {carried} steps, the goal is {goal}"
+        goal = self.goal(unit)
         leaves = self._ends and self.map.low_rank is not None and not self._is_off_grid(unit)
-        behind = self.is_behind(unit, goal) or leaves
         ahead = self.ahead(unit) if out is not None else ()
-        for span in unit.spans:
-            moved = self.due(unit, span, goal, self._ends) if behind else ()
-            wire, rest = span.wire(lease.wire), span.rest(lease.rest)
-            if self.map.is_low_rank(span):
-                self.bring(span, wire, rest, moved)
-                continue
-            points = []
-            if draw is not None and out is not None and span.codec == IDENTITY:
-                points = [Point(span.plain(out), draw)] if self.map.moves(span, draw.step) else []
-            if moved or points:
-                later = self.steps_of(span, ahead)
-                ops.update(span, wire, rest, self.direction, moved, points, later)
-        self._current_to[unit.index] = goal
+
+        def move(pieces: Pieces, carried: int) -> bool:
+            behind = self.is_behind(unit, goal, carried) or leaves
+            for span, piece in pieces:
+                moved = self.due(unit, span, goal, self._ends, carried) if behind else ()
+                wire, rest = piece.wire(lease.wire), piece.rest(lease.rest)
+                if self.map.is_low_rank(span):
+                    self.bring(span, wire, rest, moved)
+                    continue
+                points = []
+                if draw is not None and out is not None and span.codec == IDENTITY:
+                    moves = self.map.moves(span, draw.step)
+                    points = [Point(span.plain(out), draw)] if moves else []
+                if moved or points:
+                    later = self.steps_of(span, ahead)
+                    ops.update(piece, wire, rest, self.direction, moved, points, later)
+            return behind
+
+        if self._carried.bring(unit, goal, move):
+            lease.keep(goal)
         if leaves:
             self._off_grid.add(unit.index)
-        if behind:
-            lease.keep(goal)
+        lease.hold()
 
     def _is_off_grid(self, unit: Unit) -> bool:
         return unit.is_frozen or unit.index in self._off_grid
 
-    def is_behind(self, unit: Unit, step: int) -> bool:
-        """Whether the unit's masters lack a step before ``step`` that moves any of it."""
-        carried = self._current_to[unit.index]
+    def is_behind(self, unit: Unit, step: int, carried: int | None = None) -> bool:
+        """Whether the unit's masters lack a step before ``step`` that moves any of it.
+
+        ``carried`` steps are in them; by default, as many as in all of it.
+        """
+        carried = self._carried[unit.index] if carried is None else carried
         if carried >= step or unit.is_frozen:
             return False
         if self.map.rotation is None:
@@ -290,7 +315,7 @@ class Masters:
             whole: To the step itself; else what is on a grid of its own stays there.
             carried: Steps that the unit carries, where it is no longer where it rests.
         """
-        carried = self._current_to[unit.index] if carried is None else carried
+        carried = self._carried[unit.index] if carried is None else carried
         low_rank = self.map.low_rank
         if not span.trainable:
             return ()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from zo_offload.offload.run_files import Disk
+from zo_offload.offload.shared import Shared
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Placement:
         updates_on_device: Whether masters that rest on the host travel to be updated there; None
             to keep what turns out to be faster.
         disk: Needed where a unit rests on one.
+        shared: Host memory that ranks of this machine share; else a unit there is this one's.
     """
 
     device: torch.device
@@ -30,3 +32,4 @@ class Placement:
     device_budget: int | None = None
     updates_on_device: bool | None = False
     disk: Disk | None = None
+    shared: Shared | None = None

@@ -110,12 +110,13 @@ class Snapshot:
         Raises:
             CheckpointError: A tensor is missing, or of another shape or dtype.
         """
-        for unit, file in zip(_trained(weights), self.units, strict=True):
-            if behind_only and weights.carried(unit) >= file.carries:
-                continue
-            tensors = _load(self.directory / file.name)
-            _check_tensors(self.directory / file.name, unit, tensors)
-            weights.restore(unit, tensors, file.carries)
+        with weights.replacing():
+            for unit, file in zip(_trained(weights), self.units, strict=True):
+                behind = weights.carried(unit) < file.carries
+                if weights.is_mine(unit) and (behind or not behind_only):
+                    tensors = _load(self.directory / file.name)
+                    _check_tensors(self.directory / file.name, unit, tensors)
+                    weights.restore(unit, tensors, file.carries)
 
 
 def write_snapshot(directory: Path, weights: Weights, step: int, lineage: str) -> None:

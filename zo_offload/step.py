@@ -35,6 +35,7 @@ from zo_offload.ops import Draw
 from zo_offload.placing import Placing
 from zo_offload.prepare import cast_buffers, without_cache
 from zo_offload.replica import Division, Replica
+from zo_offload.sharing import shared_by_machine
 from zo_offload.trainable.choose import trainable_for
 from zo_offload.trainable.trainable import Trainable
 from zo_offload.units import IDENTITY
@@ -145,6 +146,7 @@ class Stepper:
         )
         model_map = self._placing.map()
         placement = self._placing.place(model_map, self._disk())
+        placement = shared_by_machine(self.replica, self.model, model_map, placement)
         cast_buffers(self.model, self.dtype, self._device)
         direction, lag = self.config.direction, self.config.update.lag
         base = self._placing.base(model_map)

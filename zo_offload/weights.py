@@ -24,6 +24,7 @@ from zo_offload.offload.arena import Arena
 from zo_offload.offload.packing import Packer
 from zo_offload.offload.residency import DEVICE, HOST, NVME
 from zo_offload.offload.run_files import RunFiles
+from zo_offload.offload.shared import SharedCarried, SharedStore
 from zo_offload.offload.slot import Identity
 from zo_offload.offload.staged import Staged, make_buffers, num_staged, staged_bytes, stored
 from zo_offload.offload.store import DeviceStore, HostStore, Store
@@ -76,7 +77,8 @@ class Weights(Masters):
         self.arena = Arena(placement.device, placement.device_budget)
         self.tiers = placement.tiers
         self._pins = placement.pin_memory and placement.device.type == "cuda"
-        self._host_store = HostStore(self._pins)
+        self._shared = placement.shared
+        self._host_store = self._make_host_store(model_map)
         self._device_store = DeviceStore(self.arena)
         self._files: RunFiles | None = None
         self._staged = self._open_disk(model_map, placement)
@@ -84,7 +86,8 @@ class Weights(Masters):
         if self._staged is not None:
             holds[NVME] = self._staged
         stores = {index: holds[tier] for index, tier in placement.tiers.items()}
-        super().__init__(model_map, stores, direction, lag)
+        carried = SharedCarried(list(stores), self._shared) if self._shared is not None else None
+        super().__init__(model_map, stores, direction, lag, carried)
         largest = max(unit.plain_bytes for unit in model_map.units)
         self._scratch = self.arena.take("scratch", largest)
         self._scratch_holds: tuple[int, int, Draw | None] | None = None
@@ -126,6 +129,12 @@ class Weights(Masters):
             self._undo()
             raise
         taken.update(self._owners)
+
+    def _make_host_store(self, model_map: ModelMap) -> HostStore | SharedStore:
+        if self._shared is None:
+            return HostStore(self._pins)
+        units = [unit for unit in model_map.everything if unit.index in self._shared]
+        return SharedStore(self._shared, units, self._pins)
 
     def _open_disk(self, model_map: ModelMap, placement: Placement) -> Staged | None:
         units = [unit for unit in model_map.units if self.tiers[unit.index] == NVME]
@@ -268,7 +277,7 @@ class Weights(Masters):
                 if due:
                     self.bring(span, span.wire(slot.wire), span.rest(slot.rest), due)
             slot.carries = step
-            if step == self.goal(unit):
+            if step == self.goal(unit) and self.is_mine(unit):
                 self.pipeline.give_back(unit, partial(self.taken_back, unit, step))
         return slot
 
@@ -313,11 +322,14 @@ class Weights(Masters):
         """The ambient span's unperturbed elements on the device."""
         return span.wire(self._ambient_wire)
 
-    def restore(self, unit: Unit, masters: Mapping[str, torch.Tensor], step: int) -> None:
-        """See :meth:`Masters.restore`; what was fetched of other weights is forgotten."""
+    @contextmanager
+    def replacing(self) -> Iterator[None]:
+        """Around calls of :meth:`restore`: nobody looks at the weights meanwhile."""
         self.forget_fetched()
         self.base_sha256 = None
-        super().restore(unit, masters, step)
+        self._carried.meet()
+        yield
+        self._carried.meet()
 
     def adopt(self, identity: Identity) -> None:
         """Belong to a run, and take what an earlier process of it left on a disk."""
@@ -328,7 +340,7 @@ class Weights(Masters):
         steps = len(self.history)
         adopted = self._files.adopt(identity, steps, lambda index: self.goal(units[index]))
         for index, step in adopted.items():
-            self._current_to[index] = step
+            self._carried[index] = step
             self._staged.let_base_go(units[index])
 
     def forget_fetched(self) -> None:
@@ -371,11 +383,14 @@ class Weights(Masters):
         """
         if self._closed or self._owners[0] not in taken:
             return  # the model may be another's by now, or is being collected together with this
-        if not self.history and not any(self._current_to.values()):
+        if not self.history and not self._carried.most:
             self._undo()
             return
         self.forget_fetched()
+        if self.map.low_rank is not None:
+            self._take_own()  # others go on between two merges, where these weights leave
         self.settle_all()
+        self._take_own()
         for name, (dtype, _) in self._given.items():
             parameter = self.map.parameters[name]
             if NVME in self._tiers_of(name) or self._rests_packed(name):
@@ -398,6 +413,7 @@ class Weights(Masters):
                     continue  # other units take the rest of it
                 self._given[segment.name] = parameter.dtype, parameter.device
                 parameter.data = self._empty_view(unit, span, segment)
+        self._carried.meet()
         self.empty_scratch()
 
     def _add(self, unit: Unit, values: Mapping[str, torch.Tensor]) -> None:
@@ -408,12 +424,15 @@ class Weights(Masters):
                 self._staged.add(unit, Given(unit, values))
             return
         self._memory_of(unit).add(unit)
+        if not self._carried.is_mine(unit):
+            return
         fill = partial(base.fill, unit) if base is not None else Given(unit, values)
         with self.lent(unit, anew=True) as lease:
             fill(lease.wire, lease.rest)
 
     def _undo(self) -> None:
         """The model is as it was given, in dtype and device, too."""
+        self._take_own()
         for name, (dtype, device) in self._given.items():
             self.map.parameters[name].data = self._as_given(name, dtype).to(device, dtype)
         self._let_go()
@@ -448,9 +467,21 @@ class Weights(Masters):
             self._staged.close()
         if self._base is not None:
             self._base.files.close()
+        if self._shared is not None:
+            self._shared.region.close()
         for hook in self._hooks:
             hook.remove()
         taken.difference_update(self._owners)
+
+    def _take_own(self) -> None:
+        """Go on without the ranks that share memory: from now on changes here are not seen there.
+
+        A page of memory is copied when it is changed, so that what is not changed stays shared.
+        """
+        if isinstance(self._carried, SharedCarried):
+            assert isinstance(self._host_store, SharedStore)
+            self._carried = self._carried.own()
+            self._host_store.take_own()
 
     def _drop_parts(self, name: str) -> None:
         """Units whose parts have been put together are let go: two models may be too much."""
@@ -459,7 +490,7 @@ class Weights(Masters):
             if segment is unit.segments[-1][1] and self.tiers[unit.index] != NVME:
                 self._memory_of(unit).drop(unit)
 
-    def _memory_of(self, unit: Unit) -> DeviceStore | HostStore:
+    def _memory_of(self, unit: Unit) -> DeviceStore | HostStore | SharedStore:
         return self._device_store if self._is_resident(unit) else self._host_store
 
     def _resting(self, place: Place) -> torch.Tensor:

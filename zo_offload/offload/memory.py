@@ -1,6 +1,8 @@
 """Host memory that an accelerator copies from: page-locked where the system allows it."""
 
 import logging
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -22,13 +24,39 @@ def host_buffer(num_bytes: int, pin_memory: bool) -> torch.Tensor:
         try:
             return torch.zeros(num_bytes, dtype=torch.uint8, pin_memory=True)
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            if reason not in _refused:
-                _refused.add(reason)
-                logger.warning(
-                    "host memory cannot be page-locked (%s); pageable memory takes its place, and "
-                    "copies to the device are slower: raise the limit (ulimit -l unlimited), or "
-                    'write "pin_memory": false',
-                    reason,
-                )
+            _warn_once(str(error).splitlines()[0])
     return torch.zeros(num_bytes, dtype=torch.uint8)
+
+
+def page_lock(buffers: Iterable[torch.Tensor]) -> None:
+    """Page-lock memory that others have allocated, for a CUDA device.
+
+    Where the system refuses it stays pageable, with one warning.
+    """
+    runtime: Any = torch.cuda.cudart()
+    for buffer in buffers:
+        if buffer.nbytes and (
+            code := runtime.cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0)
+        ):
+            _warn_once(f"cudaHostRegister: {code}")
+            return
+
+
+def page_unlock(buffers: Iterable[torch.Tensor]) -> None:
+    """Undo :func:`page_lock`; what was not locked stays as it is."""
+    runtime: Any = torch.cuda.cudart()
+    for buffer in buffers:
+        if buffer.nbytes:
+            runtime.cudaHostUnregister(buffer.data_ptr())
+
+
+def _warn_once(reason: str) -> None:
+    if reason in _refused:
+        return
+    _refused.add(reason)
+    logger.warning(
+        "host memory cannot be page-locked (%s); pageable memory takes its place, and copies to "
+        "the device are slower: raise the limit (ulimit -l unlimited), or write "
+        '"pin_memory": false',
+        reason,
+    )

@@ -124,6 +124,12 @@ class StagedLease:
         """See :class:`Lease`."""
         return _parts(self._unit, self._spare())[1]
 
+    def hold(self, until_read: bool = False) -> None:
+        """See :class:`Lease`; nobody else has it."""
+
+    def hold_alone(self) -> None:
+        """See :class:`Lease`; nobody else has it."""
+
     def keep(self, step: int) -> None:
         """See :class:`Lease`."""
         self._step = step

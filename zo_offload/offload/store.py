@@ -37,6 +37,14 @@ class Lease(Protocol):
         """Room for a copy of the rest."""
         ...
 
+    def hold(self, until_read: bool = False) -> None:
+        """Until the end no other process changes it, and until a device has read it, if so."""
+        ...
+
+    def hold_alone(self) -> None:
+        """Until the end, and a device has written it, no other process looks at it."""
+        ...
+
     def keep(self, step: int) -> None:
         """What was lent has been changed, and carries this many steps now."""
         ...
@@ -76,6 +84,12 @@ class MemoryLease:
     ) -> None:
         self.wire, self.rest = wire, rest
         self.spare_wire, self.spare_rest = spare_wire, spare_rest
+
+    def hold(self, until_read: bool = False) -> None:
+        """Nobody else has it."""
+
+    def hold_alone(self) -> None:
+        """Nobody else has it."""
 
     def keep(self, step: int) -> None:
         """Nothing is to be done."""

@@ -154,6 +154,29 @@ class Span:
         """A span of one of its parameters, whose noise is the same."""
         return replace(self, segments=(replace(segment, start=0),))
 
+    def piece(self, first: int, last: int) -> "Span":
+        """A span of some of its elements, from one multiple of 128 to another.
+
+        Their noise is the same. It says where a master lies, not where copies of it do.
+
+        Args:
+            first: Element that it begins with.
+            last: Element behind it.
+        """
+        assert first % ALIGNMENT == last % ALIGNMENT == 0
+        assert self.trainable
+        segments = []
+        for segment, begin, end in self.overlapping(first, last):
+            start = segment.start - segment.offset + begin - first
+            segments.append(replace(segment, shape=(end - begin,), start=start, offset=begin))
+        rest = REST_DTYPES[self.format]
+        return replace(
+            self,
+            segments=tuple(segments),
+            wire_offset=self.wire_offset + first * self.dtype.itemsize,
+            rest_offset=self.rest_offset + first * (rest.itemsize if rest is not None else 0),
+        )
+
     @cached_property
     def table(self) -> npt.NDArray[np.void]:
         """The segments as kernels read them: the block is that of the first 128 elements."""

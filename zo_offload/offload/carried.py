@@ -1,0 +1,54 @@
+"""How many steps the masters of each unit carry, and who brings them further."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from zo_offload.ops import Span
+from zo_offload.units import Unit
+
+Pieces = Sequence[tuple[Span, Span]]  # a span of a unit, and the piece of it that is meant
+# Brings pieces that carry so many steps to the goal; whether that changed any of them.
+Move = Callable[[Pieces, int], bool]
+
+
+class Carried:
+    """Of units that one process alone moves.
+
+    Example:
+        >>> carried = Carried([3, 4])
+        >>> carried[3] = 7
+        >>> carried[3], carried[4], carried.most
+        (7, 0, 7)
+    """
+
+    def __init__(self, units: Iterable[int]) -> None:
+        self._steps = dict.fromkeys(units, 0)
+
+    def __getitem__(self, unit: int) -> int:
+        return self._steps[unit]
+
+    def __setitem__(self, unit: int, step: int) -> None:
+        self._steps[unit] = step
+
+    @property
+    def most(self) -> int:
+        """Of any unit."""
+        return max(self[unit] for unit in self._steps)
+
+    def bring(self, unit: Unit, goal: int, move: Move) -> bool:
+        """Bring a unit to its goal.
+
+        Returns:
+            Whether it was changed.
+        """
+        carried = self[unit.index]
+        assert carried <= goal, f"{unit.name}: carries {carried} steps, the goal is {goal}"
+        changed = move([(span, span) for span in unit.spans], carried)
+        self[unit.index] = goal
+        return changed
+
+    def is_mine(self, unit: Unit) -> bool:
+        """Whether this process writes the unit's values where they are written once."""
+        return True
+
+    def meet(self) -> None:
+        """Wait for whoever else writes units that this process looks at."""

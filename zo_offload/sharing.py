@@ -1,0 +1,75 @@
+"""Ranks of one machine share the weights that rest in its memory."""
+
+import hashlib
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from zo_offload.converted import converted_of
+from zo_offload.offload.region import Region
+from zo_offload.offload.residency import HOST
+from zo_offload.offload.shared import Shared
+from zo_offload.placement import Placement
+from zo_offload.replica import Replica
+from zo_offload.replica.node import leader_says, node_of
+from zo_offload.units import ModelMap
+
+
+def shared_by_machine(
+    replica: Replica, model: nn.Module, model_map: ModelMap, placement: Placement
+) -> Placement:
+    """The placement, with memory in which every rank of the machine sees the same units.
+
+    All ranks call this together. Each will write a part of the units from its own model, so models
+    are compared first. Where updates are made is not tried out: ranks must do it alike.
+
+    Raises:
+        ReplicaError: Models differ, or settings that decide where units rest.
+        StoreError: The system does not let ranks share memory.
+    """
+    units = [unit for unit in model_map.everything if placement.tiers[unit.index] == HOST]
+    if replica.world_size == 1:
+        return placement
+    sizes = repr([(unit.index, unit.name, unit.wire_bytes, unit.rest_bytes) for unit in units])
+    mend = "use one JSON and one model on every rank"
+    replica.refuse_differences("the units in host memory", _sha256(sizes.encode()), mend)
+    if not units:
+        return placement
+    mend = "load the same checkpoint on every rank"
+    replica.refuse_differences("the base weights", _digest(model), mend)
+    node = node_of(replica)
+    say = leader_says(replica, node)
+
+    def share() -> Shared | None:
+        if node.size == 1:
+            say("")
+            return None
+        return Shared(
+            units,
+            node.size,
+            lambda num_bytes: Region(num_bytes, node.ranks, node.index, say),
+            model_map.is_low_rank,
+        )
+
+    shared = replica.all_or_none(share)
+    if shared is None:
+        return placement
+    return replace(placement, shared=shared, updates_on_device=bool(placement.updates_on_device))
+
+
+def _digest(model: nn.Module) -> str:
+    """SHA-256 of a model's values, as they are given; of a converted one that of its files."""
+    converted = converted_of(model)
+    if converted is not None:
+        return converted.record.sha256
+    total = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        total.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
+        values = parameter.detach().contiguous().view(-1)
+        total.update(values.view(torch.uint8).cpu().numpy().data)
+    return total.hexdigest()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
