@@ -48,7 +48,8 @@ MISTAKES = [
     ),
     (
         block(replica={"xyz": 1}),
-        "zeroth_order.replica.xyz: unknown key; valid keys: probe_parallel, check_interval",
+        "zeroth_order.replica.xyz: unknown key; valid keys: probe_parallel, check_interval, "
+        "on_mismatch",
     ),
     (block(eps="1e-3"), 'zeroth_order.eps: expected a number, found "1e-3"'),
     (block(eps=True), "zeroth_order.eps: expected a number, found true"),
@@ -345,7 +346,7 @@ def test_the_whole_block_may_be_written_out():
             "device": "none", "nvme_path": None, "pin_memory": True, "buffer_count": None,
         },
         "device_budget": None, "host_budget": None, "unit": None, "wire": None, "master": "fp32",
-        "replica": {"probe_parallel": 1, "check_interval": 100},
+        "replica": {"probe_parallel": 1, "check_interval": 100, "on_mismatch": "repair"},
         "journal": {"path": None, "snapshot_interval": 1000},
     }  # fmt: skip
     assert parse_config({"zeroth_order": written}) == ZOConfig()
@@ -376,7 +377,8 @@ def test_aio_is_deepspeeds_own_block():
         ({"offload_param": {"nvme_path": [""]}}, "offload_param.nvme_path: expected directories"),
         ({"offload_param": {"nvme_path": 7}}, "offload_param.nvme_path: expected a directory"),
         ({"offload_param": {"nvme_path": ["/x", "/x"]}}, "nvme_path: expected directories that"),
-        ({"replica": {"check_interval": 7}}, "check_interval: not yet .* 100, found 7"),
+        ({"replica": {"check_interval": -7}}, "check_interval: expected at least 0, found -7"),
+        ({"replica": {"on_mismatch": "x"}}, "on_mismatch: expected 'repair' or 'stop'"),
         ({"replica": {"probe_parallel": 3}}, "probe_parallel: 3 ranks cannot share the 2 lanes"),
         ({"replica": {"probe_parallel": 2}, "joined_rows": 8}, "joined_rows: .* probe_parallel 2"),
         ({"offload_param": {"device": "nvme"}}, "offload_param.nvme_path: .* needs a directory"),

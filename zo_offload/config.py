@@ -72,7 +72,8 @@ class ReplicaConfig(Strict):
     """The other ranks."""
 
     probe_parallel: Annotated[int, Field(ge=1)] = 1
-    check_interval: Literal[100] = 100
+    check_interval: Annotated[int, Field(ge=0)] = 100
+    on_mismatch: Literal["repair", "stop"] = "repair"
 
 
 class JournalConfig(Strict):
@@ -289,7 +290,6 @@ _ROOTS = {"offload_param": "zero_optimization", "aio": ""}  # where DeepSpeed ha
 _PLANNED: dict[str, tuple[str, ...]] = {
     "update.type": ("momentum", "adam"),
     "estimator": ("one_sided",),
-    "replica.check_interval": (),
 }
 
 

@@ -22,6 +22,7 @@ from deepspeed.utils import groups
 from torch import nn
 
 from zo_offload import caller_optimizer
+from zo_offload.beginnings import beginnings
 from zo_offload.config import load_json
 from zo_offload.deepspeed_json import ScheduledScalars, Settings, read_settings, unstarted_scheduler
 from zo_offload.engine_files import SavesAndLoads
@@ -164,6 +165,7 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
             self._window = self._new_window()
             self._repeating_loader = None
             self._snapshots = None
+            stepper.agreement.beginnings = lambda unit: beginnings(stepper, self._snapshots, unit)
             model.eval()
             self._agree()
             if config.journal.path is not None:

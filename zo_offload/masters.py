@@ -23,11 +23,12 @@ import torch
 from zo_offload import ops, update
 from zo_offload.offload.carried import Carried, Pieces
 from zo_offload.offload.packing import Packer, resting_pieces
+from zo_offload.offload.staged import FirstValues
 from zo_offload.offload.store import Lease, Store
 from zo_offload.offload.streamer import Sent
 from zo_offload.ops import Draw, Point, Segment, Span, StepUpdate, rank_sums
 from zo_offload.parts import together
-from zo_offload.resting import exact, fill, seen
+from zo_offload.resting import digest_of, exact, fill, seen
 from zo_offload.trainable.overlay import Base
 from zo_offload.units import AMBIENT, IDENTITY, ModelMap, Place, Unit
 
@@ -218,6 +219,14 @@ class Masters:
     def is_mine(self, unit: Unit) -> bool:
         """Whether this rank replaces the unit's weights, for all that share them."""
         return self._carried.is_mine(unit)
+
+    def digests(self, unit: Unit) -> bool:
+        """Whether this rank is the first of those that share the unit, or has it alone."""
+        return self._carried.is_first(unit)
+
+    def meet(self) -> None:
+        """Wait for the ranks that share units with this one."""
+        self._carried.meet()
 
     @contextmanager
     def lent(self, unit: Unit, anew: bool = False) -> Iterator[Lease]:
@@ -426,6 +435,45 @@ class Masters:
             for place in self._places(name):  # a divided one is never together in memory
                 total.update(self._master_at(place).contiguous().numpy().data)
         return total.hexdigest()
+
+    def fingerprint(self, unit: Unit) -> tuple[int, int]:
+        """Steps that the unit's masters carry, at their goal, and a digest of their bytes."""
+        with self.lent(unit) as lease:
+            self._settle(unit, lease)
+            return self.carried(unit), digest_of(unit, lease.wire, lease.rest)
+
+    def bytes_of(self, unit: Unit) -> bytes:
+        """The unit's masters at their goal, as they rest."""
+        with self.lent(unit) as lease:
+            self._settle(unit, lease)
+            return torch.cat([lease.wire.cpu(), lease.rest.cpu()]).numpy().tobytes()
+
+    def parts_of(self, unit: Unit, data: bytes) -> tuple[torch.Tensor, torch.Tensor]:
+        """Wire and rest of what :meth:`bytes_of` gave."""
+        whole = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        wire, rest = whole.split([unit.wire_bytes, unit.rest_bytes])
+        return wire, rest
+
+    def replayed(
+        self, unit: Unit, first: FirstValues, carries: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Wire and rest of the unit at its goal, from values that carry so many steps."""
+        wire, rest = (torch.zeros(n, dtype=torch.uint8) for n in (unit.wire_bytes, unit.rest_bytes))
+        first(wire, rest)
+        for span in unit.spans:
+            due = self.due(unit, span, self.goal(unit), carried=carries)
+            if due:
+                self.bring(span, span.wire(wire), span.rest(rest), due)
+        return wire, rest
+
+    def overwrite(self, unit: Unit, wire: torch.Tensor, rest: torch.Tensor) -> None:
+        """Replace the unit's masters by those at its goal."""
+        with self.lent(unit) as lease:
+            lease.hold_alone()
+            lease.wire.copy_(wire)
+            lease.rest.copy_(rest)
+            self._carried[unit.index] = self.goal(unit)
+            lease.keep(self.goal(unit))
 
     def frozen_sha256(self) -> str:
         """SHA-256 of all that is frozen, as it rests; empty where nothing is. Read once."""

@@ -1,6 +1,6 @@
 """A span's parameters where it rests: written when a model is taken over, and read."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -25,6 +25,26 @@ def seen(span: Span, segment: Segment, wire: torch.Tensor) -> torch.Tensor:
     values = torch.empty(segment.padded, dtype=span.dtype, device=wire.device)
     ops.unpack(span.layout, wire, span.elements, span.dtype, values, segment.start)
     return values[: segment.numel].view(segment.shape)
+
+
+def digest_of(unit: Unit, wire: torch.Tensor, rest: torch.Tensor) -> int:
+    """Of a unit's bytes; not of padding, in which directions leave what means nothing."""
+    total, first = 0, 0  # words before
+    for span in unit.spans:
+        for part in _digested(span, wire, rest):
+            total += ops.digest(part, first)
+            first += -(-part.nbytes // 4)
+    return total % 2**64
+
+
+def _digested(span: Span, wire: torch.Tensor, rest: torch.Tensor) -> Iterator[torch.Tensor]:
+    if span.rests_packed:
+        yield span.wire(wire)
+        return
+    for segment in span.segments:
+        yield span.wire(wire)[_part(segment)]
+        if span.rest_bytes:
+            yield span.rest(rest)[_part(segment)]
 
 
 def fill_unit(

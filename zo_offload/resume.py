@@ -100,7 +100,7 @@ def _check_mask(weights: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any
 
 def recover(stepper: Stepper, series: Series) -> None:
     """After a journal was taken over: put its newest snapshot in place, which saves a replay."""
-    found = next(_usable(stepper, series, stepper.step), None)
+    found = next(usable(stepper, series, stepper.step), None)
     if found is not None:
         found.restore(stepper.weights, behind_only=True)
 
@@ -125,7 +125,7 @@ def _snapshot_for(
     )
     if carried <= shared and not surplus:
         return None
-    snapshot = next(_usable(stepper, series, shared), None) if series is not None else None
+    snapshot = next(usable(stepper, series, shared), None) if series is not None else None
     if snapshot is None:
         raise CheckpointError(
             f"the checkpoint's {target.next_step} steps share {shared} with this run, whose "
@@ -135,7 +135,7 @@ def _snapshot_for(
     return snapshot
 
 
-def _usable(stepper: Stepper, series: Series, last_step: int) -> Iterator[Snapshot]:
+def usable(stepper: Stepper, series: Series, last_step: int) -> Iterator[Snapshot]:
     """The run's own snapshots up to a step, newest first; damaged ones are passed over."""
     records = stepper.journal.records
     for step in series.steps():

@@ -118,6 +118,18 @@ class Snapshot:
                     _check_tensors(self.directory / file.name, unit, tensors)
                     weights.restore(unit, tensors, file.carries)
 
+    def of_unit(
+        self, weights: Weights, unit: Unit
+    ) -> tuple[Mapping[str, torch.Tensor], int] | None:
+        """A unit's masters, and the steps that they carry; None where it has none.
+
+        Call :meth:`check` first.
+        """
+        for each, file in zip(_trained(weights), self.units, strict=True):
+            if each is unit:
+                return _load(self.directory / file.name), file.carries
+        return None
+
 
 def write_snapshot(directory: Path, weights: Weights, step: int, lineage: str) -> None:
     """Write all weights, current to ``step``, into an empty directory.

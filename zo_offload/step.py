@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from zo_offload import direction, estimator, loss_noise, update
+from zo_offload.agreement import Agreement
 from zo_offload.config import ZOConfig
 from zo_offload.converted import converted_of, mark_converted
 from zo_offload.errors import DivergedError
@@ -87,6 +88,7 @@ class Stepper:
         journal: The record of every step taken; in memory, until :meth:`follow` gives it a file.
         trainable: What moves.
         division: Which lanes of which micro-batches this rank runs.
+        agreement: Compares this rank's weights with the others'.
 
     Example:
         >>> from torch import nn
@@ -159,6 +161,9 @@ class Stepper:
         except BaseException:
             self.weights.close()
             raise
+        options = self.config.replica
+        repair = options.on_mismatch == "repair"
+        self.agreement = Agreement(self.weights, self.replica, options.check_interval, repair)
         self.follow(Journal.memory({}))
 
     @property
@@ -270,6 +275,7 @@ class Stepper:
 
         Raises:
             DivergedError: A projected gradient is not finite; the step is not taken.
+            ReplicaError: The step was taken, and ranks' weights differ.
         """
         measured, lane_losses = self._projected_grads(means)
         step = self.step
@@ -292,6 +298,7 @@ class Stepper:
             branch=self.journal.branch,
         )
         self.journal.append(record)
+        self.agreement.after_step(step)
         loss = sum(lane_losses) / len(lane_losses)
         return StepResult(step, loss, tuple(grads), tuple(measured), tuple(lane_losses), lr)
 

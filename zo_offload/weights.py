@@ -56,6 +56,7 @@ class Weights(Masters):
 
     Attributes:
         tiers: Where each unit rests, by index.
+        base: The files of a converted model that it began as.
         base_sha256: Digest of the base weights, where it is known without reading them.
         poison: Overwrite the scratch with NaN after every pass through a unit (for tests; costs a
             pass over the scratch).
@@ -72,7 +73,7 @@ class Weights(Masters):
     ) -> None:
         self.poison = False
         self.base_sha256 = base.sha256 if base is not None else None
-        self._base = base
+        self.base = base
         self._closed = False
         self.arena = Arena(placement.device, placement.device_budget)
         self.tiers = placement.tiers
@@ -141,7 +142,7 @@ class Weights(Masters):
         if not units:
             return None
         assert placement.disk is not None
-        base = self._base.files if self._base is not None else None
+        base = self.base.files if self.base is not None else None
         self._files = RunFiles(placement.disk, [stored(unit) for unit in units], base)
         self._staging_bytes = num_staged(placement.num_slots) * staged_bytes(units)
         return Staged(self._files, make_buffers(units, placement.num_slots, self._pins))
@@ -417,7 +418,7 @@ class Weights(Masters):
         self.empty_scratch()
 
     def _add(self, unit: Unit, values: Mapping[str, torch.Tensor]) -> None:
-        tier, base = self.tiers[unit.index], self._base if unit.index != AMBIENT else None
+        tier, base = self.tiers[unit.index], self.base if unit.index != AMBIENT else None
         if tier == NVME:
             assert self._staged is not None
             if base is None:
@@ -465,8 +466,8 @@ class Weights(Masters):
             self.pipeline.close()
         if self._staged is not None:
             self._staged.close()
-        if self._base is not None:
-            self._base.files.close()
+        if self.base is not None:
+            self.base.files.close()
         if self._shared is not None:
             self._shared.region.close()
         for hook in self._hooks:

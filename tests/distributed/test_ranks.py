@@ -140,6 +140,25 @@ def test_bytes_a_lane_on_the_sockets(tmp_path: Path, ranks: int):
     )
 
 
+def test_a_flipped_bit_is_named_and_put_right(tmp_path: Path):
+    """Within one rotation of two units and what is in none; weights rest where forwards run."""
+    asked = {"check_interval": 3}
+    block = {"offload_param": {"device": "none"}, "replica": asked}
+    config = CONFIG | {"bf16": {"enabled": True}, "zeroth_order": block}
+    (alone,) = run("none", 1, job(tmp_path / "alone", config=config, steps=8))
+    given = job(tmp_path, config=config, steps=8, flip=[2, 3])
+    processes = start(4, given)
+    ended = wait(processes)
+    for code, text in ended:
+        assert code == 0, text
+        assert "unit model.decoder.layers.1 of rank 2 differs from the other ranks'" in text
+        assert "it has been put right" in text
+    for rank in range(4):
+        report = json.loads((tmp_path / f"rank-{rank}.json").read_text())
+        assert report["weights"] == alone["weights"]
+        assert report["losses"] == alone["losses"]
+
+
 def test_other_base_weights_are_named(tmp_path: Path):
     ended = wait(start(2, job(tmp_path, odd_rank=1)))
     for code, text in ended:

@@ -4,7 +4,8 @@ python worker.py '{"config": {...}, "steps": 6, "out": "DIR", ...}'
 
 A job may also name: ``calls`` (``train_batch`` or ``forward``), ``save`` (a directory: a tag a
 step, from each of which a new engine then goes on to the end), ``odd_rank`` (which rank has other
-weights), ``die`` (``[rank, step]``: a SIGKILL to itself).
+weights), ``die`` (``[rank, step]``: a SIGKILL to itself), ``flip`` (``[rank, step]``: a bit of its
+masters, below those that forwards see).
 """
 
 import hashlib
@@ -46,6 +47,8 @@ def main(job: dict[str, Any]) -> None:
         sockets.append(socket_bytes())
         if "save" in job and step < job["steps"]:
             engine.save_checkpoint(job["save"])
+        if job.get("flip") == [engine.global_rank, step]:
+            flip(engine)
         if job.get("die") == [engine.global_rank, step]:
             os.kill(os.getpid(), signal.SIGKILL)
     replica = engine.stepper.replica
@@ -86,6 +89,12 @@ def steps(engine: Any, loader: Any, job: dict[str, Any]) -> Iterator[int]:
         else:
             engine.train_batch()
         yield engine.global_steps
+
+
+def flip(engine: Any) -> None:
+    weights = engine.stepper.weights
+    with weights.lent(weights.map.units[1]) as lease:
+        lease.rest[100] ^= 4
 
 
 def resume_each(job: dict[str, Any]) -> list[str]:

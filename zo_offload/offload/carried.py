@@ -50,5 +50,9 @@ class Carried:
         """Whether this process writes the unit's values where they are written once."""
         return True
 
+    def is_first(self, unit: Unit) -> bool:
+        """Whether this process is the first of those that share the unit."""
+        return True
+
     def meet(self) -> None:
         """Wait for whoever else writes units that this process looks at."""

@@ -246,6 +246,10 @@ class SharedCarried(Carried):
         region = self._shared.region
         return not shared or self._shared[unit.index].number % len(region.ranks) == region.index
 
+    def is_first(self, unit: Unit) -> bool:
+        """See :meth:`Carried.is_first`."""
+        return unit.index not in self._shared or self._shared.region.index == 0
+
     def meet(self) -> None:
         """See :meth:`Carried.meet`."""
         self._shared.region.meet()

@@ -3,6 +3,7 @@
 from zo_offload.ops.crc import crc32c
 from zo_offload.ops.draws import Draw, Point, StepUpdate
 from zo_offload.ops.kernels import (
+    digest,
     encode,
     pack,
     perturb,
@@ -25,6 +26,7 @@ __all__ = [
     "Span",
     "StepUpdate",
     "crc32c",
+    "digest",
     "encode",
     "group_scales",
     "layout_of",

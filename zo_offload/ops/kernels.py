@@ -193,6 +193,31 @@ def encode(dtype: torch.dtype, values: torch.Tensor, wire: torch.Tensor) -> None
     serving.encode(dtype, values, wire)
 
 
+def digest(data: torch.Tensor, first: int = 0) -> int:
+    """A number that tells bytes from others; those of parts add up, modulo 2^64.
+
+    Args:
+        data: Contiguous, beginning on a multiple of four bytes, on any device. Zeros fill it up to
+            whole words of four bytes.
+        first: Words that come before it.
+
+    Example:
+        >>> data = torch.arange(8, dtype=torch.uint8)
+        >>> digest(data) == (digest(data[:4]) + digest(data[4:], 1)) % 2**64
+        True
+    """
+    data = data.view(torch.uint8)
+    whole = data.numel() // 4
+    words, tail = data[: 4 * whole].view(torch.int32), data[4 * whole :]
+    serving = serving_for(words)
+    kernel = serving.digest if isinstance(serving, Native) else torch_ops.digest
+    total = kernel(words, first)
+    if tail.numel():
+        word = int.from_bytes(bytes(tail.tolist()), "little")
+        total += torch_ops.digest(torch.tensor([word]), first + whole)
+    return total % 2**64
+
+
 def serving_for(*tensors: torch.Tensor) -> Serving | None:
     """The kernels that these tensors are for; None where torch serves."""
     on_host = all(tensor.device.type == "cpu" for tensor in tensors)

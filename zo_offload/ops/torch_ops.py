@@ -213,6 +213,28 @@ def _blocks(
     return block, parameter, spread(scales, torch.float64) if len(set(scales)) > 1 else scales[0]
 
 
+def digest(words: torch.Tensor, first: int) -> int:
+    """See :func:`zo_offload.ops.reference.digest`; ``words`` are int32 ``[n]``."""
+    total = 0
+    for start in range(0, len(words), CHUNK_ELEMENTS):
+        x = words[start : start + CHUNK_ELEMENTS].long().bitwise_and_(_LOW)
+        place = torch.arange(first + start, first + start + len(x), device=x.device)
+        x = x.add_(place.bitwise_left_shift_(32)).add_(_signed(0x9E3779B97F4A7C15))
+        x = x.bitwise_xor_(_shifted(x, 30)).mul_(_signed(0xBF58476D1CE4E5B9))
+        x = x.bitwise_xor_(_shifted(x, 27)).mul_(_signed(0x94D049BB133111EB))
+        total += int(x.bitwise_xor_(_shifted(x, 31)).sum())
+    return total % 2**64
+
+
+def _signed(word: int) -> int:
+    return word - 2**64 if word >= 2**63 else word
+
+
+def _shifted(values: torch.Tensor, count: int) -> torch.Tensor:
+    """To the right, as unsigned numbers."""
+    return (values >> count).bitwise_and_((1 << 64 - count) - 1)
+
+
 def _philox(
     block: torch.Tensor, parameter: torch.Tensor | int, draw: Draw, stream: int
 ) -> torch.Tensor:

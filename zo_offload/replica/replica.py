@@ -12,7 +12,7 @@ ranks then raise alike.
 import json
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn, TypeVar, cast
 
@@ -156,6 +156,21 @@ class Replica:
         if first:
             _raise_as_told(first)
         return cast(Result, result)
+
+    def hand_over(self, source: int, targets: Collection[int], make: Callable[[], bytes]) -> bytes:
+        """What one rank makes, on some others; all ranks call this together."""
+        data = make() if self.rank == source else b""
+        if self.rank == source != 0:
+            self._send_sized(0, data)
+        if self.rank == 0 != source:
+            data = self._receive_sized(source)
+        if self.rank == 0:
+            for target in targets:
+                if target not in (0, source):
+                    self._send_sized(target, data)
+        elif self.rank in targets and self.rank != source:
+            data = self._receive_sized(0)
+        return data
 
     def wait_for_all(self) -> None:
         """Return when every rank has come here."""
