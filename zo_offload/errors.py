@@ -47,6 +47,10 @@ class ReplicaError(ZOError):
     """Ranks that do not agree, or cannot be reached."""
 
 
+class LostRankError(ReplicaError):
+    """A rank that ended, or cannot be reached any more; all others stop, and each says which."""
+
+
 class DivergedError(ZOError):
     """A loss that is not a finite number."""
 

@@ -49,8 +49,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("launcher", "ranks", "calls", "link"),
     [
+        ("deepspeed", 1, "train_batch", "Alone"),
         ("deepspeed", 2, "train_batch", "SocketLink"),
-        ("none", 4, "forward", "SocketLink"),
+        ("deepspeed", 4, "forward", "SocketLink"),
         ("torchrun", 2, "forward", "SocketLink"),
         ("mpirun", 2, "train_batch", "MPILink"),
     ],
@@ -166,10 +167,10 @@ def test_other_base_weights_are_named(tmp_path: Path):
         assert "ReplicaError: the base weights of rank 1 differ from rank 0's" in text
 
 
-@pytest.mark.parametrize(("victim", "survivor"), [(1, 0), (0, 1)])
-def test_a_killed_rank_is_named_by_the_others(tmp_path: Path, victim: int, survivor: int):
-    ended = wait(start(2, job(tmp_path, die=[victim, 2])))
-    assert ended[victim][0] == -9
-    code, text = ended[survivor]
-    assert code == 1
-    assert f"ReplicaError: rank {survivor} lost rank {victim}" in text
+@pytest.mark.parametrize(("ranks", "victim"), [(2, 1), (4, 0), (4, 3)])
+def test_a_killed_rank_is_named_by_all_others(tmp_path: Path, ranks: int, victim: int):
+    ended = wait(start(ranks, job(tmp_path, die=[victim, 2])))
+    assert ended.pop(victim)[0] == -9
+    for code, text in ended:
+        assert code == 1
+        assert f" lost rank {victim} (" in text.splitlines()[-1]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from replica.world import HOST, Board, Run, on_ranks
-from zo_offload.errors import ConfigError, DivergedError, ReplicaError
+from replica.world import HOST, Board, Run, connected, on_ranks
+from zo_offload.errors import ConfigError, DivergedError, LostRankError, ReplicaError
 from zo_offload.replica import Booked, Replica, sockets
 from zo_offload.replica.sockets import GREETING, INVITATION, connect
 
@@ -168,3 +168,58 @@ def test_an_announced_size_is_bounded(on_ranks: Run):
     error = on_ranks(2, lie)[0]
     assert isinstance(error, ReplicaError)
     assert "rank 1 announced" in str(error)
+
+
+@pytest.mark.parametrize("leaver", [1, 2, 3])
+@pytest.mark.parametrize("call", ["mean", "share", "gather"])
+def test_every_rank_names_the_one_that_was_lost(on_ranks: Run, leaver: int, call: str):
+    """And not rank 0, which leaves because of it."""
+
+    def work(replica: Replica) -> None:
+        if replica.rank == leaver:
+            replica.close()
+        elif call == "mean":
+            replica.mean(Booked.of(["a", "b"], [[(1.0, 1.0), (1.0, 1.0)]]), 0)
+        else:
+            replica.gather(b"mine")
+            replica.share(lambda: b"ours")
+
+    found = on_ranks(4, work)
+    del found[leaver]
+    assert [type(error) for error in found] == [LostRankError] * 3
+    assert {str(error) for error in found} == {str(found[0])}
+    assert str(found[0]).startswith(f"rank 0 lost rank {leaver} (")
+    assert not any(error.is_told for error in found)  # each says it
+
+
+def test_a_rank_that_was_busy_learns_what_rank_0_said_before_it_left(on_ranks: Run):
+    """Rank 0 closes on what rank 1 has sent unread, and rank 1 is about to send more."""
+    sent, has_left = threading.Event(), threading.Event()
+
+    def work(replica: Replica) -> None:
+        if replica.rank == 2:
+            replica.close()
+        elif replica.rank == 1:
+            replica.link.send(0, b"unread")
+            sent.set()
+            assert has_left.wait(30)
+            replica.gather(bytes(10_000_000))
+        else:
+            assert sent.wait(30)
+            try:
+                replica.link.receive(2, 1)
+            finally:
+                has_left.set()
+
+    first, second, _ = on_ranks(3, work)
+    assert isinstance(second, LostRankError)
+    assert str(second) == str(first)
+    assert str(first).startswith("rank 0 lost rank 2 (")
+
+
+def test_what_was_sent_to_a_host_that_vanished_is_given_up_in_half_a_minute():
+    links = connected(2)
+    for link in links:
+        for peer in link._peers.values():
+            assert peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
+        link.close()

@@ -9,23 +9,27 @@ again where weights differ from 1. Rank 0 answers with 8 bytes a column, or with
 ranks then raise alike.
 """
 
-import json
 import math
 import struct
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
 
-from zo_offload import errors
 from zo_offload.errors import DivergedError, ReplicaError, ZOError
 from zo_offload.replica.booked import HEADER, STEP_BITS, Booked, Preamble
 from zo_offload.replica.link import Alone, Link
+from zo_offload.replica.told import (
+    FAILURE,
+    LENGTH,
+    as_failure,
+    as_told,
+    raise_as_told,
+    raise_failure,
+)
 
-LENGTH = struct.Struct("<Q")
 MOST_BYTES = 1 << 34  # of one message outside the steps: a journal, evaluated losses
-FAILURE = struct.pack("<Q", 0x7FF85A4F4641494C)  # a NaN that no arithmetic makes
 Result = TypeVar("Result")
 DONE, FAILED = b"\0", b"\1"
 
@@ -99,7 +103,7 @@ class Replica:
             self.link.send(0, packed)
             first = self.link.receive(0, 8)
             if first == FAILURE:
-                _raise_as_told(self._receive_sized(0))
+                raise_failure(self._receive_from_first)
             rest = self.link.receive(0, 8 * (count - 1))
             return list(struct.unpack(f"<{count}d", first + rest))
         try:
@@ -128,12 +132,12 @@ class Replica:
         if self.rank:
             answer = self._receive_sized(0)
             if answer[:1] == FAILED:
-                _raise_as_told(answer[1:])
+                raise_as_told(answer[1:])
             return answer[1:]
         try:
             made = make()
         except ZOError as error:
-            self._send_to_all(FAILED + _as_told(error))
+            self._send_to_all(FAILED + as_told(error))
             raise
         self._send_to_all(DONE + made)
         return made
@@ -150,11 +154,11 @@ class Replica:
         except ZOError as error:
             if self.world_size == 1:
                 raise
-            failure = _as_told(error)
+            failure = as_told(error)
         failures = self.gather(failure)
         first = self.share(lambda: next(filter(None, failures), b""))
         if first:
-            _raise_as_told(first)
+            raise_as_told(first)
         return cast(Result, result)
 
     def hand_over(self, source: int, targets: Collection[int], make: Callable[[], bytes]) -> bytes:
@@ -221,8 +225,7 @@ class Replica:
     def _send_failure(self, error: ZOError) -> None:
         for rank in self._others:
             try:
-                self.link.send(rank, FAILURE)
-                self._send_sized(rank, _as_told(error))
+                self.link.send(rank, as_failure(error))
             except ReplicaError:
                 continue  # it has left; the others must still be told
 
@@ -230,11 +233,17 @@ class Replica:
         for rank in self._others:
             self._send_sized(rank, data)
 
+    def _receive_from_first(self, size: int) -> bytes:
+        return self.link.receive(0, size)
+
     def _send_sized(self, rank: int, data: bytes) -> None:
         self.link.send(rank, LENGTH.pack(len(data)) + data)
 
     def _receive_sized(self, rank: int) -> bytes:
-        (size,) = LENGTH.unpack(self.link.receive(rank, LENGTH.size))
+        first = self.link.receive(rank, LENGTH.size)
+        if first == FAILURE:
+            raise_failure(self._receive_from_first)
+        (size,) = LENGTH.unpack(first)
         if size > MOST_BYTES:
             raise ReplicaError(f"rank {rank} announced {size:,} bytes, at most {MOST_BYTES:,} fit")
         return self.link.receive(rank, size)
@@ -273,20 +282,6 @@ def mean_of(everyone: Sequence[Booked], what: str, names: Sequence[str] = ()) ->
             "nothing was changed. Look at what the objective counts"
         )
     return (total / weight).tolist()
-
-
-def _as_told(error: ZOError) -> bytes:
-    return json.dumps([type(error).__name__, str(error)]).encode()
-
-
-def _raise_as_told(data: bytes) -> NoReturn:
-    name, message = json.loads(data)
-    kind = getattr(errors, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, ZOError)):
-        kind = ReplicaError
-    error = kind(message)
-    error.is_told = True
-    raise error
 
 
 def _short(text: str, limit: int = 64) -> str:

@@ -14,8 +14,10 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
-from zo_offload.errors import ReplicaError
+from zo_offload.errors import LostRankError, ReplicaError
+from zo_offload.replica.told import FAILURE, as_failure, raise_failure
 
 TOKEN_BYTES = 32
 GREETING = struct.Struct(f"<{TOKEN_BYTES}sI")  # token, rank
@@ -23,8 +25,15 @@ INVITATION = struct.Struct(f"<H{TOKEN_BYTES}s")  # port, token
 CONNECT_SECONDS = 300.0
 GREETING_SECONDS = 10.0
 SILENCE_SECONDS = 1800.0  # a step may take long; a rank that died is found out in seconds
-# A host that vanished sends no goodbye: probe after 15 silent seconds, five seconds apart.
-KEEPALIVE = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
+LAST_WORDS_SECONDS = 1.0
+# A host that vanished sends no goodbye: probe after 15 silent seconds, five seconds apart, and wait
+# as long for an answer to what was sent (of itself TCP would for a quarter of an hour).
+KEEPALIVE = (
+    (socket.TCP_KEEPIDLE, 15),
+    (socket.TCP_KEEPINTVL, 5),
+    (socket.TCP_KEEPCNT, 3),
+    (socket.TCP_USER_TIMEOUT, 30_000),
+)
 
 Share = Callable[[bytes], bytes]  # rank 0's bytes on every rank, which passes as many
 
@@ -48,11 +57,13 @@ class SocketLink:
         """Send all of it.
 
         Raises:
-            ReplicaError: The rank has left.
+            LostRankError: The rank has left.
         """
         try:
             self._peers[peer].sendall(data)
         except OSError as error:
+            if self.rank:
+                self._raise_last_words()
             raise self._lost(peer, error) from error
         self.bytes_sent += len(data)
 
@@ -60,7 +71,7 @@ class SocketLink:
         """The next ``size`` bytes.
 
         Raises:
-            ReplicaError: The rank has left, or has been silent for half an hour.
+            LostRankError: The rank has left, or has been silent for half an hour.
         """
         data = bytearray()
         try:
@@ -78,11 +89,24 @@ class SocketLink:
         for peer in self._peers.values():
             peer.close()
 
-    def _lost(self, peer: int, error: OSError) -> ReplicaError:
-        reason = f"silent for {SILENCE_SECONDS:.0f} s" if isinstance(error, TimeoutError) else error
-        self.close()  # so that the others learn of it too
-        hint = "it may have lost another rank" if peer == 0 else "look at its output"
-        return ReplicaError(f"rank {self.rank} lost rank {peer} ({reason}); {hint}")
+    def _lost(self, peer: int, error: OSError) -> LostRankError:
+        silent = isinstance(error, TimeoutError) and error.errno is None  # ours, not the kernel's
+        reason = f"silent for {SILENCE_SECONDS:.0f} s" if silent else error
+        message = f"rank {self.rank} lost rank {peer} ({reason}); look at its output"
+        lost = LostRankError(message)
+        if self.rank == 0:  # the others would see no more than that rank 0 leaves
+            for other in self._peers.values():
+                with suppress(OSError):
+                    other.sendall(as_failure(lost))
+        self.close()
+        return lost
+
+    def _raise_last_words(self) -> None:
+        """Raise what rank 0 said before it left, if it did."""
+        self._peers[0].settimeout(LAST_WORDS_SECONDS)
+        with suppress(OSError):
+            if self._peers[0].recv(len(FAILURE), socket.MSG_WAITALL) == FAILURE:
+                raise_failure(lambda size: self.receive(0, size))
 
 
 def connect(rank: int, world_size: int, host: str, share: Share) -> SocketLink:
