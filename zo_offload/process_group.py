@@ -1,8 +1,9 @@
 """The process group of a run: the launcher's ranks, or this process alone, and the link among them.
 
 ``deepspeed``, ``torchrun`` and ``mpirun`` each tell a process its rank in their own way; DeepSpeed
-reads them all. What ranks exchange in a step does not go through the group but over a link of our
-own (``replica``): under MPI, messages; elsewhere, connections with rank 0.
+reads them all, and ``srun`` is read here. What ranks exchange in a step does not go through the
+group but over a link of our own (``replica``): under MPI, messages; elsewhere, connections with
+rank 0.
 """
 
 import atexit
@@ -16,9 +17,14 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import (
+    HashStore,  # pyright: ignore[reportPrivateImportUsage]
+    PrefixStore,  # pyright: ignore[reportPrivateImportUsage]
+    TCPStore,  # pyright: ignore[reportPrivateImportUsage]
+)
 
 from zo_offload import launched
+from zo_offload.errors import ReplicaError
 from zo_offload.replica import Alone, Link, Replica
 
 _replica: Replica | None = None
@@ -32,15 +38,50 @@ def init_distributed(port: int = 29500, required: bool | None = None) -> None:
     if deepspeed.comm.is_initialized():
         return
     atexit.register(_leave)
+    if launched.by_srun():
+        os.environ.update({**launched.slurm_variables(port), **_rendezvous()})
     if not dist.is_initialized() and not launched.by_launcher():
         os.environ.setdefault("LOCAL_RANK", "0")
         dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    if launched.by_mpi():
+        _check_mpi()
+    if not dist.is_initialized() and launched.has_stale_store():
+        _join_afresh()
     with _no_native_ops():
         deepspeed.init_distributed(
             dist_backend=accelerator().communication_backend_name(),
             distributed_port=port,
             dist_init_required=required,
             verbose=False,
+        )
+
+
+def _join_afresh() -> None:
+    """``torchrun``'s store outlives a restart; under keys of our own nobody meets who is gone."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    rank, num_ranks = launched.rank(), launched.num_ranks()
+    store = TCPStore(address, port, num_ranks, is_master=False)
+    store = PrefixStore(f"restart-{launched.num_restarts()}", store)
+    backend = accelerator().communication_backend_name()
+    dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks)
+
+
+def _rendezvous() -> dict[str, str]:
+    """Where the user wants ranks to meet."""
+    names = ("MASTER_ADDR", "MASTER_PORT")
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def _check_mpi() -> None:
+    """With two MPIs on a host, mpi4py may load the one that did not start the ranks."""
+    from mpi4py import MPI
+
+    started, seen = launched.num_ranks(), MPI.COMM_WORLD.Get_size()
+    if seen != started:
+        raise ReplicaError(
+            f"the MPI launcher started {started} ranks, and mpi4py, which has loaded "
+            f"{MPI.Get_library_version().split(',')[0].strip()}, sees {seen}; name the launcher's "
+            "own library: MPI4PY_LIBMPI=libmpi.so.40 for Open MPI, libmpi.so.12 for MPICH"
         )
 
 

@@ -20,7 +20,7 @@ _theirs: Callable | None = None
 def install() -> None:
     """Stand in for ``deepspeed.initialize``; call it before the Trainer is made. Again: nothing.
 
-    Under ``mpirun`` the ranks are told apart here, before the Trainer looks for them.
+    Under ``mpirun`` and ``srun`` the ranks are told apart here, before the Trainer looks for them.
 
     Example::
 
@@ -35,7 +35,7 @@ def install() -> None:
     global _theirs
     if _theirs is not None:
         return
-    if launched.by_mpi():
+    if launched.by_mpi() or launched.by_srun():
         process_group.init_distributed()
     theirs = _theirs = deepspeed.initialize
 
