@@ -25,7 +25,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq
 GIVEN := $(foreach name,$(filter-out PYTHON WORKERS VENV BIN READY,$(.VARIABLES)),$(if $(filter command,$(origin $(name))),$(name)))
 OPTIONS = $(foreach name,$(GIVEN),--$(shell echo '$(name)' | tr A-Z_ a-z-) '$($(name))')
 
-.PHONY: help venv new-venv mpi quickstart test doctest lint format clean distclean
+.PHONY: help venv new-venv launchers quickstart test doctest lint format clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
@@ -36,7 +36,7 @@ venv: $(READY)  ## create .venv with every package at its locked version, and th
 quickstart: $(READY)  ## tune a model; MODEL=, TASK= and others become --model, --task, ...
 	$(BIN)/python launcher/quickstart.py $(OPTIONS)
 
-test: $(READY) mpi  ## run the whole test suite; ARGS="-k codec" goes to pytest
+test: $(READY) launchers  ## run the whole test suite; ARGS="-k codec" goes to pytest
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 doctest: $(READY)  ## run the examples in the docstrings only
@@ -73,13 +73,20 @@ $(READY): requirements.lock setup.py pyproject.toml $(wildcard zo_offload/ops/cs
 	@$(BIN)/python -m pip check
 	@touch $@
 
-# The tests under mpirun need one; where it cannot be installed they are skipped, and say so.
-mpi:
-	@if ! command -v mpirun >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  echo "installing Debian's openmpi-bin, for the tests under mpirun"; \
-	  apt-get -qq update && \
-	  DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install openmpi-bin >/dev/null \
-	  || echo "openmpi-bin could not be installed" >&2; fi
+# What tests start ranks with, as program:package. Where it cannot be installed they are skipped, and
+# say so. Daemons are installed only where nothing would start them: tests start their own.
+LAUNCHERS := mpirun:openmpi-bin mpirun.mpich:mpich pdsh:pdsh numactl:numactl ip:iproute2 shellcheck:shellcheck
+DAEMONS := sshd:openssh-server munged:munge slurmctld:slurmctld slurmd:slurmd srun:slurm-client
+
+launchers:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  wanted="$(LAUNCHERS)"; [ -d /run/systemd/system ] || wanted="$$wanted $(DAEMONS)"; missing=""; \
+	  for each in $$wanted; do command -v $${each%%:*} >/dev/null || missing="$$missing $${each#*:}"; done; \
+	  if [ -n "$$missing" ]; then \
+	    echo "installing Debian's$$missing, for the tests that start ranks"; \
+	    apt-get -qq update && \
+	    DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install $$missing >/dev/null \
+	    || echo "could not be installed:$$missing" >&2; fi; fi
 
 new-venv:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
