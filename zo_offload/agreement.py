@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from zo_offload.errors import ReplicaError
-from zo_offload.offload.residency import HOST
+from zo_offload.offload.residency import DEVICE
 from zo_offload.offload.staged import FirstValues
 from zo_offload.replica import Replica
 from zo_offload.resting import digest_of
@@ -26,7 +26,7 @@ from zo_offload.weights import Weights
 
 logger = logging.getLogger(__name__)
 
-SUMS = struct.Struct("<QQ?")  # of units in host memory, of others; whether the first one counts
+SUMS = struct.Struct("<QQ?")  # of units on the host, on the device; whether the first one counts
 # Writes values of a unit to its zeroed wire and rest, and the steps that they carry.
 Beginning = tuple[FirstValues, int]
 
@@ -93,11 +93,11 @@ class Agreement:
         return self.weights.fingerprint(unit)
 
     def _differ(self, entries: Sequence[Entry]) -> bool:
-        """Whether sums do: of units in host memory, which ranks may share, and of the others."""
+        """Whether sums do: of units on the host, which ranks may share, and on the device."""
         sums, counts = [0, 0], True
         for entry in entries:
-            elsewhere = self.weights.tiers[entry.unit] != HOST
-            sums[elsewhere] = (sums[elsewhere] + (entry.digest or 0)) % 2**64
+            on_device = self.weights.tiers[entry.unit] == DEVICE
+            sums[on_device] = (sums[on_device] + (entry.digest or 0)) % 2**64
             counts &= entry.digest is not None
         found = [SUMS.unpack(each) for each in self.replica.gather(SUMS.pack(*sums, counts))]
 

@@ -164,7 +164,8 @@ class SavesAndLoads:
             return opened[0].content
 
         content = stepper.replica.share(open_file)
-        stepper.follow(opened[0] if opened else Journal.of(content, str(path)))
+        journal = opened[0] if opened else Journal.of(content, str(path))
+        stepper.follow(journal, persists=True)
         options = stepper.config.journal
         self._snapshots = Series(
             Path(f"{path}.snapshots").absolute(), options.snapshot_interval, options.keep_snapshots

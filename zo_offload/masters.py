@@ -145,6 +145,10 @@ class Masters:
             return self._as_always(unit)
         lease = self._stores[unit.index].lend(unit, whole=self.is_behind(unit, step))
         lease.hold(until_read=True)
+        if not self._carried.is_even(unit):  # another rank has moved a part of it
+            lease.let_go()
+            self._settle(unit, lease)
+            lease.hold(until_read=True)
         carried = self._carried[unit.index]
         rest = lease.rest if self.is_behind(unit, step) else None
         return Sent([(0, lease.wire)], rest, carried, lease.end)
@@ -258,6 +262,8 @@ class Masters:
 
         def move(pieces: Pieces, carried: int) -> bool:
             behind = self.is_behind(unit, goal, carried) or leaves
+            if behind:
+                lease.settle()
             for span, piece in pieces:
                 moved = self.due(unit, span, goal, self._ends, carried) if behind else ()
                 wire, rest = piece.wire(lease.wire), piece.rest(lease.rest)
@@ -273,11 +279,12 @@ class Masters:
                     ops.update(piece, wire, rest, self.direction, moved, points, later)
             return behind
 
-        if self._carried.bring(unit, goal, move):
-            lease.keep(goal)
+        changed = self._carried.bring(unit, goal, move)
+        lease.hold()
+        if changed:
+            lease.keep(self._carried[unit.index])
         if leaves:
             self._off_grid.add(unit.index)
-        lease.hold()
 
     def _is_off_grid(self, unit: Unit) -> bool:
         return unit.is_frozen or unit.index in self._off_grid

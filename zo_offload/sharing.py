@@ -8,12 +8,13 @@ from torch import nn
 
 from zo_offload.converted import converted_of
 from zo_offload.offload.region import Region
-from zo_offload.offload.residency import HOST
+from zo_offload.offload.residency import HOST, NVME
 from zo_offload.offload.shared import Shared
-from zo_offload.placement import Placement
+from zo_offload.offload.staged import largest, num_staged
+from zo_offload.placement import Placement, Together
 from zo_offload.replica import Replica
 from zo_offload.replica.node import leader_says, node_of
-from zo_offload.units import ModelMap
+from zo_offload.units import ModelMap, Unit
 
 
 def shared_by_machine(
@@ -28,34 +29,45 @@ def shared_by_machine(
         ReplicaError: Models differ, or settings that decide where units rest.
         StoreError: The system does not let ranks share memory.
     """
-    units = [unit for unit in model_map.everything if placement.tiers[unit.index] == HOST]
     if replica.world_size == 1:
         return placement
-    sizes = repr([(unit.index, unit.name, unit.wire_bytes, unit.rest_bytes) for unit in units])
+    units = {tier: _resting_in(tier, model_map, placement) for tier in (HOST, NVME)}
+    sizes = [[(unit.name, unit.wire_bytes, unit.rest_bytes) for unit in u] for u in units.values()]
     mend = "use one JSON and one model on every rank"
-    replica.refuse_differences("the units in host memory", _sha256(sizes.encode()), mend)
-    if not units:
+    replica.refuse_differences("the units off the device", _sha256(repr(sizes).encode()), mend)
+    if not any(units.values()):
         return placement
     mend = "load the same checkpoint on every rank"
     replica.refuse_differences("the base weights", _digest(model), mend)
     node = node_of(replica)
     say = leader_says(replica, node)
+    buffers = num_staged(placement.num_slots) if units[NVME] else 0
 
     def share() -> Shared | None:
         if node.size == 1:
             say("")
             return None
         return Shared(
-            units,
+            units[HOST],
+            units[NVME],
+            [largest(units[NVME]) for _ in range(buffers)],
             node.size,
             lambda num_bytes: Region(num_bytes, node.ranks, node.index, say),
             model_map.is_low_rank,
         )
 
     shared = replica.all_or_none(share)
-    if shared is None:
-        return placement
-    return replace(placement, shared=shared, updates_on_device=bool(placement.updates_on_device))
+    together = Together(node.leads, say, shared)
+    on_device = placement.updates_on_device
+    return replace(
+        placement,
+        together=together,
+        updates_on_device=on_device if shared is None else bool(on_device),
+    )
+
+
+def _resting_in(tier: str, model_map: ModelMap, placement: Placement) -> list[Unit]:
+    return [unit for unit in model_map.everything if placement.tiers[unit.index] == tier]
 
 
 def _digest(model: nn.Module) -> str:

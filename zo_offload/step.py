@@ -149,6 +149,7 @@ class Stepper:
         model_map = self._placing.map()
         placement = self._placing.place(model_map, self._disk())
         placement = shared_by_machine(self.replica, self.model, model_map, placement)
+        self._together = placement.together
         cast_buffers(self.model, self.dtype, self._device)
         direction, lag = self.config.direction, self.config.update.lag
         base = self._placing.base(model_map)
@@ -325,7 +326,7 @@ class Stepper:
         assert self.step == 0
         config = self.config
         return {
-            "base_sha256": self.weights.base_sha256 or self.weights.digest(),
+            "base_sha256": self.weights.base_sha256 or self._digest(),
             "seed": config.seed,
             "eps": config.eps,
             "probes": config.probes,
@@ -345,6 +346,11 @@ class Stepper:
             **self.trainable.header(self.model),
         }
 
+    def _digest(self) -> str:
+        """Of the weights; once on a machine, whose ranks were found to have begun with the same."""
+        together, digest = self._together, self.weights.digest
+        return together.once(digest) if together is not None else digest()
+
     def _streamed(self) -> str | None:
         """Digest of which parameters are in units, where that decides bits."""
         if not self.config.update.lag and self._placing.wire == IDENTITY:
@@ -352,15 +358,21 @@ class Stepper:
         names = {segment.name for unit in self.weights.map.units for _, segment in unit.segments}
         return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
-    def follow(self, journal: Journal) -> None:
+    def follow(self, journal: Journal, persists: bool | None = None) -> None:
         """Take over the steps that a journal holds, and append to it from now on.
 
-        The model must hold the journal's base weights, and no step may have been taken.
+        The model must hold the journal's base weights, and no step may have been taken. All ranks
+        call this together.
+
+        Args:
+            journal: Whose.
+            persists: Whether a later process may go on with it, and with what is left on disks
+                (default: if it has a file).
         """
         self.journal = journal
         self.weights.forget_fetched()
         self.weights.history = History(journal.records, self.config.seed)
-        if journal.path is not None:
+        if journal.path is not None if persists is None else persists:
             self.weights.adopt(self._identity())
 
     def measure_noise(self, batch: Any, directions: int = 2) -> LossNoise:

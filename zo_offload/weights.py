@@ -22,12 +22,9 @@ from zo_offload.factors import UnitFactors
 from zo_offload.masters import Masters
 from zo_offload.offload.arena import Arena
 from zo_offload.offload.packing import Packer
-from zo_offload.offload.residency import DEVICE, HOST, NVME
+from zo_offload.offload.residency import DEVICE, NVME
 from zo_offload.offload.run_files import RunFiles
-from zo_offload.offload.shared import SharedCarried, SharedStore
 from zo_offload.offload.slot import Identity
-from zo_offload.offload.staged import Staged, make_buffers, num_staged, staged_bytes, stored
-from zo_offload.offload.store import DeviceStore, HostStore, Store
 from zo_offload.offload.streamer import Slot, Streamer
 from zo_offload.offload.trial import Trial
 from zo_offload.ops import Draw, Segment, Span
@@ -36,6 +33,7 @@ from zo_offload.parts import joined, part_of
 from zo_offload.placement import Placement
 from zo_offload.resting import fill_unit, seen
 from zo_offload.served import serve_state_dict
+from zo_offload.tiers import Tiers
 from zo_offload.units import AMBIENT, IDENTITY, ModelMap, Place, Unit
 from zo_offload.unmanageable import taken
 from zo_offload.views import address_of, nothing
@@ -56,6 +54,7 @@ class Weights(Masters):
 
     Attributes:
         tiers: Where each unit rests, by index.
+        at: Their stores.
         base: The files of a converted model that it began as.
         base_sha256: Digest of the base weights, where it is known without reading them.
         poison: Overwrite the scratch with NaN after every pass through a unit (for tests; costs a
@@ -78,17 +77,8 @@ class Weights(Masters):
         self.arena = Arena(placement.device, placement.device_budget)
         self.tiers = placement.tiers
         self._pins = placement.pin_memory and placement.device.type == "cuda"
-        self._shared = placement.shared
-        self._host_store = self._make_host_store(model_map)
-        self._device_store = DeviceStore(self.arena)
-        self._files: RunFiles | None = None
-        self._staged = self._open_disk(model_map, placement)
-        holds: dict[str, Store] = {DEVICE: self._device_store, HOST: self._host_store}
-        if self._staged is not None:
-            holds[NVME] = self._staged
-        stores = {index: holds[tier] for index, tier in placement.tiers.items()}
-        carried = SharedCarried(list(stores), self._shared) if self._shared is not None else None
-        super().__init__(model_map, stores, direction, lag, carried)
+        self.at = Tiers(model_map, placement, self.arena, self._pins, base)
+        super().__init__(model_map, self.at.stores, direction, lag, self.at.carried)
         largest = max(unit.plain_bytes for unit in model_map.units)
         self._scratch = self.arena.take("scratch", largest)
         self._scratch_holds: tuple[int, int, Draw | None] | None = None
@@ -113,7 +103,7 @@ class Weights(Masters):
                 placement.num_slots,
                 with_rest=travels,
                 announce=self.expect,
-                read_ahead=self._staged.read_ahead if self._staged is not None else 0,
+                read_ahead=self.at.read_ahead,
             )
         self._updates_on_device = bool(placement.updates_on_device)
         self._trial: Trial | None = None
@@ -130,22 +120,6 @@ class Weights(Masters):
             self._undo()
             raise
         taken.update(self._owners)
-
-    def _make_host_store(self, model_map: ModelMap) -> HostStore | SharedStore:
-        if self._shared is None:
-            return HostStore(self._pins)
-        units = [unit for unit in model_map.everything if unit.index in self._shared]
-        return SharedStore(self._shared, units, self._pins)
-
-    def _open_disk(self, model_map: ModelMap, placement: Placement) -> Staged | None:
-        units = [unit for unit in model_map.units if self.tiers[unit.index] == NVME]
-        if not units:
-            return None
-        assert placement.disk is not None
-        base = self.base.files if self.base is not None else None
-        self._files = RunFiles(placement.disk, [stored(unit) for unit in units], base)
-        self._staging_bytes = num_staged(placement.num_slots) * staged_bytes(units)
-        return Staged(self._files, make_buffers(units, placement.num_slots, self._pins))
 
     def _is_resident(self, unit: Unit) -> bool:
         return self.tiers[unit.index] == DEVICE
@@ -334,15 +308,12 @@ class Weights(Masters):
 
     def adopt(self, identity: Identity) -> None:
         """Belong to a run, and take what an earlier process of it left on a disk."""
-        if self._files is None or self._staged is None:
-            return
         units = {unit.index: unit for unit in self.map.units}
-        self._staged.forget()
-        steps = len(self.history)
-        adopted = self._files.adopt(identity, steps, lambda index: self.goal(units[index]))
+        adopted = self.at.adopt(identity, len(self.history), lambda index: self.goal(units[index]))
         for index, step in adopted.items():
-            self._carried[index] = step
-            self._staged.let_base_go(units[index])
+            if self.is_mine(units[index]):
+                self._carried[index] = step
+        self._carried.meet()
 
     def forget_fetched(self) -> None:
         """Call when the history is another than before: nothing fetched ahead may serve."""
@@ -353,14 +324,13 @@ class Weights(Masters):
     @property
     def files(self) -> RunFiles | None:
         """The files on a disk, if there are any."""
-        return self._files
+        return self.at.files
 
     @property
     def host_bytes(self) -> int:
         """Bytes that rest in host memory."""
         packing = self._packer.held_bytes if self._packer is not None else 0
-        staging = self._staging_bytes if self._staged is not None else 0
-        return self._host_store.held_bytes + packing + staging
+        return self.at.host_bytes + packing
 
     @contextmanager
     def kept(self, model: nn.Module) -> Iterator[None]:
@@ -418,16 +388,12 @@ class Weights(Masters):
         self.empty_scratch()
 
     def _add(self, unit: Unit, values: Mapping[str, torch.Tensor]) -> None:
-        tier, base = self.tiers[unit.index], self.base if unit.index != AMBIENT else None
-        if tier == NVME:
-            assert self._staged is not None
-            if base is None:
-                self._staged.add(unit, Given(unit, values))
-            return
-        self._memory_of(unit).add(unit)
-        if not self._carried.is_mine(unit):
-            return
+        base = self.base if unit.index != AMBIENT else None
         fill = partial(base.fill, unit) if base is not None else Given(unit, values)
+        on_disk = self.tiers[unit.index] == NVME
+        self.at.add(unit, None if on_disk and base is not None else fill)
+        if on_disk or not self._carried.is_mine(unit):
+            return
         with self.lent(unit, anew=True) as lease:
             fill(lease.wire, lease.rest)
 
@@ -448,8 +414,7 @@ class Weights(Masters):
     def _part_as_given(self, place: Place, dtype: torch.dtype) -> torch.Tensor:
         unit, _, segment = place
         if self.tiers[unit.index] == NVME:
-            assert self._staged is not None
-            given = self._staged.base_of(unit)
+            given = self.at.base_of(unit)
             return given.values[segment.name] if isinstance(given, Given) else self._value_at(place)
         values = self._resting(place)  # the wire may have rounded
         return values if values.dtype == dtype else self._master_at(place)
@@ -464,35 +429,24 @@ class Weights(Masters):
         self._closed = True
         if self.pipeline is not None:
             self.pipeline.close()
-        if self._staged is not None:
-            self._staged.close()
+        self.at.close()
         if self.base is not None:
             self.base.files.close()
-        if self._shared is not None:
-            self._shared.region.close()
         for hook in self._hooks:
             hook.remove()
         taken.difference_update(self._owners)
 
     def _take_own(self) -> None:
-        """Go on without the ranks that share memory: from now on changes here are not seen there.
-
-        A page of memory is copied when it is changed, so that what is not changed stays shared.
-        """
-        if isinstance(self._carried, SharedCarried):
-            assert isinstance(self._host_store, SharedStore)
-            self._carried = self._carried.own()
-            self._host_store.take_own()
+        """Go on without the ranks that share memory."""
+        self.at.take_own()
+        self._carried = self.at.carried
 
     def _drop_parts(self, name: str) -> None:
         """Units whose parts have been put together are let go: two models may be too much."""
         places = self.map.places[name]
         for unit, _, segment in places if len(places) > 1 else ():
             if segment is unit.segments[-1][1] and self.tiers[unit.index] != NVME:
-                self._memory_of(unit).drop(unit)
-
-    def _memory_of(self, unit: Unit) -> DeviceStore | HostStore | SharedStore:
-        return self._device_store if self._is_resident(unit) else self._host_store
+                self.at.drop(unit)
 
     def _resting(self, place: Place) -> torch.Tensor:
         """Wire elements where they rest."""

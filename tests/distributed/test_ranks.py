@@ -141,6 +141,23 @@ def test_bytes_a_lane_on_the_sockets(tmp_path: Path, ranks: int):
     )
 
 
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_disk_that_ranks_share_survives_a_kill(tmp_path: Path, victim: int):
+    """One rank asks the disk for both; either is killed, and the same command goes on."""
+    disk = {"device": "nvme", "nvme_path": str(tmp_path / "units")}
+    (alone,) = run("none", 1, job(tmp_path / "alone", steps=6))
+    kept = {"path": str(tmp_path / "run.journal"), "snapshot_interval": 0}
+    config = CONFIG | {"zeroth_order": {"offload_param": disk, "journal": kept}}
+    given = job(tmp_path, config=config, steps=6)
+    ended = wait(start(2, given | {"die": [victim, 4]}))
+    assert ended[victim][0] == -9
+    assert ended[1 - victim][0] == 1
+    assert f"lost rank {victim}" in ended[1 - victim][1]
+    for report in run("none", 2, given):
+        assert report["weights"] == alone["weights"]
+        assert report["losses"] == alone["losses"]
+
+
 def test_a_flipped_bit_is_named_and_put_right(tmp_path: Path):
     """Within one rotation of two units and what is in none; weights rest where forwards run."""
     asked = {"check_interval": 3}

@@ -14,6 +14,7 @@ from trainable.modes import BATCH, LR, MODES, differing, masters, model, stepper
 from zo_offload import ops
 from zo_offload.config import ZOConfig, parse_config
 from zo_offload.errors import ConfigError
+from zo_offload.offload.staged import Staged
 from zo_offload.step import Stepper
 from zo_offload.trainable.full import Full
 from zo_offload.weights import Weights
@@ -56,8 +57,8 @@ def test_what_does_not_move_is_not_written_back(tmp_path: Path):
                 stepper.train_step([BATCH], LR)
             stepper.evaluate(BATCH)
             assert stepper.weights.files is not None
-            assert stepper.weights._staged is not None
-            stepper.weights._staged.drain()  # what is under way is counted when it has landed
+            assert isinstance(stepper.weights.at.staged, Staged)
+            stepper.weights.at.staged.drain()  # what is under way is counted when it has landed
             return stepper.weights.files.bytes_written
 
     every = written()

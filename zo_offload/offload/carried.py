@@ -46,6 +46,10 @@ class Carried:
         self[unit.index] = goal
         return changed
 
+    def is_even(self, unit: Unit) -> bool:
+        """Whether all of the unit carries as many steps."""
+        return True
+
     def is_mine(self, unit: Unit) -> bool:
         """Whether this process writes the unit's values where they are written once."""
         return True

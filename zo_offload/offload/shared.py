@@ -16,7 +16,8 @@ from zo_offload.errors import ReplicaError
 from zo_offload.offload.carried import Carried, Move, Pieces
 from zo_offload.offload.memory import host_buffer, page_lock, page_unlock
 from zo_offload.offload.region import PAGE, Region
-from zo_offload.offload.store import Lease, MemoryLease
+from zo_offload.offload.staged import Buffer
+from zo_offload.offload.store import Lease, MemoryLease, Store
 from zo_offload.ops import Span
 from zo_offload.units import Unit
 
@@ -27,11 +28,11 @@ IsWhole = Callable[[Span], bool]  # whether a span is moved as one
 
 @dataclass(frozen=True)
 class Held:
-    """A unit in shared memory.
+    """A unit that ranks share.
 
     Attributes:
-        number: Of the unit, among those that are shared.
-        first: Its first byte.
+        number: Of the unit, among those.
+        first: Its first byte in the region, where it rests there.
         unit: Which.
         pieces: What of it is moved together, by the rank that begins with it.
     """
@@ -43,28 +44,40 @@ class Held:
 
 
 class Shared:
-    """A region with units in it, all zero at first.
+    """A region with units in it, all zero at first, and what ranks must know of them.
 
     Args:
-        units: Those that rest there.
+        units: Those that rest in it.
+        elsewhere: Those that rest on a disk which one rank asks, and pass through the region.
+        staging: Bytes of the wire and the rest of each buffer that they pass through.
         num_ranks: Of the machine.
         make: Makes the memory, together with its other ranks.
         is_whole: Which spans are not divided.
     """
 
     def __init__(
-        self, units: Sequence[Unit], num_ranks: int, make: MakeRegion, is_whole: IsWhole
+        self,
+        units: Sequence[Unit],
+        elsewhere: Sequence[Unit],
+        staging: Sequence[tuple[int, int]],
+        num_ranks: int,
+        make: MakeRegion,
+        is_whole: IsWhole,
     ) -> None:
         self._held: dict[int, Held] = {}
-        first = -(-8 * len(units) * num_ranks // PAGE) * PAGE  # behind what is carried
-        for number, unit in enumerate(units):
+        count = len(units) + len(elsewhere)
+        first = _paged(8 * count * num_ranks)  # behind what is carried
+        for number, unit in enumerate([*units, *elsewhere]):
             pieces = pieces_of(unit, num_ranks, is_whole)
             self._held[unit.index] = Held(number, first, unit, pieces)
-            first += sum(_paged(size) for size in (unit.wire_bytes, unit.rest_bytes))
+            if number < len(units):
+                first += _paged(unit.wire_bytes) + _paged(unit.rest_bytes)
+        self._staging, self._sizes = first, staging
+        first += sum(_paged(wire) + _paged(rest) for wire, rest in staging)
         self.num_bytes, self.num_ranks = first, num_ranks
         self.region = make(first)
-        table = self.region.array(0, len(units) * num_ranks)
-        self.steps = table.reshape(len(units), num_ranks)  # ~s while a piece that carries s changes
+        table = self.region.array(0, count * num_ranks)
+        self.steps = table.reshape(count, num_ranks)  # ~s while a piece that carries s changes
 
     def __contains__(self, unit: int) -> bool:
         return unit in self._held
@@ -72,45 +85,109 @@ class Shared:
     def __getitem__(self, unit: int) -> Held:
         return self._held[unit]
 
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._held)
+
     def memory(self, unit: Unit, private: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """A unit's wire and rest."""
-        first = self._held[unit.index].first
-        view = self.region.private if private else self.region.memory
-        behind = first + _paged(unit.wire_bytes)
-        return view(first, unit.wire_bytes), view(behind, unit.rest_bytes)
+        """Wire and rest of a unit that rests in the region."""
+        sizes = unit.wire_bytes, unit.rest_bytes
+        return self._pair(self._held[unit.index].first, sizes, private)
+
+    def staging(self, pin_memory: bool) -> list[Buffer]:
+        """The buffers, which begin on pages; page-locked for an accelerator that copies from it."""
+        buffers, first = [], self._staging
+        for sizes in self._sizes:
+            buffers.append(Buffer(*self._pair(first, sizes)))
+            first += sum(map(_paged, sizes))
+        if pin_memory:
+            page_lock([part for each in buffers for part in (each.wire, each.rest)])
+        return buffers
 
     def locks(self, unit: int) -> int:
         """Number of the lock of a unit's first piece."""
         return self._held[unit].number * self.num_ranks
 
+    def _pair(
+        self, first: int, sizes: tuple[int, int], private: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        view = self.region.private if private else self.region.memory
+        wire, rest = sizes
+        return view(first, wire), view(first + _paged(wire), rest)
 
-class SharedLease(MemoryLease):
-    """A shared unit's memory."""
 
-    def __init__(self, shared: Shared, unit: Unit, *memory: torch.Tensor, spare: "Spare") -> None:
-        wire, rest = memory
-        super().__init__(wire, rest, lambda: spare.wire(unit), lambda: spare.rest(unit))
+class SharedLease:
+    """A shared unit's memory, with the locks that order who changes and who reads it.
+
+    Args:
+        inner: The memory.
+        shared: What ranks share.
+        unit: Which.
+        spare: Room of this rank's own.
+    """
+
+    def __init__(self, inner: Lease, shared: Shared, unit: Unit, spare: "Spare") -> None:
+        self.wire, self.rest, self.is_made = inner.wire, inner.rest, inner.is_made
+        self.keep = inner.keep
+        self._inner, self._unit, self._spare = inner, unit, spare
         self._region, self._count = shared.region, shared.num_ranks
         self._first, self._is_held, self._waits = shared.locks(unit.index), False, False
+
+    def spare_wire(self) -> torch.Tensor:
+        """See :class:`Lease`."""
+        return self._spare.wire(self._unit)
+
+    def spare_rest(self) -> torch.Tensor:
+        """See :class:`Lease`."""
+        return self._spare.rest(self._unit)
 
     def hold(self, until_read: bool = False) -> None:
         """See :class:`Lease`."""
         self._region.read(self._first, self._count)
         self._is_held, self._waits = True, until_read
 
+    def settle(self) -> None:
+        """See :class:`Lease`."""
+        self._inner.settle()
+
     def hold_alone(self) -> None:
         """See :class:`Lease`."""
         self._region.change(self._first, self._count)
         self._is_held = self._waits = True
 
-    def end(self, after: "torch.Event | None" = None) -> None:
+    def let_go(self) -> None:
         """See :class:`Lease`."""
-        if not self._is_held:
-            return
-        if self._waits and after is not None:
+        if self._is_held:
+            self._is_held = False
+            self._region.leave(self._first, self._count)
+
+    def end(self, after: "torch.Event | None" = None) -> None:
+        """See :class:`Lease`. What was changed is on its way before others may change it again."""
+        if self._is_held and self._waits and after is not None:
             after.synchronize()
-        self._is_held = False
-        self._region.leave(self._first, self._count)
+        self._inner.end(after)
+        self.let_go()
+
+
+class Locking:
+    """A store of units on a disk that ranks share.
+
+    Args:
+        inner: Lends their memory.
+        shared: What ranks share.
+        spare: Room of this rank's own.
+    """
+
+    def __init__(self, inner: Store, shared: Shared, spare: "Spare") -> None:
+        self.expect = inner.expect
+        self._inner, self._shared, self._spare = inner, shared, spare
+
+    def lend(self, unit: Unit, whole: bool = True) -> Lease:
+        """See :class:`Store`."""
+        return SharedLease(self._inner.lend(unit, whole), self._shared, unit, self._spare)
+
+    def fresh(self, unit: Unit) -> Lease:
+        """See :class:`Store`."""
+        return SharedLease(self._inner.fresh(unit), self._shared, unit, self._spare)
 
 
 class Spare:
@@ -141,35 +218,35 @@ class Spare:
 
 
 class SharedStore:
-    """See :class:`Store`.
+    """Units that rest in the region; see :class:`Store`.
 
-    Attributes:
-        held_bytes: Of the machine's memory, and of this rank's own.
+    Args:
+        shared: Holds them.
+        units: They.
+        pin_memory: Page-lock the region, for an accelerator that copies from it.
     """
 
     def __init__(self, shared: Shared, units: Sequence[Unit], pin_memory: bool) -> None:
         self._shared = shared
-        self._spare = Spare(units, pin_memory)
+        self.spare = Spare([shared[index].unit for index in shared], pin_memory)
         self._memory = {unit.index: shared.memory(unit) for unit in units}
-        self._pins, self._is_own = pin_memory, False
+        self._pinned = pin_memory
         if pin_memory:
             page_lock(self._buffers())
+        self._is_own = False
 
     @property
     def held_bytes(self) -> int:
         """Bytes of host memory: of the machine's, and a copy of a unit beside."""
-        return self._shared.num_bytes + self._spare.held_bytes
+        return self._shared.num_bytes + self.spare.held_bytes
 
     def add(self, unit: Unit) -> None:
         """Nothing is to be done."""
 
     def lend(self, unit: Unit, whole: bool = True) -> Lease:
         """See :class:`Store`."""
-        wire, rest = self._memory[unit.index]
-        spare = self._spare
-        if self._is_own:
-            return MemoryLease(wire, rest, lambda: spare.wire(unit), lambda: spare.rest(unit))
-        return SharedLease(self._shared, unit, wire, rest, spare=spare)
+        lease = self._at_rest(unit)
+        return lease if self._is_own else SharedLease(lease, self._shared, unit, self.spare)
 
     def fresh(self, unit: Unit) -> Lease:
         """See :class:`Store`."""
@@ -184,13 +261,18 @@ class SharedStore:
 
     def take_own(self) -> None:
         """From now on this rank's changes are its own; a page is copied when it writes there."""
-        if self._pins:
+        if self._pinned and not self._is_own:
             page_unlock(self._buffers())
         self._memory = {
             index: self._shared.memory(self._shared[index].unit, private=True)
             for index in self._memory
         }
         self._is_own = True
+
+    def _at_rest(self, unit: Unit) -> Lease:
+        wire, rest = self._memory[unit.index]
+        spare = self.spare
+        return MemoryLease(wire, rest, lambda: spare.wire(unit), lambda: spare.rest(unit))
 
     def _buffers(self) -> list[torch.Tensor]:
         return [part for pair in self._memory.values() for part in pair]
@@ -219,19 +301,19 @@ class SharedCarried(Carried):
         """Bring a unit to its goal, together with whoever else needs it."""
         if unit.index not in self._shared:
             return super().bring(unit, goal, move)
-        changed = False
+        changed: dict[int, bool] = {}
         later = []
         for piece in self._mine_first():
             if not self._lacks(unit, piece, goal):
                 continue
             if self._shared.region.try_to_change(self._lock(unit, piece)):
-                changed |= self._move(unit, piece, goal, move)
+                changed[piece] = self._move(unit, piece, goal, move)
             else:
                 later.append(piece)
         for piece in later:
             self._shared.region.change(self._lock(unit, piece))
-            changed |= self._move(unit, piece, goal, move)
-        return changed
+            changed[piece] = self._move(unit, piece, goal, move)
+        return changed.get(0, False)  # of those who have changed a unit, one says so
 
     def own(self) -> Carried:
         """The same, where this rank goes on by itself."""
@@ -239,6 +321,13 @@ class SharedCarried(Carried):
         for unit in self._steps:
             own[unit] = self[unit]
         return own
+
+    def is_even(self, unit: Unit) -> bool:
+        """See :meth:`Carried.is_even`."""
+        if unit.index not in self._shared:
+            return True
+        steps = self._shared.steps[self._shared[unit.index].number]
+        return bool((steps == steps[0]).all()) and bool(steps[0] >= 0)
 
     def is_mine(self, unit: Unit) -> bool:
         """See :meth:`Carried.is_mine`."""

@@ -11,8 +11,8 @@ are let go once the unit is on the disk.
 import hashlib
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from threading import Lock
+from dataclasses import dataclass, field
+from threading import Condition, Lock
 from typing import Protocol
 
 import torch
@@ -62,7 +62,7 @@ class Buffer:
         expects: Steps that what is read should carry.
         arrival: The read that fills it.
         departure: The write that empties it.
-        lent: Whether somebody works on it.
+        lent: How many work on it: of ranks that share it, each may.
         after: Event until which a device may be reading it.
         used: When it was last asked for, in a count of its own.
     """
@@ -74,9 +74,10 @@ class Buffer:
     expects: int = 0
     arrival: "Future[int] | None" = None
     departure: "Future[None] | None" = None
-    lent: bool = False
+    lent: int = 0
     after: "torch.Event | None" = None
     used: int = 0
+    settling: Lock = field(default_factory=Lock)
 
     @property
     def busy(self) -> bool:
@@ -89,6 +90,10 @@ class Buffer:
         Raises:
             StoreError: A read or a write has failed.
         """
+        with self.settling:
+            self._settle()
+
+    def _settle(self) -> None:
         arrival, departure, after = self.arrival, self.departure, self.after
         self.arrival = self.departure = self.after = None
         try:
@@ -111,24 +116,31 @@ class StagedLease:
 
     def __init__(self, staged: "Staged", unit: Unit, buffer: Buffer, is_made: bool = False) -> None:
         self.is_made = is_made
-        self.wire, self.rest = _parts(unit, buffer)
-        self._staged, self._unit, self._buffer = staged, unit, buffer
+        self.wire, self.rest = parts_of(unit, buffer)
+        self._staged, self._unit, self.buffer = staged, unit, buffer
         self._copy: Buffer | None = None
         self._step: int | None = None
 
     def spare_wire(self) -> torch.Tensor:
         """See :class:`Lease`."""
-        return _parts(self._unit, self._spare())[0]
+        return parts_of(self._unit, self._spare())[0]
 
     def spare_rest(self) -> torch.Tensor:
         """See :class:`Lease`."""
-        return _parts(self._unit, self._spare())[1]
+        return parts_of(self._unit, self._spare())[1]
+
+    def settle(self) -> None:
+        """See :class:`Lease`."""
+        self.buffer.settle()
 
     def hold(self, until_read: bool = False) -> None:
         """See :class:`Lease`; nobody else has it."""
 
     def hold_alone(self) -> None:
         """See :class:`Lease`; nobody else has it."""
+
+    def let_go(self) -> None:
+        """See :class:`Lease`; the locks of what ranks share are not this one's."""
 
     def keep(self, step: int) -> None:
         """See :class:`Lease`."""
@@ -139,7 +151,7 @@ class StagedLease:
         if self._copy is not None:
             self._staged.release(self._copy, after)
             self._copy = None
-        self._staged.take_back(self._unit, self._buffer, self._step, after)
+        self._staged.take_back(self._unit, self.buffer, self._step, after)
 
     def _spare(self) -> Buffer:
         if self._copy is None:
@@ -157,14 +169,18 @@ class Staged:
     Args:
         files: Where they rest.
         buffers: The staging memory, at least ``LEAST_BUFFERS``.
+        for_several: Whether ranks of a machine share it; they may have to wait for each other.
     """
 
-    def __init__(self, files: UnitFiles, buffers: Sequence[Buffer]) -> None:
+    def __init__(
+        self, files: UnitFiles, buffers: Sequence[Buffer], for_several: bool = False
+    ) -> None:
         assert len(buffers) >= LEAST_BUFFERS
         self._files = files
         self._buffers = list(buffers)
+        self._for_several = for_several
         self._bases: dict[int, FirstValues] = {}
-        self._choosing = Lock()  # of buffers: the trainer announces while the pipeline works
+        self._choosing = Condition()  # of buffers: the trainer announces while the pipeline works
         self._count = 0
         self.reads = self.hits = 0
 
@@ -200,20 +216,31 @@ class Staged:
         Raises:
             StoreError: It cannot be read, or an earlier write has failed.
         """
+        while True:
+            buffer = self._claimed(unit, whole)
+            try:
+                buffer.settle()
+            except BaseException:
+                self.release(buffer, None)
+                raise
+            if buffer.unit == unit.index:
+                return StagedLease(self, unit, buffer, is_made=not self._files.holds(unit.index))
+            self.release(buffer, None)  # the read has failed, and was another rank's to tell
+
+    def _claimed(self, unit: Unit, whole: bool) -> Buffer:
+        """A buffer that holds the unit, or is about to."""
         with self._choosing:
             buffer = self._holding(unit.index, whole)
+            while buffer is None and self._is_full():
+                self._choosing.wait()
+                buffer = self._holding(unit.index, whole)
             if buffer is None:
                 buffer = self._room()
                 self._fetch(buffer, unit, whole)
             else:
                 self.hits += 1
             self._claim(buffer)
-        try:
-            buffer.settle()
-        except BaseException:
-            buffer.lent = False
-            raise
-        return StagedLease(self, unit, buffer, is_made=not self._files.holds(unit.index))
+            return buffer
 
     def fresh(self, unit: Unit) -> Lease:
         """A buffer to fill anew; its padding is zero."""
@@ -228,6 +255,8 @@ class Staged:
     def take_room(self) -> Buffer:
         """A buffer that holds nothing."""
         with self._choosing:
+            while self._is_full():
+                self._choosing.wait()
             buffer = self._room()
             buffer.settle()
             buffer.unit = None
@@ -236,17 +265,22 @@ class Staged:
 
     def release(self, buffer: Buffer, after: "torch.Event | None") -> None:
         """Nobody works on the buffer any more, but for a device until an event."""
-        buffer.after = after
-        buffer.lent = False
+        with self._choosing:
+            buffer.after = after or buffer.after
+            buffer.lent -= 1
+            self._choosing.notify_all()
 
     def take_back(
         self, unit: Unit, buffer: Buffer, step: int | None, after: "torch.Event | None"
     ) -> None:
         """Write what was changed, which carries ``step`` steps now."""
-        if step is not None:
-            self.let_base_go(unit)
-            buffer.departure = self._files.write(unit.index, *_parts(unit, buffer), step)
-        self.release(buffer, after)
+        try:
+            if step is not None:
+                with self._choosing:  # files are asked by one at a time
+                    self.let_base_go(unit)
+                    buffer.departure = self._files.write(unit.index, *parts_of(unit, buffer), step)
+        finally:
+            self.release(buffer, after)
 
     def forget(self) -> None:
         """The files hold something else now."""
@@ -274,17 +308,23 @@ class Staged:
         found = [b for b in self._buffers if b.unit == unit and (b.whole or not whole)]
         return found[0] if found else None
 
+    def _is_full(self) -> bool:
+        """Whether every buffer is lent, so that one must wait for other ranks."""
+        full = all(buffer.lent for buffer in self._buffers)
+        assert self._for_several or not full, "more buffers are lent than a pipeline needs"
+        return full
+
     def _room(self) -> Buffer:
         """The buffer that is missed least; somebody may have to wait for it."""
         free = [b for b in self._buffers if not b.lent]
-        assert free, "more buffers are lent than a pipeline needs"
         ready = [b for b in free if not b.busy]
         settled = [b for b in ready if not _unclaimed(b)]
         return min(settled or ready or free, key=_age)
 
     def _claim(self, buffer: Buffer) -> None:
         self._count += 1
-        buffer.lent, buffer.used = True, self._count
+        buffer.lent += 1
+        buffer.used = self._count
 
     def _fetch(self, buffer: Buffer, unit: Unit, whole: bool) -> None:
         """Begin to read a unit, or make it of its base."""
@@ -295,13 +335,13 @@ class Staged:
         if not self._files.holds(unit.index):
             buffer.wire.zero_()
             buffer.rest.zero_()
-            self._bases[unit.index](*_parts(unit, buffer))
+            self._bases[unit.index](*parts_of(unit, buffer))
             buffer.unit, buffer.whole = unit.index, True
             return
         self.reads += 1
         buffer.unit, buffer.whole = unit.index, whole
         buffer.expects = self._files.carries(unit.index)
-        wire, rest = _parts(unit, buffer)
+        wire, rest = parts_of(unit, buffer)
         buffer.arrival = self._files.read(unit.index, wire, rest if whole else None)
 
     def _let_go(self, unit: Unit, buffer: Buffer) -> None:
@@ -312,7 +352,8 @@ class Staged:
                 each.unit = None
 
 
-def _parts(unit: Unit, buffer: Buffer) -> tuple[torch.Tensor, torch.Tensor]:
+def parts_of(unit: Unit, buffer: Buffer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Wire and rest of a unit in a buffer."""
     return buffer.wire[: unit.wire_bytes], buffer.rest[: unit.rest_bytes]
 
 
@@ -332,7 +373,7 @@ def num_staged(num_slots: int) -> int:
 
 def make_buffers(units: Collection[Unit], num_slots: int, pin_memory: bool) -> list[Buffer]:
     """Staging memory for these units."""
-    wire, rest = _largest(units)
+    wire, rest = largest(units)
     return [
         Buffer(aligned(wire, pin_memory), aligned(rest, pin_memory))
         for _ in range(num_staged(num_slots))
@@ -341,7 +382,7 @@ def make_buffers(units: Collection[Unit], num_slots: int, pin_memory: bool) -> l
 
 def staged_bytes(units: Collection[Unit]) -> int:
     """Host memory of one buffer."""
-    return sum(padded(size) for size in _largest(units)) if units else 0
+    return sum(padded(size) for size in largest(units)) if units else 0
 
 
 def stored(unit: Unit) -> StoredUnit:
@@ -356,5 +397,6 @@ def stored(unit: Unit) -> StoredUnit:
     return StoredUnit(unit.index, unit.name, unit.wire_bytes, unit.rest_bytes, digest)
 
 
-def _largest(units: Collection[Unit]) -> tuple[int, int]:
+def largest(units: Collection[Unit]) -> tuple[int, int]:
+    """Bytes of the largest wire, and of the largest rest."""
     return max(unit.wire_bytes for unit in units), max(unit.rest_bytes for unit in units)

@@ -37,12 +37,20 @@ class Lease(Protocol):
         """Room for a copy of the rest."""
         ...
 
+    def settle(self) -> None:
+        """It is about to be changed: nothing of it may be on its way to a disk."""
+        ...
+
     def hold(self, until_read: bool = False) -> None:
         """Until the end no other process changes it, and until a device has read it, if so."""
         ...
 
     def hold_alone(self) -> None:
         """Until the end, and a device has written it, no other process looks at it."""
+        ...
+
+    def let_go(self) -> None:
+        """Other processes may change it again."""
         ...
 
     def keep(self, step: int) -> None:
@@ -85,10 +93,16 @@ class MemoryLease:
         self.wire, self.rest = wire, rest
         self.spare_wire, self.spare_rest = spare_wire, spare_rest
 
+    def settle(self) -> None:
+        """Nothing is to be done."""
+
     def hold(self, until_read: bool = False) -> None:
         """Nobody else has it."""
 
     def hold_alone(self) -> None:
+        """Nobody else has it."""
+
+    def let_go(self) -> None:
         """Nobody else has it."""
 
     def keep(self, step: int) -> None:
