@@ -25,7 +25,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq
 GIVEN := $(foreach name,$(filter-out PYTHON WORKERS VENV BIN READY,$(.VARIABLES)),$(if $(filter command,$(origin $(name))),$(name)))
 OPTIONS = $(foreach name,$(GIVEN),--$(shell echo '$(name)' | tr A-Z_ a-z-) '$($(name))')
 
-.PHONY: help venv new-venv launchers quickstart test doctest lint format clean distclean
+.PHONY: help venv new-venv launchers quickstart test starts doctest lint format clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
@@ -36,8 +36,11 @@ venv: $(READY)  ## create .venv with every package at its locked version, and th
 quickstart: $(READY)  ## tune a model; MODEL=, TASK= and others become --model, --task, ...
 	$(BIN)/python launcher/quickstart.py $(OPTIONS)
 
-test: $(READY) launchers  ## run the whole test suite; ARGS="-k codec" goes to pytest
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
+test: $(READY) launchers  ## run the test suite; ARGS="-k codec" goes to pytest
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not launchers" $(ARGS)
+
+starts: $(READY) launchers  ## test the rest of the ways to start ranks, some minutes
+	$(BIN)/pytest -m launchers $(ARGS)
 
 doctest: $(READY)  ## run the examples in the docstrings only
 	$(BIN)/pytest tests/test_doctests.py $(ARGS)

@@ -32,7 +32,7 @@ BATCHES = [ROWS[MODEL].batch(length) for length in (6, 4, 5, 6)]
 CPU = {"device": "cpu"}
 DISK = {"device": "nvme", "nvme_path": "units"}
 State = dict[str, torch.Tensor]
-DIVISIONS = {
+DIVISIONS: dict[str, dict[str, Any]] = {
     "full": {},
     "lag": {"update": {"lag": 2}},
     "on the device": {"update": {"where": "device"}},
@@ -42,6 +42,7 @@ DIVISIONS = {
     "gaussian": {"direction": "gaussian", "direction_scale": "rms"},
     "sublayers": {"unit": "sublayer"},
     "signs apart": {"replica": {"probe_parallel": 2}},
+    "probes apart": {"probes": 4, "replica": {"probe_parallel": 4}},
     "disk": {"offload_param": DISK},
     "disk, lag": {"offload_param": DISK, "update": {"lag": 2}},
     "disk, packed": {"offload_param": DISK, "wire": "fp8_e4m3", "unit": "sublayer"},
@@ -92,7 +93,9 @@ def test_ranks_that_share_masters_end_in_the_bits_of_one(
     on_ranks: Run, division: str, ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    more = DIVISIONS[division]
+    more = dict(DIVISIONS[division])
+    if "replica" in more:
+        more["replica"] = {"probe_parallel": min(more["replica"]["probe_parallel"], ranks)}
     expected = alone("full", **{**more, "replica": {}})
 
     def work(replica: Replica, given: nn.Module) -> tuple[State, State]:
