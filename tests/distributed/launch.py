@@ -59,6 +59,11 @@ def run(launcher: str, ranks: int, job: dict[str, Any]) -> list[dict[str, Any]]:
         )  # fmt: skip
         done = [(done.returncode, done.stdout + done.stderr)]
     assert all(code == 0 for code, _ in done), "\n".join(text for _, text in done)
+    return reports_of(job, ranks)
+
+
+def reports_of(job: dict[str, Any], ranks: int) -> list[dict[str, Any]]:
+    """What the ranks of a job have left, by rank."""
     return [json.loads((Path(job["out"]) / f"rank-{r}.json").read_text()) for r in range(ranks)]
 
 
