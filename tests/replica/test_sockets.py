@@ -1,8 +1,11 @@
 """The exchange on real sockets: failures that all raise, ranks that leave."""
 
+import os
+import resource
 import socket
 import struct
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -156,6 +159,40 @@ def test_a_rank_that_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sockets, "CONNECT_SECONDS", 0.1)
     with pytest.raises(ReplicaError, match="ranks 1, 2 did not connect within 0 s"):
         connect(0, 3, HOST, lambda data: data)
+
+
+def test_more_ranks_than_a_shell_allows_files(few_files: int, monkeypatch: pytest.MonkeyPatch):
+    """All ranks are in this process, so a connection is two of its files."""
+    monkeypatch.setattr(sockets, "SPARE_FILES", few_files + 2 * 20)
+    for link in connected(20):
+        link.close()
+
+
+def test_a_limit_that_may_not_be_raised_is_named(few_files: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sockets, "_allow_files", lambda count: None)
+    words = r"can take no more \(Too many open files; this process may have \d+ files open\): raise"
+    with socket.socket() as other, pytest.raises(ReplicaError, match=words):
+        connect(0, 3, HOST, lambda data: _connect_and_fill(other, data))
+
+
+def _connect_and_fill(other: socket.socket, invitation: bytes) -> bytes:
+    """Another connects, and then every file that this process may open is open."""
+    other.connect((HOST, INVITATION.unpack(invitation)[0]))
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (other.fileno(), resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    )
+    return invitation
+
+
+@pytest.fixture
+def few_files() -> Iterator[int]:
+    """A limit that leaves room for twenty more; which is given."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = {int(name) for name in os.listdir("/proc/self/fd")}
+    most = [number for number in range(len(taken) + 20) if number not in taken][19] + 1
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, before[1]))
+    yield most
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_an_announced_size_is_bounded(on_ranks: Run):

@@ -9,6 +9,7 @@ must show a token that went through the process group; anything else is turned a
 """
 
 import hmac
+import resource
 import secrets
 import socket
 import struct
@@ -26,6 +27,7 @@ CONNECT_SECONDS = 300.0
 GREETING_SECONDS = 10.0
 SILENCE_SECONDS = 1800.0  # a step may take long; a rank that died is found out in seconds
 LAST_WORDS_SECONDS = 1.0
+SPARE_FILES = 512  # that a process may have open beside its connections
 # A host that vanished sends no goodbye: probe after 15 silent seconds, five seconds apart, and wait
 # as long for an answer to what was sent (of itself TCP would for a quarter of an hour).
 KEEPALIVE = (
@@ -137,6 +139,7 @@ def connect(rank: int, world_size: int, host: str, share: Share) -> SocketLink:
 def _accept_all(world_size: int, host: str, share: Share) -> dict[int, socket.socket]:
     token = secrets.token_bytes(TOKEN_BYTES)
     peers: dict[int, socket.socket] = {}
+    _allow_files(world_size + SPARE_FILES)
     with _listen(host) as listener:
         share(INVITATION.pack(listener.getsockname()[1], token))
         deadline = time.monotonic() + CONNECT_SECONDS
@@ -149,12 +152,27 @@ def _accept_all(world_size: int, host: str, share: Share) -> dict[int, socket.so
                 raise ReplicaError(
                     f"ranks {missing} did not connect within {CONNECT_SECONDS:.0f} s"
                 ) from None
+            except OSError as error:
+                most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+                raise ReplicaError(
+                    f"rank 0 holds a connection with every rank, has {len(peers)} of "
+                    f"{world_size - 1}, and can take no more ({error.strerror}; this process may "
+                    f"have {most:,} files open): raise the limit, ulimit -Hn, before the launcher"
+                ) from error
             rank = _greeted(peer, token)
             if rank is None or not 0 < rank < world_size or rank in peers:
                 peer.close()
             else:
                 peers[rank] = peer
     return peers
+
+
+def _allow_files(count: int) -> None:
+    """Ask for as many open files as connections need; shells set a low limit that may be raised."""
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and limit < count:
+        wanted = count if most == resource.RLIM_INFINITY else min(count, most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _listen(host: str) -> socket.socket:
