@@ -42,11 +42,12 @@ from zo_offload.units import Unit
 DISK_BYTES, MOST_PIECES = 1 << 30, 256  # of the reference transfer, each way
 
 
-def make_model(folder: Path, layers: int, width: int) -> None:
+def make_model(folder: Path, layers: int, width: int, vocabulary: int = 50_272) -> None:
     """Random weights, saved in shards: training reads them from there."""
     from transformers import OPTConfig, OPTForCausalLM
 
     config = OPTConfig(
+        vocab_size=vocabulary,
         num_hidden_layers=layers,
         hidden_size=width,
         word_embed_proj_dim=width,
