@@ -21,6 +21,7 @@ from zo_offload.converted import Base
 from zo_offload.factors import UnitFactors
 from zo_offload.masters import Masters
 from zo_offload.offload.arena import Arena
+from zo_offload.offload.memory import give_back_freed
 from zo_offload.offload.packing import Packer
 from zo_offload.offload.residency import DEVICE, NVME
 from zo_offload.offload.run_files import RunFiles
@@ -386,6 +387,7 @@ class Weights(Masters):
                 parameter.data = self._empty_view(unit, span, segment)
         self._carried.meet()
         self.empty_scratch()
+        give_back_freed()
 
     def _add(self, unit: Unit, values: Mapping[str, torch.Tensor]) -> None:
         base = self.base if unit.index != AMBIENT else None

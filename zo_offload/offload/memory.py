@@ -1,5 +1,6 @@
 """Host memory that an accelerator copies from: page-locked where the system allows it."""
 
+import ctypes
 import logging
 from collections.abc import Iterable
 from typing import Any
@@ -48,6 +49,16 @@ def page_unlock(buffers: Iterable[torch.Tensor]) -> None:
     for buffer in buffers:
         if buffer.nbytes:
             runtime.cudaHostUnregister(buffer.data_ptr())
+
+
+def give_back_freed() -> None:
+    """Give the system what the allocator keeps of memory that was freed: a model's, say.
+
+    glibc keeps up to hundreds of megabytes a process.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _warn_once(reason: str) -> None:

@@ -48,6 +48,7 @@ class SocketLink:
         self.world_size = world_size
         self.bytes_sent = 0
         self._peers = peers
+        self._arrived = {peer: bytearray() for peer in peers}
         for peer in peers.values():
             peer.settimeout(SILENCE_SECONDS)
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -75,16 +76,18 @@ class SocketLink:
         Raises:
             LostRankError: The rank has left, or has been silent for half an hour.
         """
-        data = bytearray()
+        arrived = self._arrived[peer]
         try:
-            while len(data) < size:
-                part = self._peers[peer].recv(min(size - len(data), 1 << 20))
+            while len(arrived) < size:  # what follows is taken along: one call a message, mostly
+                part = self._peers[peer].recv(max(min(size - len(arrived), 1 << 20), 1 << 12))
                 if not part:
                     raise ConnectionResetError("its connection is closed")
-                data += part
+                arrived += part
         except OSError as error:
             raise self._lost(peer, error) from error
-        return bytes(data)
+        data = bytes(arrived[:size])
+        del arrived[:size]
+        return data
 
     def close(self) -> None:
         """Close every connection."""
