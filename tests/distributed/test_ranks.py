@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from cli.common import make_task, results
+from engine.common import opt
 
 from distributed.launch import SECONDS, command, environment, run, start, wait
 
@@ -129,6 +130,23 @@ def test_bytes_a_lane_on_the_sockets(tmp_path: Path, ranks: int):
     assert reports[0]["comms"] == {"zeroth_order_scalars": [str(per_step)]} or (
         reports[0]["comms"]["zeroth_order_scalars"] == [per_step]
     )
+
+
+def test_a_fifth_rank_joins_without_being_sent_weights(tmp_path: Path):
+    """Four ranks are killed as one dies; five go on, and the new one replays the journal."""
+    config: dict[str, Any] = CONFIG | {"train_batch_size": 40}
+    (alone,) = run("none", 1, job(tmp_path / "alone", config=config))
+    kept = {"path": str(tmp_path / "run.journal"), "snapshot_interval": 0}
+    block = config["zeroth_order"] | {"journal": kept}
+    given = job(tmp_path, config=config | {"zeroth_order": block})
+    ended = wait(start(4, given | {"die": [3, 3]}))
+    assert [code for code, _ in ended] == [1, 1, 1, -9]
+    weights = sum(parameter.numel() for parameter in opt().parameters()) * 4
+    for report in run("none", 5, given):
+        assert report["taken_up"] in (3, 4)  # the others may have taken one more
+        assert report["weights"] == alone["weights"]
+        assert report["losses"] == alone["losses"]
+        assert 0 < report["received_before"] < weights / 4
 
 
 @pytest.mark.parametrize("victim", [0, 1])

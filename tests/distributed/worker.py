@@ -26,7 +26,7 @@ from engine.common import opt, tokens
 import zo_offload
 from zo_offload.loss_noise import LossNoise
 
-TCP_INFO_BYTES_SENT = slice(200, 208)  # tcpi_bytes_sent, Linux 4.19 and later
+SENT, RECEIVED = slice(200, 208), slice(128, 136)  # of TCP_INFO, Linux 4.19 and later
 
 
 class Sentences(torch.utils.data.Dataset):
@@ -42,7 +42,8 @@ class Sentences(torch.utils.data.Dataset):
 def main(job: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     engine, loader = start(job)
-    sockets = [socket_bytes()]
+    taken_up, sockets = engine.global_steps, [socket_bytes()]
+    received = socket_bytes(RECEIVED)
     for step in steps(engine, loader, job):
         sockets.append(socket_bytes())
         if "save" in job and step < job["steps"]:
@@ -52,12 +53,15 @@ def main(job: dict[str, Any]) -> None:
         if job.get("die") == [engine.global_rank, step]:
             os.kill(os.getpid(), signal.SIGKILL)
     replica = engine.stepper.replica
+    looked_at = (tokens(100 + i) for i in range(engine.gradient_accumulation_steps()))
     report = {
         "weights": digest(engine),
         "losses": [list(record.losses) for record in engine.stepper.journal.records],
         "step_bytes": replica.step_bytes,
+        "taken_up": taken_up,
+        "received_before": received,
         "socket_bytes": [after - before for before, after in pairwise(sockets)],
-        "evaluated": float(engine.eval_batch(tokens(100 + i) for i in range(4))),
+        "evaluated": float(engine.eval_batch(looked_at)),
         "link": type(replica.link).__name__,
         "comms": {name: list(sizes) for name, sizes in comm.comms_logger.comms_dict.items()},
         "resumed": resume_each(job) if "save" in job else [],
@@ -118,8 +122,8 @@ def digest(engine: Any) -> str:
     return total.hexdigest()
 
 
-def socket_bytes() -> int:
-    """What the kernel has sent on all TCP sockets of this process, by its own count."""
+def socket_bytes(which: slice = SENT) -> int:
+    """What the kernel has moved on all TCP sockets of this process, by its own count."""
     total = 0
     for entry in Path("/proc/self/fd").iterdir():
         try:
@@ -129,7 +133,7 @@ def socket_bytes() -> int:
                 info = copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
         except OSError:
             continue
-        total += int.from_bytes(info[TCP_INFO_BYTES_SENT], "little")
+        total += int.from_bytes(info[which], "little")
     return total
 
 

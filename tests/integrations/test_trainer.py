@@ -69,7 +69,14 @@ def two_undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, 
     return train(tmp_path_factory.mktemp("two"), "torchrun", 2, micro_batch=1)
 
 
-@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun", "mpirun"])
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "deepspeed",
+        pytest.param("torchrun", marks=pytest.mark.launchers),
+        pytest.param("mpirun", marks=pytest.mark.launchers),
+    ],
+)
 def test_two_ranks_resume_to_the_same_bits(
     two_undisturbed: list[dict[str, Any]], tmp_path: Path, launcher: str
 ):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from models.perturbed import assert_equals_plain_forwards
 from models.table import WIDTH, Plain, vectors
 from zo_offload.config import TrainableConfig, ZOConfig
 from zo_offload.objective import Objective
-from zo_offload.replica import Replica
+from zo_offload.replica import Division
 from zo_offload.step import Stepper
 
 
@@ -220,18 +220,10 @@ def drawn(
     **config: Any,
 ) -> list[list[float]]:
     """What a model draws in each micro-batch (a row) along each draw."""
-    replica = Replica(cast(Any, Rank(rank, world_size)))
-    with closing(Stepper(Drawing(draw), ZOConfig(**config), replica=replica)) as stepper:
+    with closing(Stepper(Drawing(draw), ZOConfig(**config))) as stepper:
+        stepper.division = Division(rank, world_size)
         rows = stepper.measure([vectors(2)] * num_batches, stepper.draws())
     return [[total for total, _ in row] for row in rows]
-
-
-@dataclass
-class Rank:
-    """A link that says which rank this is."""
-
-    rank: int
-    world_size: int
 
 
 @from_every_source
