@@ -1,0 +1,75 @@
+"""Real ranks that die, join, or fall out with the others: named, and the end is the same."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine.common import opt
+
+from distributed.launch import run, start, wait
+from distributed.test_ranks import CONFIG, job
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_fifth_rank_joins_without_being_sent_weights(tmp_path: Path):
+    """Four ranks are killed as one dies; five go on, and the new one replays the journal."""
+    config: dict[str, Any] = CONFIG | {"train_batch_size": 40}
+    (alone,) = run("none", 1, job(tmp_path / "alone", config=config))
+    kept = {"path": str(tmp_path / "run.journal"), "snapshot_interval": 0}
+    block = config["zeroth_order"] | {"journal": kept}
+    given = job(tmp_path, config=config | {"zeroth_order": block})
+    ended = wait(start(4, given | {"die": [3, 3]}))
+    assert [code for code, _ in ended] == [1, 1, 1, -9]
+    weights = sum(parameter.numel() for parameter in opt().parameters()) * 4
+    for report in run("none", 5, given):
+        assert report["taken_up"] in (3, 4)  # the others may have taken one more
+        assert report["weights"] == alone["weights"]
+        assert report["losses"] == alone["losses"]
+        assert 0 < report["received_before"] < weights / 4
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_disk_that_ranks_share_survives_a_kill(tmp_path: Path, victim: int):
+    """One rank asks the disk for both; either is killed, and the same command goes on."""
+    disk = {"device": "nvme", "nvme_path": str(tmp_path / "units")}
+    (alone,) = run("none", 1, job(tmp_path / "alone", steps=6))
+    kept = {"path": str(tmp_path / "run.journal"), "snapshot_interval": 0}
+    config = CONFIG | {"zeroth_order": {"offload_param": disk, "journal": kept}}
+    given = job(tmp_path, config=config, steps=6)
+    ended = wait(start(2, given | {"die": [victim, 4]}))
+    assert ended[victim][0] == -9
+    assert ended[1 - victim][0] == 1
+    assert f"lost rank {victim}" in ended[1 - victim][1]
+    for report in run("none", 2, given):
+        assert report["weights"] == alone["weights"]
+        assert report["losses"] == alone["losses"]
+
+
+def test_a_flipped_bit_is_named_and_put_right(tmp_path: Path):
+    """Within one rotation of two units and what is in none; weights rest where forwards run."""
+    asked = {"check_interval": 3}
+    block = {"offload_param": {"device": "none"}, "replica": asked}
+    config = CONFIG | {"bf16": {"enabled": True}, "zeroth_order": block}
+    (alone,) = run("none", 1, job(tmp_path / "alone", config=config, steps=8))
+    given = job(tmp_path, config=config, steps=8, flip=[2, 3])
+    processes = start(4, given)
+    ended = wait(processes)
+    for code, text in ended:
+        assert code == 0, text
+        assert "unit model.decoder.layers.1 of rank 2 differs from the other ranks'" in text
+        assert "it has been put right" in text
+    for rank in range(4):
+        report = json.loads((tmp_path / f"rank-{rank}.json").read_text())
+        assert report["weights"] == alone["weights"]
+        assert report["losses"] == alone["losses"]
+
+
+@pytest.mark.parametrize(("ranks", "victim"), [(2, 1), (4, 0), (4, 3)])
+def test_a_killed_rank_is_named_by_all_others(tmp_path: Path, ranks: int, victim: int):
+    ended = wait(start(ranks, job(tmp_path, die=[victim, 2])))
+    assert ended.pop(victim)[0] == -9
+    for code, text in ended:
+        assert code == 1
+        assert f" lost rank {victim} (" in text.splitlines()[-1]
