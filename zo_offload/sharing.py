@@ -71,12 +71,12 @@ def _resting_in(tier: str, model_map: ModelMap, placement: Placement) -> list[Un
 
 
 def _digest(model: nn.Module) -> str:
-    """SHA-256 of a model's values, as they are given; of a converted one that of its files."""
+    """SHA-256 of a model's values, as they are given, and of a converted one's files."""
     converted = converted_of(model)
-    if converted is not None:
-        return converted.record.sha256
-    total = hashlib.sha256()
+    total = hashlib.sha256(converted.record.sha256.encode() if converted is not None else b"")
     for name, parameter in model.named_parameters():
+        if parameter.untyped_storage().nbytes() < parameter.nbytes:
+            continue  # its values are in those files
         total.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
         values = parameter.detach().contiguous().view(-1)
         total.update(values.view(torch.uint8).cpu().numpy().data)

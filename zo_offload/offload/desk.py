@@ -20,14 +20,12 @@ import torch
 
 from zo_offload.errors import ReplicaError, StoreError, ZOError
 from zo_offload.offload.staged import Buffer, FirstValues, Staged, StagedLease, parts_of
-from zo_offload.offload.store import Lease
+from zo_offload.offload.store import Lease, Unlocked
 from zo_offload.units import Unit
 
 LEND, FRESH, EXPECT, SETTLE, END = range(5)
 REQUEST = struct.Struct("<Biqq")  # what; unit; whether the whole, or steps; number of the lease
-ANSWER = struct.Struct(
-    "<?qqq"
-)  # done; number of the lease and of its buffer, or length of the text
+ANSWER = struct.Struct("<?qqq")  # done; lease, buffer, whether it was made; or length of a text
 NOT_CHANGED = -1
 CREDENTIALS = struct.Struct("3i")  # process, user, group
 
@@ -80,7 +78,7 @@ class Desk:
             while (request := _receive(guest, REQUEST.size)) is not None:
                 try:
                     answer = self._answer(leases, *REQUEST.unpack(request))
-                except ZOError as error:
+                except (ZOError, OSError) as error:
                     text = str(error).encode()
                     answer = ANSWER.pack(False, len(text), 0, 0) + text
                 if answer:
@@ -88,6 +86,7 @@ class Desk:
         except OSError:
             pass  # it has left
         finally:
+            guest.close()  # whatever has happened here, nobody waits for an answer
             for lease in leases.values():
                 lease.end()
 
@@ -223,7 +222,7 @@ class Guest:
         )
 
 
-class GuestLease:
+class GuestLease(Unlocked):
     """A unit in a buffer of the desk's."""
 
     def __init__(
@@ -245,15 +244,6 @@ class GuestLease:
     def settle(self) -> None:
         """See :class:`Lease`."""
         self._guest.settle(self._number)
-
-    def hold(self, until_read: bool = False) -> None:
-        """The locks of what ranks share are not this one's."""
-
-    def hold_alone(self) -> None:
-        """Likewise."""
-
-    def let_go(self) -> None:
-        """See :class:`Lease`; the locks of what ranks share are not this one's."""
 
     def keep(self, step: int) -> None:
         """See :class:`Lease`."""

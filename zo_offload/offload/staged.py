@@ -20,7 +20,7 @@ import torch
 from zo_offload.errors import StoreError
 from zo_offload.offload.disk import aligned, padded
 from zo_offload.offload.slot import StoredUnit
-from zo_offload.offload.store import Lease
+from zo_offload.offload.store import Lease, Unlocked
 from zo_offload.units import Unit
 
 LEAST_BUFFERS = 3  # one is lent, one holds a copy made of it, one is read or written meanwhile
@@ -111,7 +111,7 @@ class Buffer:
             after.synchronize()
 
 
-class StagedLease:
+class StagedLease(Unlocked):
     """A unit in a staging buffer."""
 
     def __init__(self, staged: "Staged", unit: Unit, buffer: Buffer, is_made: bool = False) -> None:
@@ -132,15 +132,6 @@ class StagedLease:
     def settle(self) -> None:
         """See :class:`Lease`."""
         self.buffer.settle()
-
-    def hold(self, until_read: bool = False) -> None:
-        """See :class:`Lease`; nobody else has it."""
-
-    def hold_alone(self) -> None:
-        """See :class:`Lease`; nobody else has it."""
-
-    def let_go(self) -> None:
-        """See :class:`Lease`; the locks of what ranks share are not this one's."""
 
     def keep(self, step: int) -> None:
         """See :class:`Lease`."""

@@ -78,7 +78,20 @@ class Store(Protocol):
         ...
 
 
-class MemoryLease:
+class Unlocked:
+    """Of a lease whose memory no other process has, or whose locks are another lease's."""
+
+    def hold(self, until_read: bool = False) -> None:
+        """Nothing is to be done."""
+
+    def hold_alone(self) -> None:
+        """Nothing is to be done."""
+
+    def let_go(self) -> None:
+        """Nothing is to be done."""
+
+
+class MemoryLease(Unlocked):
     """Of a unit that rests in memory: the memory itself."""
 
     is_made = False
@@ -95,15 +108,6 @@ class MemoryLease:
 
     def settle(self) -> None:
         """Nothing is to be done."""
-
-    def hold(self, until_read: bool = False) -> None:
-        """Nobody else has it."""
-
-    def hold_alone(self) -> None:
-        """Nobody else has it."""
-
-    def let_go(self) -> None:
-        """Nobody else has it."""
 
     def keep(self, step: int) -> None:
         """Nothing is to be done."""
