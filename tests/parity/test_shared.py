@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from engine.test_converted import saved, written
 from models.table import ROWS
 from replica.world import Run, on_ranks
 from torch import nn
@@ -17,6 +18,7 @@ from trainable.modes import MODEL, config_of, differing, masters, model
 from zo_offload import masters as masters_module
 from zo_offload import ops
 from zo_offload.errors import ReplicaError
+from zo_offload.integrations.hf import load_causal_lm
 from zo_offload.journal import Journal
 from zo_offload.offload.residency import HOST
 from zo_offload.offload.shared import GRAIN, pieces_of
@@ -132,6 +134,36 @@ def test_whatever_moves(on_ranks: Run, name: str):
 
     for found in on_two(on_ranks, work):
         assert differing(found, expected) == []
+
+
+@pytest.mark.parametrize("offload", [CPU, DISK], ids=["cpu", "nvme"])
+def test_a_converted_base_is_opened_once_for_all(
+    on_ranks: Run, offload: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What lies beside its files is compared, too."""
+    monkeypatch.chdir(tmp_path)
+    directory = written(tmp_path, saved(tmp_path, MODEL)).directory
+    given = [load_causal_lm(directory) for _ in range(5)]
+    with closing(stepper_on(Replica(), given[4], "full", offload_param=offload)) as stepper:
+        train(stepper)
+        expected = masters(stepper)
+
+    def work(replica: Replica) -> State:
+        mine = given[replica.rank]
+        with closing(stepper_on(replica, mine, "full", offload_param=offload)) as stepper:
+            train(stepper)
+            found = masters(stepper)
+            replica.wait_for_all()
+        return found
+
+    for found in on_ranks(2, work):
+        assert differing(found, expected) == []
+    with torch.no_grad():
+        given[3].get_input_embeddings().weight[0] += 1.0
+    for error in on_ranks(
+        2, lambda on: stepper_on(on, given[2 + on.rank], "full", offload_param=offload)
+    ):
+        assert "the base weights of rank 1 differ from rank 0's" in str(error)
 
 
 def test_there_is_one_copy_and_each_step_is_taken_once(
