@@ -37,7 +37,7 @@ quickstart: $(READY)  ## tune a model; MODEL=, TASK= and others become --model, 
 	$(BIN)/python launcher/quickstart.py $(OPTIONS)
 
 test: $(READY) launchers  ## run the test suite; ARGS="-k codec" goes to pytest
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not launchers" $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not launchers" $(ARGS)
 
 starts: $(READY) launchers  ## test the rest of the ways to start ranks, some minutes
 	$(BIN)/pytest -m launchers $(ARGS)

@@ -47,8 +47,14 @@ settings.register_profile("repository", deadline=None, print_blob=True)
 settings.load_profile("repository")
 
 
+@pytest.hookimpl(trylast=True)  # when the order is random already
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+    """Files with long tests first, so that no process is left with one at the end.
+
+    What needs a GPU is skipped where there is none.
+    """
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
     if torch.cuda.is_available():
         return
     for item in items:
