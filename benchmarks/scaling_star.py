@@ -16,12 +16,11 @@ import numpy as np
 from programs import serve
 
 from zo_offload.replica import Booked, Replica
-from zo_offload.replica.replica import mean_of
 from zo_offload.replica.sockets import SocketLink, connect
+from zo_offload.replica.sums import sums_of
 
 LOSSES = [[(float(np.float32(loss)), 1.0) for loss in (6.9, 7.1)]]
 BOOKED = Booked.of(["+", "-"], LOSSES)
-ANSWER_BYTES = 16
 
 
 class Timed:
@@ -89,7 +88,7 @@ class Near:
         replica.mean(BOOKED, step)
         total, used = time.perf_counter() - began, time.process_time() - used
         began = time.perf_counter()
-        mean_of([BOOKED] * link.world_size, "step 0")
+        sums_of([BOOKED] * link.world_size, "step 0").pack(link.world_size)
         adding = time.perf_counter() - began
         rest = total - link.receiving - link.sending - adding
         return {

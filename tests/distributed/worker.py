@@ -63,7 +63,10 @@ def main(job: dict[str, Any]) -> None:
         "socket_bytes": [after - before for before, after in pairwise(sockets)],
         "evaluated": float(engine.eval_batch(looked_at)),
         "link": type(replica.link).__name__,
-        "comms": {name: list(sizes) for name, sizes in comm.comms_logger.comms_dict.items()},
+        "comms": {
+            name: {int(size): count for size, (count, *_) in sizes.items()}
+            for name, sizes in comm.comms_logger.comms_dict.items()
+        },
         "resumed": resume_each(job) if "save" in job else [],
     }
     out = Path(job["out"])

@@ -1,6 +1,7 @@
 """Means of what ranks booked: one order of addition, weights honoured, a bad loss named."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ from hypothesis import strategies as st
 
 from zo_offload.errors import DivergedError
 from zo_offload.replica import Booked, Replica
-from zo_offload.replica.booked import HEADER, STEP_BITS, Preamble
-from zo_offload.replica.replica import mean_of
+from zo_offload.replica.booked import HEADER, SHAPE, STEP_BITS, Header
+from zo_offload.replica.sums import sums_of
 
 COLUMNS = ("probe 0, +eps", "probe 0, -eps")
 sums = st.tuples(st.floats(-1e8, 1e8), st.floats(0.25, 64.0))
@@ -24,10 +25,10 @@ def booked(rows: list) -> Booked:
 @given(rows=tables)
 def test_the_number_of_ranks_changes_no_bit(rows: list):
     """Rank r of W holds micro-batches r, r + W, ..."""
-    alone = mean_of([booked(rows)], "step 0")
+    alone = sums_of([booked(rows)], "step 0")
     for world_size in (2, 4):
         parts = [booked(rows[rank::world_size]) for rank in range(world_size)]
-        assert mean_of(parts, "step 0") == alone
+        assert sums_of(parts, "step 0") == alone
 
 
 @given(rows=tables)
@@ -57,41 +58,51 @@ def test_weights_that_add_up_to_nothing_are_refused():
 
 @given(rows=tables)
 def test_ranks_that_hold_a_part_of_the_columns_change_no_bit(rows: list):
-    alone = mean_of([booked(rows)], "step 0")
+    alone = sums_of([booked(rows)], "step 0")
     for groups in (1, 2, 4):
         shares = [
             Booked.of([name], [[row[column]] for row in rows[group::groups]])
             for group in range(groups)
             for column, name in enumerate(COLUMNS)
         ]
-        assert mean_of(shares, "step 0", COLUMNS) == alone
+        assert sums_of(shares, "step 0", COLUMNS) == alone
 
 
 def test_a_bad_loss_of_another_rank_s_lane_is_named():
     values = zip(COLUMNS, (1.0, math.inf), strict=True)
     shares = [Booked.of([name], [[(value, 1.0)]]) for name, value in values]
     with pytest.raises(DivergedError, match=r"step 0: the loss is inf \(probe 0, -eps, micro-batc"):
-        mean_of(shares, "step 0", COLUMNS)
+        sums_of(shares, "step 0", COLUMNS)
 
 
-@given(rows=tables, step=st.integers(0, 2**40), short=st.booleans())
-def test_what_travels_is_what_was_booked(rows: list, step: int, short: bool):
+@given(
+    rows=tables,
+    step=st.integers(0, 2**40),
+    short=st.booleans(),
+    before=st.sampled_from([None, (1, 2), (4, 2)]),
+)
+def test_what_travels_is_what_was_booked(rows: list, step: int, short: bool, before: Any):
     if short:
         rows = [[tuple(float(np.float32(value)) for value in pair) for pair in row] for row in rows]
     ours = booked(rows)
-    packed = ours.pack(step)
-    preamble = Preamble.read(packed[: HEADER.size])
-    assert (preamble.step, preamble.shape) == (step & STEP_BITS, (4, 2))
-    assert len(packed) == HEADER.size + preamble.body_bytes
-    assert preamble.short >= short
-    theirs = ours.unpack_like(preamble, packed[HEADER.size :])
+    packed = ours.pack(step, before)
+    header, rest = Header.read(packed[: HEADER.size]), packed[HEADER.size :]
+    assert (header.step, header.shaped) == (step & STEP_BITS, before != (4, 2))
+    if header.shaped:
+        assert SHAPE.unpack(rest[: SHAPE.size]) == (4, 2)
+        rest = rest[SHAPE.size :]
+    assert len(rest) == header.body_bytes((4, 2))
+    assert header.short >= short
+    theirs = ours.unpack_like(header, rest)
     np.testing.assert_array_equal(theirs.totals, ours.totals)
     np.testing.assert_array_equal(theirs.weights, ours.weights)
 
 
 @pytest.mark.parametrize(("value", "size"), [(1.0, 4), (0.1, 8), (1e300, 8), (math.nan, 4)])
 def test_weights_of_one_do_not_travel_and_fp32_numbers_travel_as_such(value: float, size: int):
-    assert len(booked([[(value, 1.0), (2.0, 1.0)]]).pack(0)) == 6 + 2 * size
+    ours = booked([[(value, 1.0), (2.0, 1.0)]])
+    assert len(ours.pack(0, ours.shape)) == 2 + 2 * size
+    assert len(ours.pack(0)) == 6 + 2 * size
 
 
 def test_alone_nothing_is_sent():

@@ -7,6 +7,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ import pytest
 from replica.world import HOST, Board, Run, connected, on_ranks
 from zo_offload.errors import ConfigError, DivergedError, LostRankError, ReplicaError
 from zo_offload.replica import Booked, Replica, sockets
+from zo_offload.replica.booked import HEADER, SHAPE, SHAPED, SHORT
 from zo_offload.replica.sockets import GREETING, INVITATION, connect
+from zo_offload.replica.sums import Sums, sums_of
 
 __all__ = ["on_ranks"]
 
@@ -35,17 +38,59 @@ def test_every_rank_gets_the_bits_of_one(on_ranks: Run, world_size: int):
     assert on_ranks(world_size, mean) == [alone] * world_size
 
 
-@pytest.mark.parametrize(("loss", "up"), [(1.0, 14), (0.1, 22)])
-def test_bytes_a_step(on_ranks: Run, loss: float, up: int):
-    """Two lanes, one micro-batch a rank: 14 bytes up (more where fp32 would round), 16 down."""
+@pytest.mark.parametrize(
+    ("losses", "weight", "up", "down"),
+    [
+        ((6.75, 7.125), 1.0, 10, 6),
+        ((6.900000095367432, 7.099999904632568), 1.0, 10, 10),  # as of a model: fp32
+        ((6.900000095367432, 7.099999904632568), 77.0, 18, 14),
+        ((1 / 3, 0.4), 1.0, 18, 16),
+    ],
+)
+def test_bytes_a_step(
+    on_ranks: Run, losses: tuple[float, float], weight: float, up: int, down: int
+):
+    """Two lanes, one micro-batch a rank; the shape goes before the first."""
 
-    def sent(replica: Replica) -> int:
-        booked = Booked.of(["+", "-"], [[(loss, 1.0), (2.0, 1.0)]])
+    def sent(replica: Replica) -> tuple[int, int]:
+        booked = Booked.of(["+", "-"], [[(loss, weight) for loss in losses]])
         for step in range(10):
             replica.mean(booked, step)
-        return replica.bytes_sent
+        return replica.bytes_sent, replica.step_bytes
 
-    assert on_ranks(4, sent) == [10 * 16 * 3, *3 * [10 * up]]
+    ups, downs = 10 * up + 4, 10 * down
+    assert on_ranks(4, sent) == [(3 * downs, 3 * (ups + downs)), *3 * [(ups, ups + downs)]]
+
+
+def test_ranks_may_change_the_shape_together(on_ranks: Run):
+    """Evaluations lie between steps."""
+
+    def means(replica: Replica) -> list[list[float]]:
+        step = Booked.of(["+", "-"], [[(1.0, 1.0), (2.0, 1.0)]])
+        looked = Booked.of(["loss"], [[(float(row), 1.0)] for row in range(3)])
+        found = [replica.mean(booked, 4) for booked in (step, step, looked, step, looked)]
+        assert replica.rank == 0 or replica.bytes_sent == 3 * 10 + 2 * 14 + 4 * 4
+        return found
+
+    assert on_ranks(3, means) == [[[1.0, 2.0], [1.0, 2.0], [1.0], [1.0, 2.0], [1.0]]] * 3
+
+
+@pytest.mark.parametrize("alike", [1, 2])
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+def test_ranks_with_parts_of_the_columns_or_the_same(on_ranks: Run, alike: int, weight: float):
+    """Two pairs: each rank of a pair a column, or both the same."""
+    table = [[(0.1, 1.0), (0.7, weight)], [(1.3, weight), (1 / 3, 1.0)]]
+    names = ["a", "b"] if alike == 1 else ["a"]
+    rows = [[row[: len(names)]] for row in table]
+    expected = sums_of([Booked.of(names, row) for row in rows], "step 0").means
+
+    def mean(replica: Replica) -> list[float]:
+        group, place = divmod(replica.rank, 2)
+        column = place if alike == 1 else 0
+        booked = Booked.of([names[column]], [[table[group][column]]])
+        return replica.mean(booked, 0, names=names, alike=alike)
+
+    assert on_ranks(4, mean) == [expected] * 4
 
 
 def test_a_loss_that_is_not_finite_is_raised_alike_and_training_goes_on(on_ranks: Run):
@@ -68,11 +113,15 @@ def test_a_loss_that_is_not_finite_is_raised_alike_and_training_goes_on(on_ranks
         (2, 1, 8, r"rank 2 brought .* \(8, 1, 1\) where rank 0 has \(7, 1, 1\)"),
     ],
 )
+@pytest.mark.parametrize("later", [False, True])
 def test_ranks_out_of_step_are_named_on_every_rank(
-    on_ranks: Run, rank: int, rows: int, step: int, words: str
+    on_ranks: Run, rank: int, rows: int, step: int, words: str, later: bool
 ):
     def mean(replica: Replica) -> None:
         mine = replica.rank == rank
+        usual = Booked.of(["x"], [[(1.0, 1.0)]])
+        if later:
+            replica.mean(usual, 6)
         booked = Booked.of(["x"], [[(1.0, 1.0)]] * (rows if mine else 1))
         replica.mean(booked, step if mine else 7)
 
@@ -81,6 +130,29 @@ def test_ranks_out_of_step_are_named_on_every_rank(
     assert {str(error) for error in found} == {str(found[0])}
     with pytest.raises(ReplicaError, match=words):
         raise found[0]
+
+
+@pytest.mark.parametrize(
+    ("begun", "words"),
+    [
+        (HEADER.pack(7 | SHORT), r"\(7, 0, 0\) where rank 0 has \(7, 1, 1\)"),
+        (HEADER.pack(7 | SHAPED) + SHAPE.pack(65535, 65535), r"\(7, 65535, 65535\) where"),
+    ],
+)
+def test_a_shape_that_was_never_sent_or_is_no_step_s_is_named(
+    on_ranks: Run, begun: bytes, words: str
+):
+    """At once: nothing is waited for that such a message would have."""
+
+    def mean(replica: Replica) -> None:
+        if replica.rank:
+            replica.link.send(0, begun)
+            Sums.receive(partial(replica.link.receive, 0), 1, 1)
+        replica.mean(Booked.of(["x"], [[(1.0, 1.0)]]), 7)
+
+    for error in on_ranks(2, mean):
+        with pytest.raises(ReplicaError, match=words):
+            raise error
 
 
 @pytest.mark.parametrize("leaver", [0, 1, 2])

@@ -9,44 +9,46 @@ import numpy.typing as npt
 
 F64 = npt.NDArray[np.float64]
 
-HEADER = struct.Struct("<HHH")  # low bits of the step, and flags; micro-batches; columns
-STEP_BITS = 0x3FFF
+HEADER = struct.Struct("<H")  # low bits of the step, and flags
+SHAPE = struct.Struct("<HH")  # micro-batches, columns; behind the header where a flag says so
+STEP_BITS = 0x1FFF
+SHAPED = 0x2000  # the shape follows: it is not that of the message before
 WEIGHTED = 0x4000  # weights follow the totals
 SHORT = 0x8000  # all values are fp32 numbers, and travel as such
 MOST_COLUMNS = MOST_MICRO_BATCHES = 2**16 - 1
+Shape = tuple[int, ...]  # [M, C]
 
 
 @dataclass(frozen=True)
-class Preamble:
-    """What a packed message says before its values.
+class Header:
+    """What a packed message says first.
 
     Attributes:
         step: Low bits of its number.
-        shape: Micro-batches, columns.
+        shaped: Whether the shape follows.
         weighted: Whether weights follow the totals.
         short: Whether values travel as fp32.
     """
 
     step: int
-    shape: tuple[int, int]
+    shaped: bool
     weighted: bool
     short: bool
 
     @classmethod
-    def read(cls, data: bytes) -> "Preamble":
+    def read(cls, data: bytes) -> "Header":
         """From the first bytes of a message."""
-        first, rows, columns = HEADER.unpack(data)
-        return cls(first & STEP_BITS, (rows, columns), bool(first & WEIGHTED), bool(first & SHORT))
+        (first,) = HEADER.unpack(data)
+        return cls(first & STEP_BITS, *(bool(first & flag) for flag in (SHAPED, WEIGHTED, SHORT)))
 
     @property
     def dtype(self) -> str:
         """Of the values."""
         return "<f4" if self.short else "<f8"
 
-    @property
-    def body_bytes(self) -> int:
-        """Length of what follows."""
-        rows, columns = self.shape
+    def body_bytes(self, shape: Shape) -> int:
+        """Length of the values."""
+        rows, columns = shape
         return rows * columns * (4 if self.short else 8) * (2 if self.weighted else 1)
 
 
@@ -77,11 +79,16 @@ class Booked:
         table = np.array(rows, np.float64).reshape(len(rows), len(columns), 2)
         return cls(tuple(columns), table[..., 0].copy(), table[..., 1].copy())
 
-    def pack(self, step: int) -> bytes:
-        """Six bytes, and four or eight a value.
+    @property
+    def shape(self) -> Shape:
+        """Micro-batches, columns."""
+        return self.totals.shape
 
-        Losses of one micro-batch are fp32 numbers most often, and then travel as such; weights
-        travel only where one of them is not 1.
+    def pack(self, step: int, before: Shape | None = None) -> bytes:
+        """Two bytes, four for the shape if it is not that of the message before, and the values.
+
+        Losses of one micro-batch are fp32 numbers most often, and then travel as such, in four
+        bytes instead of eight; weights travel only where one of them is not 1.
         """
         parts = [self.totals]
         if (self.weights != 1.0).any():
@@ -89,13 +96,15 @@ class Booked:
         values = np.stack(parts)
         with np.errstate(over="ignore", invalid="ignore"):
             short = np.array_equal(values.astype("<f4").astype(np.float64), values, equal_nan=True)
-        flags = WEIGHTED * (len(parts) > 1) | SHORT * short
-        header = HEADER.pack(step & STEP_BITS | flags, *self.totals.shape)
-        return header + values.astype("<f4" if short else "<f8").tobytes()
+        shaped = self.shape != before
+        flags = SHAPED * shaped | WEIGHTED * (len(parts) > 1) | SHORT * short
+        header = HEADER.pack(step & STEP_BITS | flags)
+        shape = SHAPE.pack(*self.shape) if shaped else b""
+        return header + shape + values.astype("<f4" if short else "<f8").tobytes()
 
-    def unpack_like(self, preamble: Preamble, data: bytes) -> "Booked":
-        """Another rank's numbers, of the same shape as these, from what follows the header."""
-        table = np.frombuffer(data, preamble.dtype).astype(np.float64)
-        table = table.reshape(-1, *self.totals.shape)
-        weights = table[1] if preamble.weighted else np.ones_like(table[0])
+    def unpack_like(self, header: Header, data: bytes) -> "Booked":
+        """Another rank's numbers, of the same shape as these, from the values' bytes."""
+        table = np.frombuffer(data, header.dtype).astype(np.float64)
+        table = table.reshape(-1, *self.shape)
+        weights = table[1] if header.weighted else np.ones_like(table[0])
         return Booked(self.columns, table[0], weights)

@@ -1,6 +1,6 @@
 """What a rank needs of a connection: bytes to and from rank 0, whole and in order.
 
-The exchange is a star with rank 0 in the middle. It moves each scalar once up and each mean once
+The exchange is a star with rank 0 in the middle. It moves each scalar once up and each sum once
 down, which is the least there is, and the one that adds is the one that decides: all ranks go on
 from the same bits, whatever their number.
 """

@@ -1,25 +1,24 @@
-"""The exchange of a step: every rank's sums to rank 0, the means of all back to every rank.
+"""The exchange of a step: every rank's sums to rank 0, those of all back to every rank.
 
 Sums are added in the order of global micro-batches, whichever rank they come from (group g of G
 holds micro-batches g, g + G, ...), so that one rank with four micro-batches, two with two, four
 with one, and ranks that run a part of the lanes each compute the same bits.
 
-On the wire a rank sends ``Booked.pack``: 6 bytes, 4 a value (8 where fp32 would round it), as many
-again where weights differ from 1. Rank 0 answers with 8 bytes a column, or with a failure that all
-ranks then raise alike.
+On the wire a rank sends ``Booked.pack``: 2 bytes, 4 a value (8 where fp32 would round it), as many
+again where weights differ from 1; and 4 for the shape when it is another than before. Rank 0
+answers with ``Sums.pack``, from which every rank computes the same means: mostly 2 bytes and 4 a
+column, at most 1 and 8, more where there are weights. Or with a failure, which all raise alike.
 """
 
-import math
-import struct
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar, cast
 
-import numpy as np
-
-from zo_offload.errors import DivergedError, ReplicaError, ZOError
-from zo_offload.replica.booked import HEADER, STEP_BITS, Booked, Preamble
+from zo_offload.errors import ReplicaError, ZOError
+from zo_offload.replica.booked import HEADER, SHAPE, STEP_BITS, Booked, Header, Shape
 from zo_offload.replica.link import Alone, Link
+from zo_offload.replica.sums import Sums, sums_of
 from zo_offload.replica.told import (
     FAILURE,
     LENGTH,
@@ -52,6 +51,7 @@ class Replica:
 
     link: Link = field(default_factory=Alone)
     step_bytes: int = field(default=0, init=False)
+    _shapes: dict[int, Shape] = field(default_factory=dict, init=False)  # by rank: sent or received
 
     @property
     def rank(self) -> int:
@@ -95,26 +95,22 @@ class Replica:
             ReplicaError: Ranks do not fit together, or one has left.
         """
         names = names or booked.columns
-        count = len(names)
-        self.step_bytes += 8 * count * (1 if self.rank else len(self._others))
+        groups = self.world_size // alike * len(booked.columns) // len(names)
+        count = groups * booked.shape[0]  # micro-batches of all ranks
         if self.rank:
-            packed = booked.pack(step)
-            self.step_bytes += len(packed)
-            self.link.send(0, packed)
-            first = self.link.receive(0, 8)
-            if first == FAILURE:
-                raise_failure(self._receive_from_first)
-            rest = self.link.receive(0, 8 * (count - 1))
-            return list(struct.unpack(f"<{count}d", first + rest))
+            self._send_counted(0, booked.pack(step, self._shapes.get(0)))
+            self._shapes[0] = booked.shape
+            return Sums.receive(partial(self._receive_counted, 0), len(names), count).means
         try:
             everyone = [booked, *(self._receive_booked(r, booked, step) for r in self._others)]
-            means = mean_of(everyone[::alike], f"{what} {step}", names)
+            sums = sums_of(everyone[::alike], f"{what} {step}", names)
         except ZOError as error:
             self._send_failure(error)
             raise
+        answer = sums.pack(count)
         for rank in self._others:
-            self.link.send(rank, struct.pack(f"<{len(means)}d", *means))
-        return means
+            self._send_counted(rank, answer)
+        return sums.means
 
     def gather(self, data: bytes) -> list[bytes]:
         """Every rank's bytes by rank, on rank 0; elsewhere nothing."""
@@ -210,17 +206,28 @@ class Replica:
         return range(1, self.world_size)
 
     def _receive_booked(self, rank: int, ours: Booked, step: int) -> Booked:
-        preamble = Preamble.read(self.link.receive(rank, HEADER.size))
-        theirs, expected = (preamble.step, *preamble.shape), (step & STEP_BITS, *ours.totals.shape)
+        header = Header.read(self._receive_counted(rank, HEADER.size))
+        if header.shaped:
+            self._shapes[rank] = SHAPE.unpack(self._receive_counted(rank, SHAPE.size))
+        theirs = (header.step, *self._shapes.get(rank, (0, 0)))
+        expected = (step & STEP_BITS, *ours.shape)
         if theirs != expected:
             names = "(step, micro-batches, values)"
             raise ReplicaError(
                 f"rank {rank} brought {names} {theirs} where rank 0 has {expected}; every rank "
                 "must run the same steps with the same number of micro-batches"
             )
-        body = self.link.receive(rank, preamble.body_bytes)
-        self.step_bytes += HEADER.size + len(body)
-        return ours.unpack_like(preamble, body)
+        body = self._receive_counted(rank, header.body_bytes(ours.shape))
+        return ours.unpack_like(header, body)
+
+    def _send_counted(self, rank: int, data: bytes) -> None:
+        self.link.send(rank, data)
+        self.step_bytes += len(data)
+
+    def _receive_counted(self, rank: int, size: int) -> bytes:
+        data = self.link.receive(rank, size)
+        self.step_bytes += size
+        return data
 
     def _send_failure(self, error: ZOError) -> None:
         for rank in self._others:
@@ -233,55 +240,17 @@ class Replica:
         for rank in self._others:
             self._send_sized(rank, data)
 
-    def _receive_from_first(self, size: int) -> bytes:
-        return self.link.receive(0, size)
-
     def _send_sized(self, rank: int, data: bytes) -> None:
         self.link.send(rank, LENGTH.pack(len(data)) + data)
 
     def _receive_sized(self, rank: int) -> bytes:
         first = self.link.receive(rank, LENGTH.size)
         if first == FAILURE:
-            raise_failure(self._receive_from_first)
+            raise_failure(partial(self.link.receive, rank))
         (size,) = LENGTH.unpack(first)
         if size > MOST_BYTES:
             raise ReplicaError(f"rank {rank} announced {size:,} bytes, at most {MOST_BYTES:,} fit")
         return self.link.receive(rank, size)
-
-
-def mean_of(everyone: Sequence[Booked], what: str, names: Sequence[str] = ()) -> list[float]:
-    """Weighted means of each column, added in the order of global micro-batches.
-
-    Args:
-        everyone: By rank, of one shape ``[M, C]``. As many neighbours as hold all columns together
-            are a group; row i of group g of G is micro-batch i G + g.
-        what: Is being averaged, for messages.
-        names: Of all columns (default: those that every rank holds).
-
-    Raises:
-        DivergedError: A sum is not finite, or a column's weights add up to 0.
-    """
-    names = names or everyone[0].columns
-    totals = np.stack([booked.totals for booked in everyone], axis=1)  # [M, W, C]
-    weights = np.stack([booked.weights for booked in everyone], axis=1)
-    totals, weights = (table.reshape(-1, len(names)) for table in (totals, weights))
-    for micro_batch, row in enumerate(totals):
-        for column, total in zip(names, row, strict=True):
-            if not math.isfinite(total):
-                raise DivergedError(
-                    f"{what}: the loss is {total} ({column}, micro-batch {micro_batch}); nothing "
-                    "was changed. Lower the learning rate or eps, or look at its data"
-                )
-    total, weight = totals[0].copy(), weights[0].copy()
-    for row, its_weight in zip(totals[1:], weights[1:], strict=True):
-        total += row  # elementwise: one order for every column
-        weight += its_weight
-    if not weight.all():
-        raise DivergedError(
-            f"{what}: the weights of all micro-batches add up to 0, so there is no mean loss; "
-            "nothing was changed. Look at what the objective counts"
-        )
-    return (total / weight).tolist()
 
 
 def _short(text: str, limit: int = 64) -> str:

@@ -1,8 +1,8 @@
 """A link over TCP: one connection from every rank to rank 0, and nothing on it but our bytes.
 
 Why not the process group: gloo sends 320 bytes a rank to gather 32, and a rank that dies is found
-out late. Here a step of two lanes is 22 bytes up and 16 down, and a closed connection names the
-rank that has left.
+out late. Here a step of two lanes is 10 bytes up and some 10 down, and a closed connection names
+the rank that has left.
 
 Rank 0 listens where the launcher's rendezvous is, on a port that the system chooses. Who connects
 must show a token that went through the process group; anything else is turned away.

@@ -12,7 +12,9 @@ from zo_offload import errors
 from zo_offload.errors import LostRankError, ReplicaError, ZOError
 
 LENGTH = struct.Struct("<Q")
-FAILURE = struct.pack("<Q", 0x7FF85A4F4641494C)  # as a float, a NaN that no arithmetic makes
+FAILURE = b"\xffFAILED\xff"  # a length beyond all bounds; its first byte begins no sums
+MOST_WORDS = 1 << 16  # of a message; in JSON a character is at most 12 bytes
+MOST_TOLD_BYTES = 1 << 20
 
 
 def as_failure(error: ZOError) -> bytes:
@@ -21,21 +23,43 @@ def as_failure(error: ZOError) -> bytes:
     return FAILURE + LENGTH.pack(len(data)) + data
 
 
-def raise_failure(receive: Callable[[int], bytes]) -> NoReturn:
-    """Raise what follows ``FAILURE``; ``receive`` gives the next bytes."""
-    (size,) = LENGTH.unpack(receive(LENGTH.size))
+def raise_failure(receive: Callable[[int], bytes], begun: bytes = FAILURE) -> NoReturn:
+    """Raise what a failure tells.
+
+    Args:
+        receive: Gives the next bytes.
+        begun: What has been received of ``FAILURE``.
+    """
+    begun += receive(len(FAILURE) - len(begun))
+    if begun != FAILURE:
+        raise no_answer(begun)
+    length = receive(LENGTH.size)
+    (size,) = LENGTH.unpack(length)
+    if size > MOST_TOLD_BYTES:
+        raise no_answer(begun + length)
     raise_as_told(receive(size))
+
+
+def no_answer(begun: bytes) -> ReplicaError:
+    """To raise where rank 0 sends what it never would."""
+    return ReplicaError(
+        f"rank 0 sent {begun.hex(' ')}, which begins no answer; start the same version of "
+        "zo_offload on every rank"
+    )
 
 
 def as_told(error: ZOError) -> bytes:
     """An error's kind and words."""
-    return json.dumps([type(error).__name__, str(error)]).encode()
+    return json.dumps([type(error).__name__, str(error)[:MOST_WORDS]]).encode()
 
 
 def raise_as_told(data: bytes) -> NoReturn:
     """Raise an error of that kind, with those words."""
-    name, message = json.loads(data)
-    kind = getattr(errors, name, None)
+    try:
+        name, message = json.loads(data)
+    except (ValueError, TypeError):
+        name, message = "", f"a rank failed, and what it says cannot be read ({data[:64]!r})"
+    kind = getattr(errors, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, ZOError)):
         kind = ReplicaError
     error = kind(message)
