@@ -7,7 +7,8 @@ with one thread each, their weights in host memory. Parts:
   sockets, beside gloo's collectives of the same scalars in the same ranks (as they come, untuned).
   The floor is a round trip.
 * ``memory``: a large model; bytes a lane must be the small one's, and the node's memory that of
-  one rank. Memory is the kernel's proportional set size, before and after.
+  one rank, with blocks at rest in host memory and on NVMe. Memory is the kernel's proportional set
+  size, before and after.
 * ``weak``: the same work for every rank.
 * ``star``: rank 0's part with up to 10,000 ranks that only exchange, by what takes it; then two
   networks with a delay on the cable between; from both the exchange of any run.
@@ -168,22 +169,33 @@ class Bench:
 
     def memory(self) -> Found:
         rows: list[tuple[int, Found, Found]] = []
+        on_disk: list[tuple[int, Found, Found]] = []
         lanes: Found = {}
         for count in self.options.ranks:
             with ranks(count) as world:
-                rows.append((count, *self._grown(world)))
+                rows.append((count, *self._grown(world, HOST_MEMORY)))
                 lanes[f"{count}"] = bytes_of(ask_all(world, "steps", count=2))[1]
                 if count % 2 == 0:
                     self.prepare(world, self.options.large, apart(2), (1, 16))
                     said = ask_all(world, "steps", count=2)
                     lanes[f"{count}, probe_parallel 2"] = bytes_of(said)[1]
+            with tempfile.TemporaryDirectory(dir=self.folder) as units, ranks(count) as world:
+                on_disk.append((count, *self._grown(world, disk(units))))
         print(f"bytes a lane of this model: {lanes}")
-        return show_memory(rows) | {"large_model_bytes_per_lane": lanes}
+        name = f"node_weight_memory_ratio_{self.options.ranks[-1]}_ranks"
+        ratio, before_trim = show_memory("host memory", rows)
+        ratio_on_disk, _ = show_memory("NVMe", on_disk)
+        return {
+            name: ratio,
+            f"{name}_before_malloc_trim": before_trim,
+            f"{name}_nvme": ratio_on_disk,
+            "large_model_bytes_per_lane": lanes,
+        }
 
-    def _grown(self, world: list[Program]) -> tuple[Found, Found]:
+    def _grown(self, world: list[Program], block: Found) -> tuple[Found, Found]:
         """What the node's memory grew by, all ranks together: as it is, and trimmed."""
         before = total_of(ask_all(world, "memory", trimmed=True))
-        count = self.prepare(world, self.options.large, HOST_MEMORY, (1, 16))
+        count = self.prepare(world, self.options.large, block, (1, 16))
         found = []
         for trimmed in (False, True):
             after = total_of(ask_all(world, "memory", trimmed=trimmed))
@@ -278,6 +290,11 @@ def apart(parallel: int) -> Found:
     return HOST_MEMORY | {"replica": {"probe_parallel": parallel}}
 
 
+def disk(folder: str) -> Found:
+    """Blocks rest in a directory."""
+    return {"offload_param": {"device": "nvme", "nvme_path": folder}}
+
+
 def bytes_of(said: Sequence[Found]) -> tuple[float, float]:
     """Of all ranks' steps: a step, and a lane of it."""
     sent, lanes = (sum(each[key] for each in said) for key in ("bytes", "lanes"))
@@ -320,9 +337,10 @@ def total_of(said: Sequence[Found]) -> Counter[str]:
     return total
 
 
-def show_memory(rows: Sequence[tuple[int, Found, Found]]) -> Found:
-    """A row a number of ranks; the ratios of the most ranks to one."""
-    print(f"{rows[0][1]['parameters'] / 1e9:.3f} G parameters; growth in MB, all ranks together")
+def show_memory(where: str, rows: Sequence[tuple[int, Found, Found]]) -> tuple[float, float]:
+    """A row a number of ranks; the ratios of the most ranks to one, trimmed and as it is."""
+    print(f"{rows[0][1]['parameters'] / 1e9:.3f} G parameters, blocks at rest in {where}; "
+          "growth in MB, all ranks together")  # fmt: skip
     print("| ranks | shared | private | views of the checkpoint | device's part | host's part | "
           "over one rank | host's part before malloc_trim | over one rank |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|")
@@ -335,8 +353,7 @@ def show_memory(rows: Sequence[tuple[int, Found, Found]]) -> Found:
         kinds = [trimmed.get(key, 0) for key in ("shared", "private", "checkpoint", "device")]
         shown = " | ".join(f"{each / 1e6:,.1f}" for each in (*kinds, hosts[0]))
         print(f"| {count} | {shown} | {ratios[0]:.4f} | {hosts[1] / 1e6:,.1f} | {ratios[1]:.4f} |")
-    name = f"node_weight_memory_ratio_{rows[-1][0]}_ranks"
-    return {name: round(ratios[0], 4), f"{name}_before_malloc_trim": round(ratios[1], 4)}
+    return round(ratios[0], 4), round(ratios[1], 4)
 
 
 def host_part(grown: Found) -> float:

@@ -16,6 +16,7 @@ import numpy as np
 from programs import serve
 
 from zo_offload.replica import Booked, Replica
+from zo_offload.replica.booked import Shape
 from zo_offload.replica.sockets import SocketLink, connect
 from zo_offload.replica.sums import sums_of
 
@@ -53,6 +54,7 @@ class Near:
 
     def __init__(self) -> None:
         self._link: SocketLink | None = None
+        self._replica = Replica()
         self._thread = threading.Thread()
 
     def listen(self, world_size: int, host: str) -> str:
@@ -66,6 +68,7 @@ class Near:
 
         def accept() -> None:
             self._link = connect(0, world_size, host, share)
+            self._replica = Replica(self._link)
 
         self._began = time.perf_counter()
         self._thread = threading.Thread(target=accept)
@@ -82,11 +85,11 @@ class Near:
 
         ``processor`` is free of what other programs on this machine take.
         """
-        link = Timed(self.link)
-        replica = Replica(link)
+        self._replica.link = link = Timed(self.link)
         began, used = time.perf_counter(), time.process_time()
-        replica.mean(BOOKED, step)
+        self._replica.mean(BOOKED, step)
         total, used = time.perf_counter() - began, time.process_time() - used
+        self._replica.link = self.link
         began = time.perf_counter()
         sums_of([BOOKED] * link.world_size, "step 0").pack(link.world_size)
         adding = time.perf_counter() - began
@@ -98,11 +101,10 @@ class Near:
 
     def loop(self, count: int) -> float:
         """Seconds of one exchange, back to back, after a first that does not count."""
-        replica = Replica(self.link)
-        replica.mean(BOOKED, 0)
+        self._replica.mean(BOOKED, 0)
         began = time.perf_counter()
         for step in range(1, 1 + count):
-            replica.mean(BOOKED, step)
+            self._replica.mean(BOOKED, step)
         return (time.perf_counter() - began) / count
 
     def round_trip(self, count: int) -> float:
@@ -129,6 +131,8 @@ class Far:
 
     def __init__(self) -> None:
         self._links: list[SocketLink] = []
+        self._before: Shape | None = None  # of the step before
+        self._answer_bytes = 0
 
     def join(self, world_size: int, host: str, invitation: str) -> None:
         """Connect every one."""
@@ -137,17 +141,20 @@ class Far:
         self._links = [
             connect(rank, world_size, host, lambda _: share) for rank in range(1, world_size)
         ]
+        self._before = None
+        self._answer_bytes = len(sums_of([BOOKED] * world_size, "step 0").pack(world_size))
 
     def send(self, step: int) -> None:
         """What each brings to a step."""
-        packed = BOOKED.pack(step)
+        packed = BOOKED.pack(step, self._before)
+        self._before = BOOKED.shape
         for link in self._links:
             link.send(0, packed)
 
     def receive(self) -> None:
         """What each gets."""
         for link in self._links:
-            link.receive(0, ANSWER_BYTES)
+            link.receive(0, self._answer_bytes)
 
     def loop(self, count: int) -> None:
         """So many steps and one, one behind the other."""

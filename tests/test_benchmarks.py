@@ -76,9 +76,10 @@ def test_ranks_are_counted_timed_and_weighed():
     small = "--small 2 64 200 --large 2 64 200 --medium 2 64 200 --tokens 1 8 --ranks 2"
     options = f"{small} --parts exchange memory --rounds 1 --counted 100"
     found = json.loads(run("scaling.py", *options.split()).splitlines()[-1])
-    assert found["large_model_bytes_per_lane"]["2"] == 7.5
-    assert found["bytes_per_lane_step"] == pytest.approx(7.5 + 35 / 400, abs=1e-3)
-    ratios = {"exchange_share_of_step", "node_weight_memory_ratio_2_ranks"}
+    assert 3 < found["large_model_bytes_per_lane"]["2"] <= 5  # by how many bits the sums have
+    assert found["bytes_per_lane_step"] <= 5 + 35 / 400
+    ratios = {"exchange_share_of_step"}
+    ratios |= {f"node_weight_memory_ratio_2_ranks{where}" for where in ("", "_nvme")}
     assert all(found[name] > 0 for name in ratios)
 
 

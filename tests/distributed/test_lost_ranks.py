@@ -1,6 +1,7 @@
 """Real ranks that die, join, or fall out with the others: named, and the end is the same."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,38 @@ from distributed.test_ranks import CONFIG, job
 
 pytestmark = pytest.mark.slow
 
+Killed = tuple[Path, dict[str, Any], dict[str, Any]]  # its folder, its config, a run left alone
 
-def test_a_fifth_rank_joins_without_being_sent_weights(tmp_path: Path):
-    """Four ranks are killed as one dies; five go on, and the new one replays the journal."""
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    """Four ranks end as one of them is killed."""
+    folder = tmp_path_factory.mktemp("killed")
     config: dict[str, Any] = CONFIG | {"train_batch_size": 40}
-    (alone,) = run("none", 1, job(tmp_path / "alone", config=config))
-    kept = {"path": str(tmp_path / "run.journal"), "snapshot_interval": 0}
-    block = config["zeroth_order"] | {"journal": kept}
-    given = job(tmp_path, config=config | {"zeroth_order": block})
-    ended = wait(start(4, given | {"die": [3, 3]}))
+    (alone,) = run("none", 1, job(folder / "alone", config=config))
+    ended = wait(start(4, resumable(folder / "run", config) | {"die": [3, 3]}))
     assert [code for code, _ in ended] == [1, 1, 1, -9]
+    return folder / "run", config, alone
+
+
+@pytest.mark.parametrize("ranks", [4, 5])
+def test_as_many_ranks_go_on_or_one_joins(killed: Killed, tmp_path: Path, ranks: int):
+    """They replay the journal, and nobody is sent weights."""
+    before, config, alone = killed
+    shutil.copytree(before, tmp_path / "run")
     weights = sum(parameter.numel() for parameter in opt().parameters()) * 4
-    for report in run("none", 5, given):
+    for report in run("none", ranks, resumable(tmp_path / "run", config)):
         assert report["taken_up"] in (3, 4)  # the others may have taken one more
         assert report["weights"] == alone["weights"]
         assert report["losses"] == alone["losses"]
         assert 0 < report["received_before"] < weights / 4
+
+
+def resumable(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """A job whose journal lies in a folder, and no snapshot."""
+    kept = {"path": str(folder / "run.journal"), "snapshot_interval": 0}
+    block = config["zeroth_order"] | {"journal": kept}
+    return job(folder, config=config | {"zeroth_order": block})
 
 
 @pytest.mark.parametrize("victim", [0, 1])
