@@ -50,7 +50,7 @@ def differences(
     """``L+ - L-`` for every batch and direction."""
     found = []
     for batch in batches:
-        draws = [(k, s, Draw(0, 0, k, s * eps)) for k in range(DIRECTIONS) for s in SIGNS]
+        draws = [(k, s, Draw(0, 0, k, s * eps)) for k in range(DIRECTIONS) for s in SIGNS["spsa"]]
         with context():
             (sums,) = stepper.measure([batch], draws)
             losses = [total / weight for total, weight in sums]

@@ -20,6 +20,7 @@ from pydantic import (
 from zo_offload.config_fields import (
     BLOCK,
     Bytes,
+    Limit,
     Paths,
     Positive,
     Strict,
@@ -29,7 +30,7 @@ from zo_offload.config_fields import (
 )
 from zo_offload.config_trainable import TrainableConfig, check_trainable
 from zo_offload.errors import ConfigError
-from zo_offload.estimator import SIGNS
+from zo_offload.estimator import LEAST_PROBES, SIGNS
 from zo_offload.offload.aio import BLOCK_BYTES
 from zo_offload.wording import hint
 
@@ -101,7 +102,10 @@ class ZOConfig(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
     eps: Positive = 1e-3
     probes: Annotated[int, Field(ge=1, le=2**14)] = 1
-    estimator: Literal["spsa"] = "spsa"
+    estimator: Literal["spsa", "one_sided"] = "spsa"
+    fitness: Literal["raw", "standardized", "ranks"] = "raw"
+    clip: Limit | None = None
+    on_nonfinite: Literal["stop", "skip"] = "stop"
     direction: Literal["rademacher", "gaussian"] = "rademacher"
     direction_scale: Literal["none", "rms"] = "none"
     trainable: TrainableConfig = TrainableConfig()
@@ -118,6 +122,16 @@ class ZOConfig(Strict):
     master: Literal["fp32", "bf16+8", "bf16_sr"] = "fp32"
     replica: ReplicaConfig = ReplicaConfig()
     journal: JournalConfig = JournalConfig()
+
+    @property
+    def signs(self) -> tuple[int, ...]:
+        """Of the lanes of a direction."""
+        return SIGNS[self.estimator]
+
+    @property
+    def num_lanes(self) -> int:
+        """Directions and signs of a step: forwards of a micro-batch."""
+        return len(self.signs) * self.probes
 
 
 def parse_config(config: Mapping[str, Any]) -> ZOConfig:
@@ -145,6 +159,7 @@ def parse_config(config: Mapping[str, Any]) -> ZOConfig:
     except ValidationError as error:
         raise ConfigError(_explain(error, beside)) from None
     _check_tier(parsed)
+    _check_estimator(parsed)
     _check_replica(parsed)
     check_trainable(parsed.trainable, parsed.wire, parsed.update.lag, parsed.master)
     _check_beside(config)
@@ -171,16 +186,30 @@ def _check_tier(parsed: ZOConfig) -> None:
 
 
 def _check_replica(parsed: ZOConfig) -> None:
-    parallel, lanes = parsed.replica.probe_parallel, len(SIGNS) * parsed.probes
+    parallel, lanes = parsed.replica.probe_parallel, parsed.num_lanes
     if lanes % parallel:
         raise ConfigError(
             f"{BLOCK}.replica.probe_parallel: {parallel} ranks cannot share the {lanes} lanes of a "
-            f"micro-batch ({parsed.probes} probes, two signs) evenly; write a divisor of {lanes}"
+            f"micro-batch ({parsed.probes} probes, {_signs(parsed)}) evenly; write a divisor of "
+            f"{lanes}"
         )
     if parallel > 1 and parsed.joined_rows is not None:
         raise ConfigError(
             f"{BLOCK}.joined_rows: lanes share products within a rank, and probe_parallel "
             f"{parallel} puts them on different ones, which would change bits; keep one of the two"
+        )
+
+
+def _signs(parsed: ZOConfig) -> str:
+    return "two signs" if len(parsed.signs) == 2 else "one sign"
+
+
+def _check_estimator(parsed: ZOConfig) -> None:
+    least = LEAST_PROBES[parsed.estimator]
+    if parsed.probes < least:
+        raise ConfigError(
+            f'{BLOCK}.probes: "estimator": "{parsed.estimator}" compares a step\'s probes with '
+            f"each other; write at least {least}, found {parsed.probes}"
         )
 
 
@@ -289,7 +318,6 @@ _ROOTS = {"offload_param": "zero_optimization", "aio": ""}  # where DeepSpeed ha
 # What later versions will take: text, or any positive number.
 _PLANNED: dict[str, tuple[str, ...]] = {
     "update.type": ("momentum", "adam"),
-    "estimator": ("one_sided",),
 }
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from zo_offload.config_fields import BLOCK, Layers, Limit, Patterns, Strict
+from zo_offload.config_fields import BLOCK, Layers, Patterns, Strict
 from zo_offload.errors import ConfigError
 from zo_offload.ops.layout import Layout, layout_of
 
@@ -29,7 +29,6 @@ class TrainableConfig(Strict):
     rank: Annotated[int, Field(ge=1, le=64)] | None = None
     interval: Annotated[int, Field(ge=1)] | None = None
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
-    clip: Limit | None = None
 
 
 _MODES_OF_KEYS = {
@@ -42,7 +41,6 @@ _MODES_OF_KEYS = {
     "rank": ("low_rank",),
     "interval": ("low_rank",),
     "momentum": ("low_rank",),
-    "clip": ("scales",),
 }
 INTEGERS = ("int4", "int8")
 

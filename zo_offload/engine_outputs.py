@@ -7,6 +7,7 @@ import torch
 
 from zo_offload import midpoint
 from zo_offload.errors import ModelError
+from zo_offload.estimator import projected_grads
 from zo_offload.lazy_logits import LazyLogits
 from zo_offload.objective import loss_sum
 from zo_offload.step import Stepper
@@ -52,9 +53,15 @@ class ReturnsMidpoints:
 
     def _book_logits(self, values: list[torch.Tensor], draws: list, grad: torch.Tensor) -> None:
         self._refuse_stale(draws)
-        for probe in range(self.stepper.config.probes):
-            difference = values[2 * probe].double() - values[2 * probe + 1].double()
-            slope = float((grad.double() * difference).sum()) / (2.0 * self.stepper.config.eps)
+        config = self.stepper.config
+        if config.fitness != "raw":
+            raise ModelError(
+                f'"fitness": "{config.fitness}" shapes the losses of lanes, and this loss was '
+                'computed outside of them, from the logits; pass an objective, or write "raw"'
+            )
+        along = [float((grad.double() * value.double()).sum()) for value in values]
+        slopes = projected_grads(along, config.eps, config.estimator)
+        for probe, slope in enumerate(slopes):
             self._window.book_slope(probe, slope)
 
     def _refuse_stale(self, draws: list) -> None:

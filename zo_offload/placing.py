@@ -10,7 +10,6 @@ from zo_offload.ambient import chunked_head, surely_gathered
 from zo_offload.config import ZOConfig
 from zo_offload.converted import Base, converted_of
 from zo_offload.errors import ConfigError, ModelError
-from zo_offload.estimator import SIGNS
 from zo_offload.granularity import GRANULARITIES
 from zo_offload.low_rank_reads import read_otherwise
 from zo_offload.offload.aio import Aio
@@ -123,7 +122,7 @@ class Placing:
     @property
     def num_draws(self) -> int:
         """Directions and signs of a step that this rank runs."""
-        return len(SIGNS) * self.config.probes // self.config.replica.probe_parallel
+        return self.config.num_lanes // self.config.replica.probe_parallel
 
     @property
     def wire(self) -> str:

@@ -19,10 +19,9 @@ from zo_offload.agreement import Agreement
 from zo_offload.config import ZOConfig
 from zo_offload.converted import converted_of, mark_converted
 from zo_offload.errors import DivergedError
-from zo_offload.estimator import SIGNS
 from zo_offload.generators import lane_seed
 from zo_offload.history import History
-from zo_offload.journal import Journal, Probe, Record
+from zo_offload.journal import Flags, Journal, Probe, Record
 from zo_offload.journal.header import as_stored, canonical
 from zo_offload.lanes import Call, Lanes
 from zo_offload.lazy_logits import made
@@ -56,6 +55,7 @@ class StepResult:
         loss: Mean over micro-batches, probes and signs.
         projected_grads: One a probe, as they were applied.
         measured_grads: The same before they were clipped.
+        skipped: Whether nothing was applied, as no loss that counts was finite.
         lane_losses: In (probe, sign) order, each a mean over micro-batches.
         lr: Learning rate that was applied.
     """
@@ -66,6 +66,7 @@ class StepResult:
     measured_grads: tuple[float, ...]
     lane_losses: tuple[float, ...]
     lr: float
+    skipped: bool = False
 
 
 @dataclass
@@ -174,6 +175,11 @@ class Stepper:
         return needs.plan(self.weights.tiers)
 
     @property
+    def clip(self) -> float:
+        """Limit on the magnitude of projected gradients."""
+        return self.config.clip or self.trainable.clip
+
+    @property
     def step(self) -> int:
         """Steps taken."""
         return self.journal.next_step
@@ -200,7 +206,7 @@ class Stepper:
         return [
             (probe, sign, Draw(self.config.seed, self.step, probe, sign * self.config.eps))
             for probe in range(self.config.probes)
-            for sign in SIGNS
+            for sign in self.config.signs
         ]
 
     def my_draws(self) -> Sequence[tuple[int, int, Draw]]:
@@ -231,7 +237,8 @@ class Stepper:
             DivergedError: A loss is not finite.
         """
         booked, names = window.booked(), window.names
-        return window.means(self.replica.mean(booked, self.step, names=names))
+        finite = self.config.on_nonfinite == "stop"
+        return window.means(self.replica.mean(booked, self.step, names=names, finite=finite))
 
     def run_lanes(
         self,
@@ -282,10 +289,13 @@ class Stepper:
         step = self.step
         if not all(math.isfinite(g) for g in measured):
             raise DivergedError(f"step {step}: projected gradients {measured}; nothing was changed")
-        grads = estimator.clipped(measured, self.trainable.clip)
+        grads = estimator.clipped(measured, self.clip)
         coefficients = update.sgd(grads, lr)
         owed = self.journal.last.owed if self.journal.last else 1.0
-        decay, owed = update.gather_decay(owed, lr, weight_decay)
+        skipped = not self._is_usable(lane_losses)
+        decay = 1.0
+        if not skipped:
+            decay, owed = update.gather_decay(owed, lr, weight_decay)
         record = Record(
             step,
             tuple(Probe(k, g, c) for k, (g, c) in enumerate(zip(grads, coefficients, strict=True))),
@@ -296,12 +306,24 @@ class Stepper:
             owed=owed,
             loader_position=samples,
             generator_position=step + 1,
+            flags=Flags.SKIPPED if skipped else Flags.NONE,
             branch=self.journal.branch,
         )
         self.journal.append(record)
         self.agreement.after_step(step)
-        loss = sum(lane_losses) / len(lane_losses)
-        return StepResult(step, loss, tuple(grads), tuple(measured), tuple(lane_losses), lr)
+        return StepResult(
+            step,
+            estimator.mean_loss(lane_losses),
+            tuple(grads),
+            tuple(measured),
+            tuple(lane_losses),
+            lr,
+            skipped,
+        )
+
+    def _is_usable(self, lane_losses: Sequence[float]) -> bool:
+        name = self.config.estimator
+        return len(estimator.usable(lane_losses, name)) >= estimator.LEAST_PROBES[name]
 
     def _projected_grads(self, means: Means) -> tuple[list[float], list[float]]:
         """By probe, and the loss of every lane in (probe, sign) order."""
@@ -309,12 +331,12 @@ class Stepper:
         slopes = [means.slopes.get(probe, 0.0) for probe in probes]
         if not means.lanes:  # the loss was computed outside: what it is along each direction
             eps = self.config.eps
-            losses = [means.caller_loss + sign * eps * slopes[k] for k in probes for sign in SIGNS]
+            signs = self.config.signs
+            losses = [means.caller_loss + sign * eps * slopes[k] for k in probes for sign in signs]
             return slopes, losses
-        plus, minus = ([means.lanes[probe, sign] for probe in probes] for sign in SIGNS)
-        grads = estimator.spsa(plus, minus, self.config.eps)
-        grads = [g + slope for g, slope in zip(grads, slopes, strict=True)]
-        return grads, [loss for pair in zip(plus, minus, strict=True) for loss in pair]
+        config, losses = self.config, list(means.lanes.values())  # in (probe, sign) order
+        grads = estimator.projected_grads(losses, config.eps, config.estimator, config.fitness)
+        return [g + slope for g, slope in zip(grads, slopes, strict=True)], losses
 
     def bit_header(self) -> dict[str, Any]:
         """Everything that decides the bits of the weights, for the journal's header.
@@ -331,6 +353,8 @@ class Stepper:
             "eps": config.eps,
             "probes": config.probes,
             "estimator": config.estimator,
+            "fitness": config.fitness,
+            "clip": self.clip if math.isfinite(self.clip) else None,
             "direction": config.direction,
             "direction_scale": config.direction_scale,
             "scales": dict(sorted((self.scales or {}).items())),

@@ -4,9 +4,12 @@ What the package does with stores, lanes and kernels is held to this, bit for bi
 the package's own (``ops.reference``, plain NumPy), because its bits are a convention.
 """
 
+import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -30,6 +33,23 @@ def noise(
     }
 
 
+def projected_grads(losses: list[float], config: ZOConfig) -> list[float]:
+    """One a probe, from losses in (probe, sign) order."""
+    width = config.eps
+    if config.fitness != "raw":
+        width, array = 1.0, np.array(losses)
+        if config.fitness == "ranks":
+            losses = (array.argsort().argsort() / (len(losses) - 1) - 0.5).tolist()
+        else:
+            losses = [
+                (x - math.fsum(losses) / len(losses)) / statistics.stdev(losses) for x in losses
+            ]
+    if config.estimator == "spsa":
+        return [(a - b) / (2 * width) for a, b in zip(losses[::2], losses[1::2], strict=True)]
+    mean, count = math.fsum(losses) / len(losses), len(losses)
+    return [count / (count - 1) * (loss - mean) / width for loss in losses]
+
+
 @torch.inference_mode()
 def train_step(
     model: nn.Module,
@@ -45,14 +65,14 @@ def train_step(
     losses: list[float] = []
     terms: list[dict[str, torch.Tensor]] = []
     for probe in range(config.probes):
-        for coefficient in (config.eps, -config.eps):
+        for coefficient in [sign * config.eps for sign in config.signs]:
             shift = noise(model, config, (step, probe), coefficient, scales)
             for name, p in model.named_parameters():
                 p.copy_(before[name] + shift.get(name, 0.0))
             losses.append(sum(float(loss(model, batch)) for batch in batches) / len(batches))
-        projected_grad = (losses[-2] - losses[-1]) / (2 * config.eps)
-        if config.trainable.clip is not None:
-            projected_grad = min(max(projected_grad, -config.trainable.clip), config.trainable.clip)
+    for probe, projected_grad in enumerate(projected_grads(losses, config)):
+        if config.clip is not None:
+            projected_grad = min(max(projected_grad, -config.clip), config.clip)
         terms.append(
             noise(model, config, (step, probe), lr * projected_grad / config.probes, scales)
         )

@@ -41,6 +41,9 @@ def loss_of(model: nn.Module, batch: Any) -> torch.Tensor:
         {"direction": "gaussian", "probes": 3},
         {"direction": "rademacher", "probes": 2, "direction_scale": "rms"},
         {"direction": "gaussian", "probes": 2, "direction_scale": "rms"},
+        {"probes": 4, "estimator": "one_sided"},
+        {"probes": 4, "estimator": "one_sided", "fitness": "standardized", "clip": 0.9},
+        {"probes": 3, "fitness": "ranks"},
     ],
     ids=lambda settings: "-".join(map(str, settings.values())),
 )

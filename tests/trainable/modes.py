@@ -185,10 +185,10 @@ MODES = {
         LowRankLoop,
     ),
     "scales": Mode(
-        {"mode": "scales", "clip": 3.0},
+        {"mode": "scales"},
         lambda name, step: name.endswith(".scales"),
         "model.layers.0.mlp.up_proj.weight.scales",
-        block={"wire": "int4"},
+        block={"wire": "int4", "clip": 3.0},
     ),
     "scales-of-some": Mode(
         {"mode": "scales", "parameters": ["*.mlp.*"], "layers": [-1]},

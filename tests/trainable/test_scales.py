@@ -108,7 +108,7 @@ def test_a_matrix_that_travels_with_no_unit_does_not_move(
 
 
 def test_no_scale_is_ever_below_zero():
-    with closing(stepper(model(), trainable=scales(clip="none"))) as it:
+    with closing(stepper(model(), clip="none")) as it:
         for _ in range(4):
             it.train_step([BATCH], 1e-2)
         moved = [value for name, value in masters(it).items() if name.endswith(".scales")]
@@ -119,7 +119,7 @@ def test_no_scale_is_ever_below_zero():
 
 def test_a_projected_gradient_is_clipped_where_it_is_too_large():
     def steps(clip: Any) -> tuple[list[Any], dict[str, torch.Tensor]]:
-        with closing(stepper(model(), trainable=scales(clip=clip))) as it:
+        with closing(stepper(model(), clip=clip)) as it:
             found = [it.train_step([BATCH], 0.0) for _ in range(4)]
             recorded = [probe.projected_grad for r in it.journal.records for probe in r.probes]
             assert recorded == [g for result in found for g in result.projected_grads]
@@ -137,10 +137,9 @@ def test_a_projected_gradient_is_clipped_where_it_is_too_large():
 
 
 def test_the_limit_is_the_papers_unless_it_is_said():
-    for trainable, limit in ((scales(), 100.0), (scales(clip=7), 7.0), (scales(clip="none"), None)):
-        with closing(stepper(model(), trainable=trainable)) as it:
-            said = it.bit_header()["trainable"]
-        assert (said["clip"], said["group"]) == (limit, 128)
+    for clip, limit in ((None, 100.0), (7, 7.0), ("none", None)):
+        with closing(stepper(model(), clip=clip)) as it:
+            assert it.bit_header()["clip"] == limit
 
 
 def test_nothing_is_written_and_half_a_byte_a_parameter_moves(tmp_path: Path):

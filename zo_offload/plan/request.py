@@ -59,6 +59,7 @@ class Request:
         where: Where masters in host memory are updated.
         lag: Steps that masters may be behind.
         probes: Directions a step.
+        signs: Forwards of a micro-batch along a direction.
         probe_parallel: Ranks that share the lanes of a micro-batch.
         micro_batches: A step.
         batch_size: Examples of a micro-batch.
@@ -79,6 +80,7 @@ class Request:
     where: str | None = None
     lag: int = 0
     probes: int = 1
+    signs: int = 2
     probe_parallel: int = 1
     micro_batches: int = 1
     batch_size: int = 1
@@ -93,7 +95,7 @@ class Request:
     @property
     def draws(self) -> int:
         """Directions and signs of a step that this rank runs."""
-        return 2 * self.probes // self.probe_parallel
+        return self.signs * self.probes // self.probe_parallel
 
     @property
     def lanes(self) -> int:
@@ -144,6 +146,7 @@ def read_json(path: str | Path) -> tuple[Request, Budgets, torch.dtype | None]:
         where=block.update.where,
         lag=block.update.lag,
         probes=block.probes,
+        signs=len(block.signs),
         probe_parallel=block.replica.probe_parallel,
         micro_batches=accumulated,
         batch_size=micro,

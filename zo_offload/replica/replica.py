@@ -80,6 +80,7 @@ class Replica:
         what: str = "step",
         names: Sequence[str] = (),
         alike: int = 1,
+        finite: bool = True,
     ) -> list[float]:
         """Weighted mean of each column over all micro-batches of all ranks, the same on every rank.
 
@@ -89,6 +90,7 @@ class Replica:
             what: Has this number, for messages.
             names: Of all columns in order, where neighbouring ranks hold equal parts of them.
             alike: Neighbouring ranks that hold the same, which counts once.
+            finite: Whether a loss that is not fails the step; else its column's mean is not.
 
         Raises:
             DivergedError: A sum is not finite, or all weights are 0; every rank raises it.
@@ -103,7 +105,7 @@ class Replica:
             return Sums.receive(partial(self._receive_counted, 0), len(names), count).means
         try:
             everyone = [booked, *(self._receive_booked(r, booked, step) for r in self._others)]
-            sums = sums_of(everyone[::alike], f"{what} {step}", names)
+            sums = sums_of(everyone[::alike], f"{what} {step}", names, finite)
         except ZOError as error:
             self._send_failure(error)
             raise

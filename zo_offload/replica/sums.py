@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from zo_offload.errors import DivergedError
-from zo_offload.replica.booked import Booked
+from zo_offload.replica.booked import F64, Booked
 from zo_offload.replica.told import FAILURE, no_answer, raise_failure
 
 WEIGHTED = 0x80
@@ -76,7 +76,9 @@ class Sums:
         return cls(totals, weights)
 
 
-def sums_of(everyone: Sequence[Booked], what: str, names: Sequence[str] = ()) -> Sums:
+def sums_of(
+    everyone: Sequence[Booked], what: str, names: Sequence[str] = (), finite: bool = True
+) -> Sums:
     """Totals and weights of each column, added in the order of global micro-batches.
 
     Args:
@@ -84,6 +86,7 @@ def sums_of(everyone: Sequence[Booked], what: str, names: Sequence[str] = ()) ->
             are a group; row i of group g of G is micro-batch i G + g.
         what: Is being summed, for messages.
         names: Of all columns (default: those that every rank holds).
+        finite: Whether a total that is not is refused.
 
     Raises:
         DivergedError: A sum is not finite, or a column's weights add up to 0.
@@ -92,6 +95,22 @@ def sums_of(everyone: Sequence[Booked], what: str, names: Sequence[str] = ()) ->
     totals = np.stack([booked.totals for booked in everyone], axis=1)  # [M, W, C]
     weights = np.stack([booked.weights for booked in everyone], axis=1)
     totals, weights = (table.reshape(-1, len(names)) for table in (totals, weights))
+    if finite:
+        _refuse_others(totals, what, names)
+    total, weight = totals[0].copy(), weights[0].copy()
+    with np.errstate(invalid="ignore"):  # inf - inf is NaN, and no more finite
+        for row, its_weight in zip(totals[1:], weights[1:], strict=True):
+            total += row  # elementwise: one order for every column
+            weight += its_weight
+    if not weight.all():
+        raise DivergedError(
+            f"{what}: the weights of all micro-batches add up to 0, so there is no mean loss; "
+            "nothing was changed. Look at what the objective counts"
+        )
+    return Sums(total.tolist(), weight.tolist())
+
+
+def _refuse_others(totals: F64, what: str, names: Sequence[str]) -> None:
     for micro_batch, row in enumerate(totals):
         for column, total in zip(names, row, strict=True):
             if not math.isfinite(total):
@@ -99,16 +118,6 @@ def sums_of(everyone: Sequence[Booked], what: str, names: Sequence[str] = ()) ->
                     f"{what}: the loss is {total} ({column}, micro-batch {micro_batch}); nothing "
                     "was changed. Lower the learning rate or eps, or look at its data"
                 )
-    total, weight = totals[0].copy(), weights[0].copy()
-    for row, its_weight in zip(totals[1:], weights[1:], strict=True):
-        total += row  # elementwise: one order for every column
-        weight += its_weight
-    if not weight.all():
-        raise DivergedError(
-            f"{what}: the weights of all micro-batches add up to 0, so there is no mean loss; "
-            "nothing was changed. Look at what the objective counts"
-        )
-    return Sums(total.tolist(), weight.tolist())
 
 
 def _pack(values: Sequence[float], flag: int = 0) -> bytes:

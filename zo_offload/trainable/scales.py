@@ -11,7 +11,6 @@ Reference:
 """
 
 import hashlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -96,11 +95,11 @@ class Scales(LaidOver):
     """The group scales of all matrices in units, or of those that are chosen."""
 
     mode = "scales"
+    clip = CLIP
 
     def __init__(self, config: ZOConfig) -> None:
         super().__init__(config)
         self._layout = integer_layout(config.wire)
-        self.clip = config.trainable.clip or CLIP
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """See :class:`LaidOver`."""
@@ -120,7 +119,6 @@ class Scales(LaidOver):
         said: dict[str, Any] = {
             "mode": self.mode,
             "group": self._layout.group,
-            "clip": self.clip if math.isfinite(self.clip) else None,
             "matrices": hashlib.sha256(names.encode()).hexdigest(),
         }
         return {"trainable": said}

@@ -21,7 +21,7 @@ class Trainable(ABC):
         moving: Of the prepared model.
         moves_parameters: Whether parameters of the model move, as ``requires_grad`` says.
         dtype: What forwards compute in (None: as the model is).
-        clip: Limit on the magnitude of projected gradients.
+        clip: Limit on the magnitude of projected gradients, where the config names none.
     """
 
     mode: str
