@@ -165,7 +165,7 @@ class Masters:
         """Where to write the unit's masters, which a device has brought to ``step``."""
         lease = self._stores[unit.index].lend(unit)
         lease.hold_alone()
-        self._carried[unit.index] = step
+        self._carried.will_carry(unit, step)
         lease.keep(step)
         return Sent([(0, lease.wire)], lease.rest, step, lease.end)
 
@@ -256,7 +256,27 @@ class Masters:
         draw: Draw | None = None,
         out: torch.Tensor | None = None,
     ) -> None:
-        goal = self.goal(unit)
+        changed = self._bring(unit, lease, self.goal(unit), draw, out)
+        lease.hold()
+        if not self._carried.is_even(unit):
+            # A rank that has recorded the last step already is between two parts of the unit.
+            further = self._carried.furthest(unit)
+            if further <= len(self.history):  # else this is a fetch in vain of the step before
+                lease.let_go()
+                changed = self._bring(unit, lease, further) or changed
+                lease.hold()
+        if changed:
+            lease.keep(self._carried[unit.index])
+
+    def _bring(
+        self,
+        unit: Unit,
+        lease: Lease,
+        goal: int,
+        draw: Draw | None = None,
+        out: torch.Tensor | None = None,
+    ) -> bool:
+        """Bring the unit's masters to a goal; whether this rank is to say that they changed."""
         leaves = self._ends and self.map.low_rank is not None and not self._is_off_grid(unit)
         ahead = self.ahead(unit) if out is not None else ()
 
@@ -280,11 +300,9 @@ class Masters:
             return behind
 
         changed = self._carried.bring(unit, goal, move)
-        lease.hold()
-        if changed:
-            lease.keep(self._carried[unit.index])
         if leaves:
             self._off_grid.add(unit.index)
+        return changed
 
     def _is_off_grid(self, unit: Unit) -> bool:
         return unit.is_frozen or unit.index in self._off_grid
@@ -420,8 +438,8 @@ class Masters:
         for name in self.map.parameters:
             yield name, self.master(name)
 
-    def held(self, unit: Unit) -> dict[str, torch.Tensor]:
-        """The unit's masters as they stand, after :meth:`carried` steps: fp32, on the CPU.
+    def held(self, unit: Unit) -> tuple[dict[str, torch.Tensor], int]:
+        """The unit's masters as they stand, fp32, on the CPU; and how many steps they carry.
 
         Of a divided parameter there is the unit's part; of what is frozen, nothing.
         """
@@ -432,7 +450,7 @@ class Masters:
                 if span.trainable:
                     wire, rest = span.wire(lease.wire), span.rest(lease.rest)
                     found[segment.name] = exact(span, segment, wire, rest)
-        return found
+            return found, self.carried(unit)  # once it is given back others may move it
 
     def digest(self) -> str:
         """SHA-256 of every parameter's name, shape and exact value."""
@@ -477,9 +495,9 @@ class Masters:
         """Replace the unit's masters by those at its goal."""
         with self.lent(unit) as lease:
             lease.hold_alone()
+            self._carried.will_carry(unit, self.goal(unit))
             lease.wire.copy_(wire)
             lease.rest.copy_(rest)
-            self._carried[unit.index] = self.goal(unit)
             lease.keep(self.goal(unit))
 
     def frozen_sha256(self) -> str:

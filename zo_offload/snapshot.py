@@ -143,8 +143,9 @@ def write_snapshot(directory: Path, weights: Weights, step: int, lineage: str) -
     try:
         for number, unit in enumerate(units, start=1):
             name = f"unit-{number:05}-of-{count:05}.safetensors"
-            save_file(weights.held(unit), directory / name, {"format": "pt"})
-            written.append([name, *_measure(directory / name), weights.carried(unit)])
+            masters, carries = weights.held(unit)
+            save_file(masters, directory / name, {"format": "pt"})
+            written.append([name, *_measure(directory / name), carries])
         manifest = {
             "format": FORMAT,
             "step": step,

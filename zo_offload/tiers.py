@@ -81,23 +81,26 @@ class Tiers:
         if not units:
             return None
         assert placement.disk is not None
-        shared, together = self.shared, self._together
+        disk, shared, together = placement.disk, self.shared, self._together
         buffers = shared.staging(pin_memory) if shared is not None else []
-        staged = None
-        if together is None or together.leads:
+        staged: list[Staged] = []
+
+        def open_files() -> str:
+            """On the rank that asks the disk; where the others find it."""
             files = base.files if base is not None else None
-            self.files = RunFiles(placement.disk, [stored(unit) for unit in units], files)
-            if not buffers:
-                buffers = make_buffers(units, placement.num_slots, pin_memory)
+            self.files = RunFiles(disk, [stored(unit) for unit in units], files)
+            mine = buffers or make_buffers(units, placement.num_slots, pin_memory)
+            if shared is None:
                 self._staging_bytes = num_staged(placement.num_slots) * staged_bytes(units)
-            staged = Staged(self.files, buffers, for_several=shared is not None)
-            if shared is not None:
-                self._desk = Desk(staged, buffers, {unit.index: unit for unit in units})
-        address = self._desk.address if self._desk is not None else ""
-        if together is not None:
-            address = together.once(lambda: address)
-        if staged is not None:
-            return staged
+            staged.append(Staged(self.files, mine, for_several=shared is not None))
+            if shared is None:
+                return ""
+            self._desk = Desk(staged[0], mine, {unit.index: unit for unit in units})
+            return self._desk.address
+
+        address = together.once(open_files) if together is not None else open_files()
+        if staged:
+            return staged[0]
         assert shared is not None
         read_ahead = num_staged(placement.num_slots) - 2
         ranks = shared.region.ranks[0], shared.region.ranks[shared.region.index]

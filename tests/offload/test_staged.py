@@ -79,12 +79,15 @@ def files() -> Iterator[Files]:
     found.threads.shutdown()
 
 
-def staged(files: Files, num_buffers: int = LEAST_BUFFERS) -> Staged:
+def buffers(count: int) -> list[Buffer]:
     def room() -> torch.Tensor:
         return torch.full((4096,), 255, dtype=torch.uint8)
 
-    buffers = [Buffer(room(), room()) for _ in range(num_buffers)]
-    return Staged(files, buffers)
+    return [Buffer(room(), room()) for _ in range(count)]
+
+
+def staged(files: Files, num_buffers: int = LEAST_BUFFERS) -> Staged:
+    return Staged(files, buffers(num_buffers))
 
 
 ACTIONS = st.lists(

@@ -46,6 +46,14 @@ class Carried:
         self[unit.index] = goal
         return changed
 
+    def will_carry(self, unit: Unit, step: int) -> None:
+        """All of the unit is written by the holder of its lease, and carries so many at its end."""
+        self[unit.index] = step
+
+    def furthest(self, unit: Unit) -> int:
+        """Of any part of the unit; what holds of all of it is :meth:`__getitem__`."""
+        return self[unit.index]
+
     def is_even(self, unit: Unit) -> bool:
         """Whether all of the unit carries as many steps."""
         return True

@@ -62,7 +62,8 @@ class Desk:
             try:
                 guest, _ = self._listener.accept()
             except OSError:
-                return  # closed
+                self._listener.close()  # it was, or no more can be had: nobody waits for an answer
+                return
             raw = guest.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
             if CREDENTIALS.unpack(raw)[1] != os.getuid():
                 guest.close()
@@ -72,21 +73,33 @@ class Desk:
             threading.Thread(target=self._serve, args=(guest,), name=name, daemon=True).start()
 
     def _serve(self, guest: socket.socket) -> None:
-        """Until the rank leaves; what it had is given back unchanged."""
+        """Until the rank leaves; what it had is given back unchanged, and nothing lent any more."""
         leases: dict[int, StagedLease] = {}
+        owed = b""  # a failure to read ahead, which the rank does not wait for
         try:
             while (request := _receive(guest, REQUEST.size)) is not None:
+                what, *rest = REQUEST.unpack(request)
                 try:
-                    answer = self._answer(leases, *REQUEST.unpack(request))
+                    answer = (owed if what != END else b"") or self._answer(leases, what, *rest)
                 except (ZOError, OSError) as error:
                     text = str(error).encode()
                     answer = ANSWER.pack(False, len(text), 0, 0) + text
-                if answer:
-                    guest.sendall(answer)
+                if what == EXPECT:
+                    owed = answer
+                    continue
+                owed = owed if what == END else b""
+                guest.sendall(answer)
         except OSError:
             pass  # it has left
         finally:
             guest.close()  # whatever has happened here, nobody waits for an answer
+            if leases:  # steps that it took are counted, and may be on no disk
+                self._staged.refuse(
+                    ReplicaError(
+                        "a rank of this machine left with a unit of its disk; look at the ranks' "
+                        "output, and start the same command again"
+                    )
+                )
             for lease in leases.values():
                 lease.end()
 

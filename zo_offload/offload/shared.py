@@ -103,6 +103,10 @@ class Shared:
             page_lock([part for each in buffers for part in (each.wire, each.rest)])
         return buffers
 
+    def steps_of(self, unit: Unit) -> np.ndarray:
+        """What the pieces of a unit carry, where it stands for all ranks."""
+        return self.steps[self._held[unit.index].number]
+
     def locks(self, unit: int) -> int:
         """Number of the lock of a unit's first piece."""
         return self._held[unit].number * self.num_ranks
@@ -130,7 +134,8 @@ class SharedLease:
         self.keep = inner.keep
         self._inner, self._unit, self._spare = inner, unit, spare
         self._region, self._count = shared.region, shared.num_ranks
-        self._first, self._is_held, self._waits = shared.locks(unit.index), False, False
+        self._first, self._steps = shared.locks(unit.index), shared.steps_of(unit)
+        self._is_held = self._waits = self._is_alone = False
 
     def spare_wire(self) -> torch.Tensor:
         """See :class:`Lease`."""
@@ -152,7 +157,7 @@ class SharedLease:
     def hold_alone(self) -> None:
         """See :class:`Lease`."""
         self._region.change(self._first, self._count)
-        self._is_held = self._waits = True
+        self._is_held = self._waits = self._is_alone = True
 
     def let_go(self) -> None:
         """See :class:`Lease`."""
@@ -164,6 +169,8 @@ class SharedLease:
         """See :class:`Lease`. What was changed is on its way before others may change it again."""
         if self._is_held and self._waits and after is not None:
             after.synchronize()
+        if self._is_alone:  # had this rank died before, nobody would read the unit
+            self._steps[:] = _as_counted(self._steps)
         self._inner.end(after)
         self.let_go()
 
@@ -288,8 +295,7 @@ class SharedCarried(Carried):
     def __getitem__(self, unit: int) -> int:
         if unit not in self._shared:
             return super().__getitem__(unit)
-        steps = self._shared.steps[self._shared[unit].number]
-        return int(np.where(steps < 0, ~steps, steps).min())
+        return int(_as_counted(self._shared.steps[self._shared[unit].number]).min())
 
     def __setitem__(self, unit: int, step: int) -> None:
         if unit not in self._shared:
@@ -322,11 +328,24 @@ class SharedCarried(Carried):
             own[unit] = self[unit]
         return own
 
+    def will_carry(self, unit: Unit, step: int) -> None:
+        """See :meth:`Carried.will_carry`."""
+        if unit.index in self._shared:
+            self._shared.steps_of(unit)[:] = ~step
+        else:
+            super().will_carry(unit, step)
+
+    def furthest(self, unit: Unit) -> int:
+        """See :meth:`Carried.furthest`."""
+        if unit.index not in self._shared:
+            return super().furthest(unit)
+        return int(_as_counted(self._shared.steps_of(unit)).max())
+
     def is_even(self, unit: Unit) -> bool:
         """See :meth:`Carried.is_even`."""
         if unit.index not in self._shared:
             return True
-        steps = self._shared.steps[self._shared[unit.index].number]
+        steps = self._shared.steps_of(unit)
         return bool((steps == steps[0]).all()) and bool(steps[0] >= 0)
 
     def is_mine(self, unit: Unit) -> bool:
@@ -351,12 +370,12 @@ class SharedCarried(Carried):
         return self._shared.locks(unit.index) + piece
 
     def _lacks(self, unit: Unit, piece: int, goal: int) -> bool:
-        return self._shared.steps[self._shared[unit.index].number, piece] < goal
+        return self._shared.steps_of(unit)[piece] < goal
 
     def _move(self, unit: Unit, piece: int, goal: int, move: Move) -> bool:
         """With the piece's lock, which is given back: take its steps, unless somebody has."""
         held = self._shared[unit.index]
-        steps, changed = self._shared.steps[held.number], False
+        steps, changed = self._shared.steps_of(unit), False
         try:
             carried = int(steps[piece])
             if carried < 0:
@@ -386,6 +405,11 @@ def pieces_of(unit: Unit, count: int, is_whole: IsWhole) -> list[Pieces]:
                 if first < last:
                     piece.append((span, span.piece(first, last)))
     return list(pieces)
+
+
+def _as_counted(steps: np.ndarray) -> np.ndarray:
+    """Steps that pieces carry, or carried before they began to change."""
+    return np.where(steps < 0, ~steps, steps)
 
 
 def _stretches(elements: int, count: int) -> list[tuple[int, int]]:

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import torch
 
-from zo_offload.errors import StoreError
+from zo_offload.errors import ReplicaError, StoreError
 from zo_offload.offload.disk import aligned, padded
 from zo_offload.offload.slot import StoredUnit
 from zo_offload.offload.store import Lease, Unlocked
@@ -172,6 +172,7 @@ class Staged:
         self._for_several = for_several
         self._bases: dict[int, FirstValues] = {}
         self._choosing = Condition()  # of buffers: the trainer announces while the pipeline works
+        self._refusal: ReplicaError | None = None
         self._count = 0
         self.reads = self.hits = 0
 
@@ -221,9 +222,11 @@ class Staged:
     def _claimed(self, unit: Unit, whole: bool) -> Buffer:
         """A buffer that holds the unit, or is about to."""
         with self._choosing:
+            self._check()
             buffer = self._holding(unit.index, whole)
             while buffer is None and self._is_full():
                 self._choosing.wait()
+                self._check()
                 buffer = self._holding(unit.index, whole)
             if buffer is None:
                 buffer = self._room()
@@ -246,8 +249,10 @@ class Staged:
     def take_room(self) -> Buffer:
         """A buffer that holds nothing."""
         with self._choosing:
+            self._check()
             while self._is_full():
                 self._choosing.wait()
+                self._check()
             buffer = self._room()
             buffer.settle()
             buffer.unit = None
@@ -273,6 +278,12 @@ class Staged:
         finally:
             self.release(buffer, after)
 
+    def refuse(self, error: ReplicaError) -> None:
+        """Lend nothing any more: what units carry is no longer what the files hold."""
+        with self._choosing:
+            self._refusal = self._refusal or error
+            self._choosing.notify_all()
+
     def forget(self) -> None:
         """The files hold something else now."""
         self.drain()
@@ -294,6 +305,10 @@ class Staged:
             self.drain()
         finally:
             self._files.close()
+
+    def _check(self) -> None:
+        if self._refusal is not None:
+            raise self._refusal
 
     def _holding(self, unit: int, whole: bool) -> Buffer | None:
         found = [b for b in self._buffers if b.unit == unit and (b.whole or not whole)]
