@@ -1,5 +1,7 @@
 """Memory that ranks map together: one content, locks that die with a rank, copies of one's own."""
 
+import errno
+import gc
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -113,3 +115,24 @@ def test_a_dead_rank_is_named_and_its_locks_are_given_back():
 def test_what_may_not_be_opened_is_named():
     with pytest.raises(StoreError, match=r"rank 5 may not open the memory of rank 4 .* one user"):
         Region(1, (4, 5), 1, lambda _: "/proc/1/fd/99999")
+
+
+def test_memory_that_the_system_refuses_is_named_on_every_rank(monkeypatch: pytest.MonkeyPatch):
+    def refuse(name: str) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    said: list[str] = []
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    with pytest.raises(StoreError, match=r"no 4,096 bytes that ranks of a .* \(Too many open"):
+        Region(5, (4, 5), 0, lambda text: said.append(text) or text)
+    with pytest.raises(StoreError, match="rank 5 may not open the memory of rank 4"):
+        Region(5, (4, 5), 1, lambda _: said[0])
+
+
+def test_nothing_stays_open_of_a_region_that_nobody_uses():
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        regions(PAGE)
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before

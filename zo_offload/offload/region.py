@@ -40,6 +40,7 @@ class Region:
         self, num_bytes: int, ranks: tuple[int, ...], index: int, leader_says: Callable[[str], str]
     ) -> None:
         self.ranks, self.index = ranks, index
+        self._file = self._locks = -1
         self._table = -(-8 * len(ranks) // PAGE) * PAGE  # of arrivals, before what was asked for
         self._bytes = self._table + -(-num_bytes // PAGE) * PAGE
         self._file = self._open(leader_says)
@@ -105,6 +106,9 @@ class Region:
             if file >= 0:
                 os.close(file)
 
+    def __del__(self) -> None:
+        self.close()  # of ranks that failed to begin together; its memory goes with the last file
+
     def _refuse_dead(self, index: int) -> None:
         if not self.try_to_change(self._alive(index)):
             return  # it lives
@@ -128,11 +132,19 @@ class Region:
 
     def _open(self, leader_says: Callable[[str], str]) -> int:
         if self.index == 0:
-            file = os.memfd_create("zo_offload")
+            file = -1
             try:
+                file = os.memfd_create("zo_offload")
                 os.ftruncate(file, self._bytes)
-            finally:
-                leader_says(f"/proc/{os.getpid()}/fd/{file}")
+            except OSError as error:
+                if file >= 0:
+                    os.close(file)
+                leader_says("")  # which the others cannot open
+                raise StoreError(
+                    f"host memory: no {self._bytes - self._table:,} bytes that ranks of a machine "
+                    f"share ({error.strerror}); look at this process's limits (ulimit -a)"
+                ) from error
+            leader_says(f"/proc/{os.getpid()}/fd/{file}")
             return file
         path = leader_says("")
         try:
