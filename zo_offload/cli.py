@@ -40,7 +40,13 @@ if TYPE_CHECKING:
 # the cores from the lane that runs, and from whatever else the machine does.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-console = Console(highlight=False, markup=False, soft_wrap=True)
+console = Console(
+    highlight=False,
+    markup=False,
+    soft_wrap=True,
+    # Open MPI gives ranks a terminal of their own, wherever its output goes.
+    force_terminal=False if launched.by_mpi() else None,
+)
 
 HEARTBEAT_SECONDS = 30.0  # off a terminal, where there is no bar
 FIRST_BEAT_SECONDS = 2.0  # into an evaluation

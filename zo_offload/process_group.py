@@ -110,7 +110,13 @@ def _link() -> Link:
         return MPILink(MPI.COMM_WORLD)
     from zo_offload.replica.sockets import connect
 
-    return connect(dist.get_rank(), world_size, os.environ["MASTER_ADDR"], _share)
+    address = os.environ.get("MASTER_ADDR")
+    if not address:
+        raise ReplicaError(
+            "MASTER_ADDR is not set: the host where rank 0 can be reached. Launchers set it; "
+            "where a program has started its own process group, it has to"
+        )
+    return connect(dist.get_rank(), world_size, address, _share)
 
 
 def accelerator() -> Any:

@@ -70,10 +70,12 @@ class Run:
         self.started.append(process)
         return process
 
-    def wait(self) -> None:
-        """Until all that was started has ended, and well."""
+    def wait(self) -> str:
+        """Until all that was started has ended, and well; its output."""
         texts = [process.communicate(timeout=SECONDS)[0] for process in self.started]
-        assert all(process.returncode == 0 for process in self.started), "\n".join(texts)
+        text = "\n".join(texts)
+        assert all(process.returncode == 0 for process in self.started), text
+        return text
 
     def wait_for_a_step(self, process: subprocess.Popen | None = None) -> None:
         wait_until(self._holds_a_step, process)
@@ -185,7 +187,7 @@ def test_one_host_with_cores_bound(run: Run):
 @pytest.mark.launchers
 def test_one_host_under_mpirun(run: Run):
     run.start("mpirun.sh", **OPEN_MPI)
-    run.wait()
+    assert "\x1b" not in run.wait()  # no bars, though Open MPI gives ranks a terminal
 
 
 @needs("mpirun")
