@@ -121,7 +121,7 @@ def _parse(template: str, labels: str) -> Prompt | None:
 @case("{a}{{b}}")
 def test_any_template_formats_as_python_would_or_is_refused(template):
     if prompt := _parse(template, LABELS):
-        fields = {name: f"<{name}>" for _, name in prompt.pieces if name is not None}
+        fields = {name: f"<{name}>" for name in prompt.names}
         if not any(name.isdigit() for name in fields):  # a position to str.format, a name here
             assert prompt.render(Example(fields, 0, 1)) == template.format(**fields)
 

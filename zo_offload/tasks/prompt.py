@@ -1,9 +1,5 @@
 """Turns the fields of an example into a prompt, and its label into one of the label words.
 
-A template is text with `{field}` in it; `{{` and `}}` are braces. Nothing else of str.format is let
-in: attributes, indices, conversions and format specifications would let a template read whatever
-hangs on an object, so it is parsed once into literals and names, and joined, never formatted.
-
 Label words come as one string. `" terrible, great"` is split at its commas, and a word **keeps one
 leading space where its part is written with a space in front**: the words are `" terrible"` and
 `" great"`, which most tokenizers see as one token each after `It was`. Words with commas or other
@@ -13,14 +9,14 @@ spaces are written as a JSON list: `[" yes, it is", " no"]`, taken as it stands.
 import json
 from collections import Counter
 from dataclasses import dataclass, field
-from string import Formatter
 from typing import Any
 
 from zo_offload.tasks.reader import Example
-from zo_offload.tasks.wording import listed, nearest, printable, quote, refuse, text_fault
+from zo_offload.tasks.rendered import Rendered
+from zo_offload.tasks.template import Template
+from zo_offload.tasks.wording import listed, nearest, quote, refuse, text_fault
 
 JSON_LABELS = '[" no", " yes"]'
-Pieces = tuple[tuple[str, str | None], ...]  # (literal, the name of the field after it)
 
 
 @dataclass(frozen=True)
@@ -44,16 +40,26 @@ class Prompt:
 
     template: str
     labels: str
-    pieces: Pieces = field(init=False, repr=False)
+    _parsed: Template = field(init=False, repr=False)
     words: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "pieces", _parse_template(self.template))
-        object.__setattr__(self, "words", _parse_labels(self.labels))
+        object.__setattr__(self, "_parsed", Template(self.template))
+        object.__setattr__(self, "words", parse_labels(self.labels))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the template's fields."""
+        return self._parsed.names
 
     def render(self, example: Example) -> str:
         """The prompt's text for one example; a label word follows it directly."""
-        return "".join(literal + self._value(example, name) for literal, name in self.pieces)
+        return self._parsed.fill(example.fields, example.where)
+
+    def pose(self, example: Example) -> Rendered:
+        """The example as text, its label words as options."""
+        right = (self.label_index(example),)
+        return Rendered(self.render(example), self.words, right, example.where)
 
     def label_index(self, example: Example) -> int:
         """The position of the example's label among the words.
@@ -74,33 +80,9 @@ class Prompt:
         mend = expected + nearest(label, names)
         return refuse(example.where, f"the label is {quote(str(example.label))}", mend)
 
-    def _value(self, example: Example, name: str | None) -> str:
-        if name is None:
-            return ""
-        if name not in example.fields:
-            known = f"the example has {listed(example.fields)}{nearest(name, example.fields)}"
-            refuse(example.where, f"no field {quote(name)} for the template", known)
-        return example.fields[name]
 
-
-def _parse_template(template: str) -> Pieces:
-    where = f"template {quote(template)}"
-    if fault := text_fault(template):
-        refuse(where, f"holds {fault}", "remove it")
-    try:
-        parts = list(Formatter().parse(template))
-    except ValueError as error:
-        mend = "expected {field}; write {{ and }} for braces that belong to the text"
-        refuse(where, printable(str(error)), mend, error)
-    for _, name, spec, conversion in parts:
-        if name is not None and (not name or spec or conversion or set(name) & set(".[]{}")):
-            refuse(where, f"more or less than a name at {quote('{' + name)}", "expected {field}")
-    if all(name is None for _, name, _, _ in parts):
-        refuse(where, "names no field, so that every prompt is the same", "write {field} in it")
-    return tuple((literal, name) for literal, name, _, _ in parts)
-
-
-def _parse_labels(labels: str) -> tuple[str, ...]:
+def parse_labels(labels: str) -> tuple[str, ...]:
+    """The label words that a string holds."""
     where = f"labels {quote(labels)}"
     is_list = labels.lstrip().startswith("[")
     words = _json_words(labels, where) if is_list else _comma_words(labels)

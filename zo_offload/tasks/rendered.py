@@ -1,0 +1,33 @@
+"""An example as text: what the model reads, what may follow, and what is right.
+
+Every task ends here, whatever its files look like, and every way through a model begins here.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One example as text.
+
+    Attributes:
+        prompt: What the model reads.
+        options: What may follow the prompt, each as it stands there (with its leading space). Of a
+            question whose answer is generated: the answer to learn from, alone.
+        right: Indices of the right options; the first is the one to learn from.
+        where: `file:line`.
+        references: Accepted answers, where the answer is generated.
+        fixed: Whether all examples have the same options (label words).
+    """
+
+    prompt: str
+    options: tuple[str, ...]
+    right: tuple[int, ...]
+    where: str
+    references: tuple[str, ...] = ()
+    fixed: bool = True
+
+    @property
+    def solved(self) -> str:
+        """The prompt and what should follow, as a demonstration."""
+        return (self.prompt + self.options[self.right[0]]).strip()

@@ -1,0 +1,105 @@
+"""What a task is: how an example is worded, what is right, how it is trained and measured."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from zo_offload.tasks.node import Node
+from zo_offload.tasks.rendered import Rendered
+from zo_offload.tasks.scores import OF_OPTIONS
+from zo_offload.tasks.template import Template
+
+TrainOn = Literal["options", "answer"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One example of a data set, whatever its file's format.
+
+    Attributes:
+        fields: What a template may name.
+        where: `file:line`.
+        right: Indices of the right label words, or of the right choices.
+        choices: Of this example alone, where options are not label words.
+        answers: Accepted answers, where they are generated; the first is learnt from.
+    """
+
+    fields: Mapping[str, str]
+    where: str
+    right: tuple[int, ...] = (0,)
+    choices: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many examples are drawn; None for all. Train and dev are parts of one split."""
+
+    train: int | None = None
+    dev: int | None = None
+    test: int | None = None
+
+    def but(self, **given: int | None) -> "Counts":
+        """With those that are given."""
+        return replace(self, **{key: value for key, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Where `datasets` finds it."""
+
+    path: str
+    name: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    r"""A task.
+
+    Attributes:
+        name: In messages.
+        template: The prompt.
+        items: From a row of a file to its examples.
+        words: Label words as they follow the prompt; empty where each example has its own options.
+        option: How a choice, or an answer, follows the prompt: `{choice}` is in it.
+        generates: Whether the answer is generated, greedily.
+        train_on: `options`: cross-entropy over the options' scores; `answer`: language-model loss
+            on the right option's tokens alone.
+        metrics: Names in `METRICS`; the first is the task's score.
+        files: Of each split, names to look for, the first that is there being taken.
+        folders: In which they may lie in the directory that is given.
+        hub: Where `datasets` finds it, if it does.
+        counts: Drawn by seed.
+        separator: Between demonstrations.
+        stop: What ends a generated answer.
+        max_new_tokens: Of a generated answer.
+    """
+
+    name: str
+    template: Template
+    items: Callable[[Node], Iterator[Item]]
+    words: tuple[str, ...] = ()
+    option: Template = field(default_factory=lambda: Template(" {choice}"))
+    generates: bool = False
+    train_on: TrainOn = "options"
+    metrics: tuple[str, ...] = OF_OPTIONS[:1]
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    folders: tuple[str, ...] = ()
+    hub: Hub | None = None
+    counts: Counts = field(default_factory=Counts)
+    separator: str = "\n\n"
+    stop: str = "\n"
+    max_new_tokens: int = 50
+
+    def pose(self, item: Item) -> Rendered:
+        """The example as text. No blank ends a prompt: tokenizers put it before the next word."""
+        prompt = self.template.fill(item.fields, item.where).strip(" ")
+        if self.words:
+            return Rendered(prompt, self.words, item.right, item.where)
+        texts = item.answers[:1] if self.generates else item.choices
+        options = tuple(
+            self.option.fill({**item.fields, "choice": text}, item.where).rstrip(" ")
+            for text in texts
+        )
+        return Rendered(prompt, options, item.right, item.where, item.answers, fixed=False)
