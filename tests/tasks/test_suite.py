@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from suite_rows import DATA, ROWS, Row
+from tasks.suite_rows import DATA, ROWS, Row
 from zo_offload.errors import TaskError
 from zo_offload.tasks.rows import read_rows
 from zo_offload.tasks.spec import TaskSpec
@@ -118,8 +118,8 @@ FAULTS = {
         r":1: no key 'hypothesis'; expected it among 'premise', 'label', 'idx'",
     ),
     "a misspelt field": (
-        "CB", _deep("CB", "hypothesis", value=...) | {"hypotesis": "x"},
-        r":1: no key 'hypothesis'; .*did you mean 'hypotesis'\?",
+        "CB", _deep("CB", "hypothesis", value=...) | {"hypothesis_": "x"},
+        r":1: no key 'hypothesis'; .*did you mean 'hypothesis_'\?",
     ),
     "a field empty": ("WSC", _deep("WSC", "text", value=" "), r":1: text: an empty text; "),
     "a field null": (

@@ -51,7 +51,8 @@ def boolq(row: Node) -> Items:
 
 def wsc(row: Node) -> Items:
     """SuperGLUE's JSONL, which nests the spans, or flat rows."""
-    spans = row["target"] if "target" in row else row
+    nested = "target" in row
+    spans = row["target"] if nested else row
     texts = {
         "text": row["text"].text(),
         "noun": spans["span1_text"].text(),

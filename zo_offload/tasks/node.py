@@ -105,4 +105,4 @@ class Node:
         expected = f"expected one of {listed(names)} or an index from 0 to {len(names) - 1}"
         is_label = isinstance(found, int | str) and type(found) is not bool
         found = quote(shown) if is_label else f"JSON {json_type(found)}"
-        self.refuse(f"the label is {found}", f"{expected}{nearest(shown, names)}")
+        return self.refuse(f"the label is {found}", f"{expected}{nearest(shown, names)}")

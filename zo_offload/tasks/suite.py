@@ -19,8 +19,10 @@ from zo_offload.tasks.wording import listed, nearest, quote, refuse
 COUNTS, SMALL = Counts(1000, 500, 1000), Counts(1000, 100, 1000)
 EXPORTED = {"train": ("train.jsonl",), "test": ("validation.jsonl",)}  # by `datasets`
 GLUE = {"train": ("train.tsv", "train.jsonl"), "test": ("dev.tsv", "validation.jsonl", "dev.jsonl")}
-SUPERGLUE = {"train": ("train.jsonl", "train.tsv"), "test": ("val.jsonl", "validation.jsonl")}
-SUPERGLUE["test"] += ("dev.jsonl", "dev.tsv")
+SUPERGLUE = {
+    "train": ("train.jsonl", "train.tsv"),
+    "test": ("val.jsonl", "validation.jsonl", "dev.jsonl", "dev.tsv"),
+}
 SQUAD = {
     "train": ("train-v1.1.json", *EXPORTED["train"]),
     "test": ("dev-v1.1.json", *EXPORTED["test"]),
