@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from zo_offload.cli import Interrupted, fails_in_one_line
 from zo_offload.errors import ConfigError
 from zo_offload.tasks import split_file
-from zo_offload.tasks.named import fetch_task
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "runs"
@@ -36,13 +35,15 @@ console = Console(highlight=False)
 
 @dataclass(frozen=True)
 class Job:
-    """What the launcher is to start."""
+    """What the launcher is to start: a task by name, or files and a prompt."""
 
     model: str
-    train: Path
-    dev: Path
-    template: str
-    labels: str
+    train: Path | None = None
+    dev: Path | None = None
+    template: str | None = None
+    labels: str | None = None
+    task: str | None = None
+    data: str | None = None
 
 
 STEPS = click.IntRange(min=1)
@@ -51,7 +52,8 @@ STEPS.name = "whole number"
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--model", help="Hugging Face directory or model id (default: made here).")
-@click.option("--task", help="A name (sst2), or a TSV or JSONL file.")
+@click.option("--task", help="A name (SST-2), a .toml that declares one, or a TSV or JSONL file.")
+@click.option("--data", help="A directory with the task's files, when --task is a name.")
 @click.option("--dev", type=Path, help="Held-out examples, when --task is a file.")
 @click.option("--template", help='Prompt, e.g. "{sentence} It was".')
 @click.option("--labels", help='Label words, e.g. " terrible, great".')
@@ -65,6 +67,7 @@ STEPS.name = "whole number"
 def main(
     model: str | None,
     task: str | None,
+    data: str | None,
     dev: Path | None,
     template: str | None,
     labels: str | None,
@@ -77,22 +80,27 @@ def main(
             "--model and --task (MODEL=, TASK=) go together: the model made here knows the "
             "sentences made here, and no others"
         )
-    job = embedded_job() if model is None or task is None else chosen_job(model, task, dev)
+    job = embedded_job() if model is None or task is None else chosen_job(model, task, dev, data)
     job = replace(job, template=template or job.template, labels=_whole(labels) or job.labels)
-    console.print(
-        f"model {job.model}, training on {job.train}, held out {job.dev}\n"
-        f"prompt {json.dumps(job.template)} (TEMPLATE=), label words {json.dumps(job.labels)} "
-        "(LABELS=)",
-        markup=False,
-        soft_wrap=True,
-    )
-    given = {"model": job.model, "train": job.train, "dev": job.dev, "template": job.template}
-    given |= {"labels": job.labels, **options}
+    console.print(shown(job), markup=False, soft_wrap=True)
+    # None is left out, so that folders are named as they were.
+    given = {name: value for name, value in asdict(job).items() if value is not None} | options
     given["output"] = output or RUNS / run_name(model, task, given)
     flags = [
         f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None
     ]
     launch([str(ROOT / "launcher" / "train.py"), *flags])
+
+
+def shown(job: Job) -> str:
+    """What is about to be trained on."""
+    if job.task is not None:
+        return f"model {job.model}, task {job.task} of {job.data or 'the hub'} (DATA=)"
+    return (
+        f"model {job.model}, training on {job.train}, held out {job.dev}\n"
+        f"prompt {json.dumps(job.template)} (TEMPLATE=), label words {json.dumps(job.labels)} "
+        "(LABELS=)"
+    )
 
 
 def _whole(labels: str | None) -> str | None:
@@ -165,14 +173,11 @@ def embedded_job() -> Job:
     )
 
 
-def chosen_job(model: str, task: str, dev: Path | None) -> Job:
+def chosen_job(model: str, task: str, dev: Path | None, data: str | None) -> Job:
     """The model and task that the user names."""
     path = Path(task)
-    if not path.exists():
-        folder = RUNS / "tasks" / task
-        console.print(f"fetching task {task}")
-        named = fetch_task(task, folder)
-        return Job(model, folder / "train.tsv", folder / "dev.tsv", named.template, named.labels)
+    if data is not None or path.suffix == ".toml" or not path.exists():
+        return Job(model, dev=dev, task=task, data=data)
     train, held_out = (path, dev) if dev is not None else split(path)
     return Job(model, train, held_out, "{sentence} It was", " terrible, great")
 

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from zo_offload import launched
 from zo_offload.cli_options import (
     CONVERT_OPTIONS,
+    EVAL_OPTIONS,
     PLAN_MEMORY,
     PLAN_OPTIONS,
     PLAN_RATES,
@@ -100,7 +101,7 @@ def main() -> None:
 @takes(*TASK_OPTIONS, *TRAIN_OPTIONS)
 @fails_in_one_line
 def train(local_rank: int | None, **options: Any) -> None:
-    """Fine-tune a causal LM on a classification task, and export it."""
+    """Fine-tune a causal LM on a task, and export it."""
     try:
         with reporter() as bar:
             with bar.phase("starting"):
@@ -114,17 +115,17 @@ def train(local_rank: int | None, **options: Any) -> None:
         return
     if not bar.trained:
         console.print(f"{chosen.output}: this run is finished ({summary.steps} steps)")
-    print(f"accuracy before: {summary.accuracy_before:.4f}")
-    print(f"accuracy after: {summary.accuracy_after:.4f}")
+    print(f"{summary.metric} before: {summary.accuracy_before:.4f}")
+    print(f"{summary.metric} after: {summary.accuracy_after:.4f}")
     for line in summary_lines(summary, chosen.output):
         print(line)
 
 
 @main.command(name="eval")
-@takes(*TASK_OPTIONS)
+@takes(*TASK_OPTIONS, *EVAL_OPTIONS)
 @fails_in_one_line
 def evaluate(local_rank: int | None, **options: Any) -> None:
-    """Evaluate a causal LM on a classification task."""
+    """Evaluate a causal LM on a task, zero-shot or after demonstrations."""
     with reporter() as bar:
         with bar.phase("starting"):
             _quiet()
@@ -132,7 +133,8 @@ def evaluate(local_rank: int | None, **options: Any) -> None:
         found = run.evaluate_model(run.TaskOptions(**options), bar)
     if launched.rank():
         return
-    print(f"accuracy: {found.accuracy:.4f}")
+    for name, value in {found.metric: found.accuracy, **found.others}.items():
+        print(f"{name}: {value:.4f}")
     print(f"loss: {found.loss:.4f}")
     print(f"examples: {found.num_examples}")
 
@@ -255,9 +257,11 @@ class Bar(Reporter):
             "training", total=steps, completed=first_step, detail=f"{first_step}/{steps}"
         )
 
-    def on_evaluation(self, step: int, accuracy: float, loss: float) -> None:
+    def on_evaluation(
+        self, step: int, accuracy: float, loss: float, metric: str = "accuracy"
+    ) -> None:
         """A line above the bar."""
-        console.print(f"step {step}: dev accuracy {accuracy:.4f}, dev loss {loss:.4f}")
+        console.print(f"step {step}: dev {metric} {accuracy:.4f}, dev loss {loss:.4f}")
         self._ends.clear()  # an evaluation's time is not a step's
         self._beat = time.monotonic()
 
@@ -284,7 +288,7 @@ def summary_lines(summary: "Summary", directory: str) -> list[str]:
     """What a run found, and where its files lie."""
     noise, sent = summary.noise_over_signal, summary.rank_bytes_per_step
     rows = {
-        "accuracy": f"{summary.accuracy_before:.4f} -> {summary.accuracy_after:.4f}",
+        summary.metric: f"{summary.accuracy_before:.4f} -> {summary.accuracy_after:.4f}",
         "dev loss": f"{as_loss(summary.loss_before)} -> {as_loss(summary.loss_after)}",
         "model": f"{summary.model_parameters:,} parameters, {as_bytes(summary.model_bytes)}",
         "weights on the device": f"{as_bytes(summary.peak_device_bytes)} at the peak",

@@ -5,28 +5,47 @@ from collections.abc import Callable
 
 import click
 
+POSITIVE = click.FloatRange(min=0, min_open=True)
+COUNT = click.IntRange(min=1)
+
 # fmt: off
+TRAIN = click.option("--train", metavar="FILE",
+                     help="Training examples: TSV with a header, or JSONL.")
 TASK_OPTIONS = (
     click.option("--model", required=True, metavar="DIR_OR_ID",
                  help="Hugging Face directory or model id."),
-    click.option("--dev", required=True, metavar="FILE",
+    click.option("--task", metavar="NAME_OR_FILE",
+                 help="SST-2, RTE, CB, BoolQ, WSC, WIC, MultiRC, COPA, ReCoRD, SQuAD, DROP, or a "
+                      ".toml or .json file that declares one; else --template, --labels, --dev."),
+    click.option("--data", metavar="DIR_OR_FILE",
+                 help="The task's files (default: beside its file, or fetched by datasets)."),
+    click.option("--num-train", type=COUNT,
+                 help="Training examples, drawn by seed (default: the task's; mostly 1,000)."),
+    click.option("--num-dev", type=COUNT,
+                 help="Held out of the training split (default: the task's; mostly 500)."),
+    click.option("--num-test", type=COUNT,
+                 help="Of the test split (default: the task's; mostly 1,000)."),
+    click.option("--data-seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
+                 help="Of which examples are drawn."),
+    click.option("--max-new-tokens", type=COUNT,
+                 help="Of a generated answer (default: the task's; mostly 50)."),
+    click.option("--dev", metavar="FILE",
                  help="Held-out examples: TSV with a header, or JSONL."),
-    click.option("--template", required=True,
+    click.option("--template",
                  help='Prompt with fields, e.g. "{sentence} It was".'),
-    click.option("--labels", required=True,
+    click.option("--labels",
                  help='Label words in the order of their indices, e.g. " terrible, great".'),
     click.option("--config", metavar="FILE",
                  help="DeepSpeed JSON with a zeroth_order block."),
     click.option("--dev-limit", type=click.IntRange(min=1),
-                 help="Use only the first examples of --dev."),
+                 help="Use only the first examples held out."),
     click.option("--truncate", is_flag=True,
                  help="Cut texts that are longer than the model's context."),
     click.option("--local_rank", "--local-rank", type=int, hidden=True,
                  help="Set by launchers."),
 )
 TRAIN_OPTIONS = (
-    click.option("--train", required=True, metavar="FILE",
-                 help="Training examples: TSV with a header, or JSONL."),
+    TRAIN,
     click.option("--steps", required=True, type=int,
                  help="Steps to train."),
     click.option("--output", required=True, metavar="DIR",
@@ -34,8 +53,13 @@ TRAIN_OPTIONS = (
     click.option("--eval-every", type=click.IntRange(min=1),
                  help="Steps between evaluations (default: a tenth of --steps, at least 10)."),
 )
-POSITIVE = click.FloatRange(min=0, min_open=True)
-COUNT = click.IntRange(min=1)
+EVAL_OPTIONS = (
+    TRAIN,
+    click.option("--shots", type=click.IntRange(min=0), default=0, show_default=True,
+                 help="Solved training examples before each question, as many as fit."),
+    click.option("--split", type=click.Choice(["train", "dev", "test"]),
+                 help="Of --task, what to measure (default: test, where there is one)."),
+)
 CONVERT_OPTIONS = (
     click.option("--model", required=True, metavar="DIR_OR_ID",
                  help="Hugging Face directory or model id."),

@@ -29,10 +29,12 @@ class Metrics:
     Args:
         path: The CSV file; made, or reconciled with the journal.
         records: The journal's.
+        metric: What the column ``accuracy`` holds, and is called in the file.
     """
 
-    def __init__(self, path: Path, records: Sequence[Record]) -> None:
-        kept = {int(row["step"]): row for row in _read(path)}
+    def __init__(self, path: Path, records: Sequence[Record], metric: str = "accuracy") -> None:
+        self.metric = metric
+        kept = {int(row["step"]): row for row in _read(path, metric)}
         self.rows = [kept.get(record.step, {}) | _row(record) for record in records]
         last = kept.get(len(self.rows), {})
         self._pending: dict[str, str] = {key: last.get(key, "") for key in EVALUATION}
@@ -79,7 +81,8 @@ class Metrics:
             write_whole(self._file, lines, self._end)
 
     def _make(self) -> None:
-        content = _lines([dict(zip(COLUMNS, COLUMNS, strict=True)), *self.rows])
+        header = dict(zip(COLUMNS, _header(self.metric), strict=True))
+        content = _lines([header, *self.rows])
         self._end = len(content)
         if self._pending["accuracy"]:
             content += _lines([self._pending_row])
@@ -121,9 +124,9 @@ def draw_curve(metrics: Metrics, path: Path) -> None:
         [a for _, a, _ in evaluations],
         "o-",
         color="tab:orange",
-        label="dev accuracy",
+        label=f"dev {metrics.metric}",
     )
-    right.set_ylabel("accuracy", color="tab:orange")
+    right.set_ylabel(metrics.metric, color="tab:orange")
     right.set_ylim(0, 1)
     lines = [*left.lines, *right.lines]
     names = [str(line.get_label()) for line in lines]
@@ -155,7 +158,11 @@ def _lines(rows: Sequence[dict[str, str]]) -> bytes:
     return text.getvalue().encode()
 
 
-def _read(path: Path) -> list[dict[str, str]]:
+def _header(metric: str) -> tuple[str, ...]:
+    return tuple(metric if name == "accuracy" else name for name in COLUMNS)
+
+
+def _read(path: Path, metric: str) -> list[dict[str, str]]:
     """The file's whole rows; what was cut off, or is not ours, is made up from the journal."""
     if not path.exists():
         return []
@@ -164,7 +171,7 @@ def _read(path: Path) -> list[dict[str, str]]:
         rows = list(csv.reader(io.StringIO(whole)))
     except csv.Error:
         return []
-    if not rows or tuple(rows[0]) != COLUMNS:
+    if not rows or tuple(rows[0]) != _header(metric):
         return []
     return [dict(zip(COLUMNS, row, strict=True)) for row in rows[1:] if _is_whole(row)]
 

@@ -35,7 +35,9 @@ class Reporter:
         """Training begins, or continues where it stopped."""
         self.trained = True
 
-    def on_evaluation(self, step: int, accuracy: float, loss: float) -> None:
+    def on_evaluation(
+        self, step: int, accuracy: float, loss: float, metric: str = "accuracy"
+    ) -> None:
         """The dev set was evaluated after ``step`` steps."""
 
     def on_step(self, step: int, loss: float) -> None:

@@ -36,16 +36,8 @@ from zo_offload.replica import Replica
 from zo_offload.reporter import Reporter
 from zo_offload.run_directory import as_json, claimed, holds, journal_path, what_is_asked
 from zo_offload.run_evaluation import evaluate_on_ranks
-from zo_offload.run_task import Task, TaskOptions
-from zo_offload.tasks import (
-    Encoded,
-    Evaluation,
-    batch_at,
-    collate,
-    option_forward,
-    option_loss,
-    read_examples,
-)
+from zo_offload.run_task import Task, TaskOptions, recorded
+from zo_offload.tasks import Evaluation, batch_at
 from zo_offload.trainable.choose import check_files
 
 DEFAULT_CONFIG: dict[str, Any] = {
@@ -69,7 +61,6 @@ FINISHED = b"finished"
 class RunOptions(TaskOptions):
     """What to train, and where to."""
 
-    train: str = ""
     steps: int = 0
     output: str = ""
     eval_every: int | None = None
@@ -77,7 +68,7 @@ class RunOptions(TaskOptions):
 
 @dataclass(frozen=True)
 class Summary:
-    """What a finished run found. Bytes are of weights."""
+    """What a finished run found. Bytes are of weights; accuracies, of the task's `metric`."""
 
     journal: str
     steps: int
@@ -91,6 +82,7 @@ class Summary:
     host_bytes: int
     rank_bytes_per_step: int | None
     noise_over_signal: float | None
+    metric: str = "accuracy"
 
 
 def train(options: RunOptions, reporter: Reporter) -> Summary | None:
@@ -128,7 +120,7 @@ def evaluate_model(options: TaskOptions, reporter: Reporter) -> Evaluation:
     config, task = replica.all_or_none(lambda: _task(options))
     engine = _start_engine(replica, task, config, reporter)
     try:
-        return evaluate_on_ranks(engine, task.dev, reporter)
+        return evaluate_on_ranks(engine, task, reporter)
     finally:
         engine.destroy()
 
@@ -147,18 +139,18 @@ def _asked_for(options: RunOptions) -> tuple[dict[str, Any], Task, dict[str, Any
     """Config, task, and what makes this run this run: all that needs no weights."""
     if not 1 <= options.steps <= MOST_STEPS:
         raise ConfigError(f"--steps: expected 1 to {MOST_STEPS:,}, found {options.steps}")
-    config, task = _task(options, options.train)
-    return config, task, what_is_asked(asdict(options), config)
+    config, task = _task(options, training=True)
+    return config, task, what_is_asked(recorded(options), config, task.digests)
 
 
-def _task(options: TaskOptions, train: str | None = None) -> tuple[dict[str, Any], Task]:
+def _task(options: TaskOptions, training: bool = False) -> tuple[dict[str, Any], Task]:
     config = load_json(options.config) if options.config else DEFAULT_CONFIG
     parsed = parse_config(config)
-    if train is None:
+    if not training:
         config = _as_written(config, options.model)
         parsed = parse_config(config)
     check_files(parsed)
-    return config, Task(options, None if train is None else read_examples(train))
+    return config, Task(options, training)
 
 
 def _run(
@@ -169,10 +161,10 @@ def _run(
     try:
         if replica.is_first:
             records = Journal.read(journal).records if journal.exists() else ()
-            metrics = Metrics(directory / "metrics.csv", records)
+            metrics = Metrics(directory / "metrics.csv", records, task.metric)
         lost = metrics is not None and bool(metrics.rows) and metrics.evaluation(0) is None
         if _on_every_rank(replica, lost):  # the file was lost, the base is at hand
-            found = evaluate_on_ranks(engine, task.dev, reporter)
+            found = evaluate_on_ranks(engine, task, reporter)
             if metrics is not None:
                 metrics.mend_evaluation(0, found)
         with reporter.phase(f"opening {journal}"):
@@ -241,14 +233,12 @@ def _start_engine(
 
     with reporter.phase(f"loading {task.model_name}"):
         from zo_offload.engine import initialize
-        from zo_offload.integrations.hf import load_causal_lm
-        from zo_offload.objective import Objective
 
         spill = [*(parse_config(config).offload_param.nvme_path or ()), *filter(None, [directory])]
         engine, _, _, _ = initialize(
-            model=replica.all_or_none(lambda: load_causal_lm(task.model_name, spill)),
+            model=replica.all_or_none(lambda: task.load_model(spill)),
             config=config,
-            objective=Objective(loss=option_loss, forward=option_forward),
+            objective=task.way.objective,
             lr_scheduler=None if config.get("scheduler") else linear_decay,
         )
     return engine
@@ -264,28 +254,29 @@ def _take_steps(
         if step % every == 0 or step == steps:
             missing = metrics is not None and metrics.evaluation(step) is None
             if _on_every_rank(replica, missing):
-                found = evaluate_on_ranks(engine, task.dev, reporter)
+                found = evaluate_on_ranks(engine, task, reporter)
                 if metrics is not None:
                     metrics.add_evaluation(found)
             if metrics is not None:
                 held = metrics.evaluation(step)
                 assert held is not None
-                reporter.on_evaluation(step, *held)
+                reporter.on_evaluation(step, *held, metric=metrics.metric)
         if step < steps:
             began = time.perf_counter()
-            engine.train_batch(_micro_batches(engine, task.train, step))
+            engine.train_batch(_micro_batches(engine, task, step))
             if metrics is not None:
                 metrics.add_step(engine.stepper.journal.last, time.perf_counter() - began)
             reporter.on_step(step, engine.last_result.loss)
 
 
-def _micro_batches(engine: Any, examples: list[Encoded], step: int) -> Iterator[Any]:
+def _micro_batches(engine: Any, task: Task, step: int) -> Iterator[Any]:
     """This rank's of a step: g, g + G, ... of all, for group g of G."""
     division, size = engine.stepper.division, engine.train_micro_batch_size_per_gpu()
+    examples = task.train
     chosen = batch_at(engine.stepper.config.seed, step, engine.train_batch_size(), len(examples))
     starts = range(0, len(chosen), size)
     for first in starts[division.data_rank :: division.num_data_ranks]:
-        yield collate([examples[index] for index in chosen[first : first + size]])
+        yield task.way.collate([examples[index] for index in chosen[first : first + size]])
 
 
 def _summarize(engine: Any, metrics: Metrics, journal: Path, taken: int) -> Summary:
@@ -307,6 +298,7 @@ def _summarize(engine: Any, metrics: Metrics, journal: Path, taken: int) -> Summ
         host_bytes=weights.host_bytes,
         rank_bytes_per_step=engine.stepper.replica.step_bytes // taken if taken else None,
         noise_over_signal=_finite(noise.ratio) if noise else None,
+        metric=metrics.metric,
     )
 
 

@@ -1,6 +1,5 @@
 """The directory of a run: whose it is, and that one process works in it at a time."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -11,18 +10,18 @@ from zo_offload import files
 from zo_offload.errors import ConfigError
 
 
-def what_is_asked(options: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+def what_is_asked(
+    options: Mapping[str, Any], config: Mapping[str, Any], digests: Mapping[str, str]
+) -> dict[str, Any]:
     """What makes a run this run and not another; where it goes is not part of it.
 
     Args:
-        options: Of the command, with the files ``train`` and ``dev``.
+        options: Of the command.
         config: The JSON.
+        digests: Of what the options name.
     """
-    asked = {**options, "config": config}
+    asked = {**options, "config": config, **digests}
     del asked["output"]
-    for name in ("train", "dev"):
-        content = Path(asked[name]).read_bytes()
-        asked[f"content of {name} (sha256)"] = hashlib.sha256(content).hexdigest()
     return json.loads(json.dumps(asked))
 
 

@@ -1,41 +1,36 @@
 """The dev set shared out among the ranks, with the same numbers on every one."""
 
-import struct
-from itertools import islice
+import json
+from dataclasses import asdict, astuple
 from typing import Any
 
-import numpy as np
 import torch
 
 from zo_offload.reporter import Reporter
-from zo_offload.tasks import Encoded, Evaluation, evaluation_batches, score, summarize
+from zo_offload.run_task import Task
+from zo_offload.tasks import Evaluation, Verdict, evaluation_groups, sum_up
 
-PACKED = struct.Struct("<ddQ")  # accuracy, loss, number of examples
 
-
-def evaluate_on_ranks(engine: Any, examples: list[Encoded], reporter: Reporter) -> Evaluation:
+def evaluate_on_ranks(engine: Any, task: Task, reporter: Reporter) -> Evaluation:
     """Every rank a share of the batches; the same numbers on every rank, whatever their number."""
-    replica = engine.stepper.replica
-    batch_size = 2 * engine.train_micro_batch_size_per_gpu()  # as many rows as a step's two lanes
-    count = -(-len(examples) // batch_size)
-    mine = islice(evaluation_batches(examples, batch_size), replica.rank, None, replica.world_size)
-    share = -(-max(count - replica.rank, 0) // replica.world_size)
-    scores = score(engine.stepper.forward, reporter.counted("evaluating", mine, share))
-    packed = b"".join(each.numpy().tobytes() for each in scores)
-    everyone = replica.gather(packed)
+    stepper, examples = engine.stepper, task.dev
+    rank, num_ranks = stepper.replica.rank, stepper.replica.world_size
+    rows = 2 * engine.train_micro_batch_size_per_gpu()  # as many as a step's two lanes
+    groups = evaluation_groups(examples, rows)
+    mine = groups[rank::num_ranks]
+    verdicts: list[Verdict] = []
+    with torch.no_grad():
+        for group in reporter.counted("evaluating", mine, len(mine)):
+            verdicts += task.way.judge(stepper, [examples[at] for at in group])
+    packed = json.dumps([astuple(verdict) for verdict in verdicts]).encode()
+    everyone = stepper.replica.gather(packed)
 
     def merged() -> bytes:
-        sizes = [min(batch_size, len(examples) - i * batch_size) for i in range(count)]
-        found = summarize(_in_order(everyone, sizes))
-        return PACKED.pack(found.accuracy, found.loss, found.num_examples)
+        found: dict[int, Verdict] = {}
+        for other, data in enumerate(everyone):
+            places = [at for group in groups[other::num_ranks] for at in group]
+            found |= {at: Verdict(*told) for at, told in zip(places, json.loads(data), strict=True)}
+        in_order = [found[at] for at in range(len(examples))]
+        return json.dumps(asdict(sum_up(in_order, examples, task.way.metrics))).encode()
 
-    return Evaluation(*PACKED.unpack(replica.share(merged)))
-
-
-def _in_order(everyone: list[bytes], sizes: list[int]) -> list[torch.Tensor]:
-    """Scores batch by batch, from every rank's own; rank r of W has batches r, r + W, ..."""
-    parts = []
-    for rank, data in enumerate(everyone):
-        scores = torch.from_numpy(np.frombuffer(data, np.float64).copy()).view(-1, 2)
-        parts.append(scores.split(sizes[rank :: len(everyone)]))
-    return [parts[i % len(everyone)][i // len(everyone)] for i in range(len(sizes))]
+    return Evaluation(**json.loads(stepper.replica.share(merged)))

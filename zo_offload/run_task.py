@@ -1,35 +1,46 @@
-"""Data, prompt and tokenizer of a run: what can be refused before weights are read."""
+"""A run's examples and tokenizer: what can be refused before weights are read."""
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from zo_offload.errors import ModelError
+import numpy as np
+
+from zo_offload.errors import ConfigError, ModelError
 from zo_offload.reporter import Reporter
-from zo_offload.tasks import Encoded, Example, Prompt, encode, read_examples
+from zo_offload.run_data import TaskOptions, read_asked, recorded
+from zo_offload.tasks import Encoded, Rendered, Way, causal_way
+from zo_offload.tasks.shots import told, with_demonstrations
 
+__all__ = ["Task", "TaskOptions", "recorded"]
 
-@dataclass(frozen=True)
-class TaskOptions:
-    """A model and a classification task."""
-
-    model: str
-    dev: str
-    template: str
-    labels: str
-    config: str | None = None
-    truncate: bool = False
-    dev_limit: int | None = None
+logger = logging.getLogger(__name__)
 
 
 class Task:
-    """Data, prompt and tokenizer of a run: what can be refused before weights are read."""
+    """A run's examples, and their way through its model.
 
-    def __init__(self, options: TaskOptions, train: list[Example] | None = None) -> None:
+    Args:
+        options: Of the command.
+        training: Whether there is something to learn from.
+
+    Attributes:
+        model_name: Directory or id.
+        digests: Of what was read.
+        tokenizer, way, train, dev: After `encode`.
+    """
+
+    tokenizer: Any
+    way: Way
+
+    def __init__(self, options: TaskOptions, training: bool = False) -> None:
         self._options = options
-        self._prompt = Prompt(options.template, options.labels)
-        self._examples = (train or [], read_examples(options.dev)[: options.dev_limit])
+        self._asked = read_asked(options, training)
+        self._training = training
         self.model_name = options.model
-        self.tokenizer: Any = None
+        self.digests = self._asked.digests
+        self.metric = self._asked.manner.metrics[0]
         self.train: list[Encoded] = []
         self.dev: list[Encoded] = []
 
@@ -40,18 +51,63 @@ class Task:
         with reporter.phase(f"reading the tokenizer of {self.model_name}"):
             limit, rows = limits(self.model_name)
             self.tokenizer = load_tokenizer(self.model_name)
-        with reporter.phase(f"encoding {sum(map(len, self._examples)):,} examples"):
+            self.way = causal_way(self._asked.manner, self.tokenizer)
+        learnt = self._asked.train if self._training else []
+        count = len(learnt) + len(self._asked.dev)
+        with reporter.phase(f"encoding {count:,} examples"):
+            posed = (learnt, self._demonstrated(limit))
             self.train, self.dev = (
-                encode(part, self._prompt, self.tokenizer, limit, truncate=self._options.truncate)
-                for part in self._examples
+                self.way.encode(part, limit, self._options.truncate) for part in posed
             )
-        self._check_vocabulary(rows)
+        self._check_vocabulary(rows, posed)
 
-    def _check_vocabulary(self, rows: int | None) -> None:
+    def load_model(self, spill: Sequence[str | Path]) -> Any:
+        """The model that the task's way leads through."""
+        from zo_offload.integrations.hf import load_causal_lm
+
+        return load_causal_lm(self.model_name, spill)
+
+    def _demonstrated(self, limit: int | None) -> list[Rendered]:
+        """What is measured, after its demonstrations."""
+        asked, shots = self._asked, self._options.shots
+        if not shots:
+            return asked.dev
+        if shots > len(asked.train):
+            raise ConfigError(f"--shots: {len(asked.train):,} examples to draw from, found {shots}")
+        seed = self._options.data_seed
+        order = np.random.RandomState(seed).permutation(len(asked.train))
+        room = asked.manner.max_new_tokens if asked.manner.generates else 0
+
+        def measure(posed: Sequence[Rendered]) -> list[int]:
+            return [one.num_positions(room) for one in self.way.encode(posed, None, False)]
+
+        found, counts = with_demonstrations(
+            asked.dev,
+            [asked.train[int(at)].solved for at in order[:shots]],
+            asked.separator,
+            limit,
+            measure=measure,
+            count=lambda texts: [
+                len(ids)
+                for ids in self.tokenizer(texts, add_special_tokens=False, verbose=False)[
+                    "input_ids"
+                ]
+            ],
+        )
+        if line := told(counts, shots):
+            logger.warning("%s", line)
+        return found
+
+    def _check_vocabulary(
+        self, rows: int | None, posed: tuple[Sequence[Rendered], Sequence[Rendered]]
+    ) -> None:
         """Tokens are looked up in the embedding; a row that is not there ends in a crash."""
         tokens = [
-            (max((*one.context, *(t for option in one.options for t in option))), example.where)
-            for part, examples in zip((self.train, self.dev), self._examples, strict=True)
+            (
+                max((*one.context, *one.prompt, *(t for option in one.options for t in option))),
+                example.where,
+            )
+            for part, examples in zip((self.train, self.dev), posed, strict=True)
             for one, example in zip(part, examples, strict=True)
         ]
         largest, where = max(tokens, default=(0, ""))

@@ -49,9 +49,9 @@ def test_other_formats_say_the_same(row: Row):
 @every_task
 def test_how_it_is_trained_and_measured(row: Row):
     spec = spec_of(row)
-    assert (spec.train_on, spec.metrics) == (row.train_on, row.metrics)
+    assert (spec.manner.train_on, spec.manner.metrics) == (row.train_on, row.metrics)
     assert astuple(spec.counts) == row.counts
-    assert spec.generates == bool(row.references)
+    assert spec.manner.generates == bool(row.references)
     assert spec.hub is not None
 
 

@@ -1,31 +1,55 @@
 """Accuracy and mean loss of a model on a data set, in batches of examples of like length."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from zo_offload.tasks.encode import Batch, Encoded, collate
-from zo_offload.tasks.objective import option_loss, predict
+from zo_offload.tasks.objective import hits, option_loss
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model does on a data set; `loss` is a float64 mean over examples."""
+    """What a model does on a data set.
+
+    Attributes:
+        accuracy: The task's score, which is an accuracy unless `metric` says another.
+        loss: Weighted mean, float64.
+        num_examples: That were judged.
+        metric: The score's name.
+        others: Further metrics by name.
+    """
 
     accuracy: float
     loss: float
     num_examples: int
+    metric: str = "accuracy"
+    others: Mapping[str, float] = field(default_factory=dict)
+
+
+def evaluation_groups(encoded: Sequence[Encoded], batch_size: int) -> list[list[int]]:
+    """Which examples are judged together: of like length, and of `batch_size` rows at most.
+
+    An example that takes more rows by itself (one for each of its options) is a group of its own.
+    """
+    by_length = sorted(range(len(encoded)), key=lambda at: encoded[at].num_tokens)  # stable
+    groups: list[list[int]] = []
+    rows = batch_size
+    for at in by_length:
+        if rows + encoded[at].num_rows > batch_size:
+            groups.append([])
+            rows = 0
+        groups[-1].append(at)
+        rows += encoded[at].num_rows
+    return groups
 
 
 def evaluation_batches(encoded: Sequence[Encoded], batch_size: int) -> Iterator[Batch]:
-    """Every example once, sorted by length so that little is padding."""
-    by_length = sorted(
-        encoded, key=lambda example: example.num_tokens
-    )  # stable: equal data, equal batches
-    for start in range(0, len(by_length), batch_size):
-        yield collate(by_length[start : start + batch_size])
+    """Every example once, in groups of like length so that little is padding."""
+    for group in evaluation_groups(encoded, batch_size):
+        yield collate([encoded[at] for at in group])
 
 
 def evaluate(forward: Callable[[Batch], Any], batches: Iterable[Batch]) -> Evaluation:
@@ -45,12 +69,11 @@ def score(forward: Callable[[Batch], Any], batches: Iterable[Batch]) -> list[tor
         for batch in batches:
             outputs = forward(batch)
             losses = option_loss(None, batch, outputs)
-            hits = predict(batch, outputs) == batch["targets"].to(losses.device)
-            scores.append(torch.stack([losses.double(), hits.double()], dim=1))
+            scores.append(torch.stack([losses.double(), hits(batch, outputs).double()], dim=1))
     return [each.cpu() for each in scores]  # one wait for the device, at the end
 
 
 def summarize(scores: Sequence[torch.Tensor]) -> Evaluation:
     """Means over all examples, in the order of the batches."""
-    losses, hits = torch.cat(list(scores)).unbind(dim=1)
-    return Evaluation(hits.mean().item(), losses.mean().item(), len(losses))
+    losses, found = torch.cat(list(scores)).unbind(dim=1)
+    return Evaluation(found.mean().item(), losses.mean().item(), len(losses))

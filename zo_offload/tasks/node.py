@@ -91,18 +91,24 @@ class Node:
         return self.value
 
     def index_of(self, names: Sequence[str]) -> int:
-        """A label's index: the label is one of the names, its index, or, where so named, a bool."""
+        """A label's index: it is one of the names, its index, or, where so named, a bool.
+
+        Where a name is itself a number (stars from 1 to 5), only names count: 1 must not mean two
+        things.
+        """
         found = self.value
         if tuple(names) == BOOLEANS and type(found) is bool:
             return int(found)
         shown = str(found).strip()
         if type(found) in (int, str) and shown in names:
             return list(names).index(shown)
-        if type(found) in (int, str) and shown in map(str, range(len(names))):
+        by_index = not any(name.removeprefix("-").isdecimal() for name in names)
+        if type(found) in (int, str) and by_index and shown in map(str, range(len(names))):
             return int(shown)
         if shown == "-1":
             self.refuse("the label is hidden (-1)", "a test split has none: use validation")
-        expected = f"expected one of {listed(names)} or an index from 0 to {len(names) - 1}"
+        expected = f"expected one of {listed(names)}"
+        expected += f" or an index from 0 to {len(names) - 1}" * by_index
         is_label = isinstance(found, int | str) and type(found) is not bool
         found = quote(shown) if is_label else f"JSON {json_type(found)}"
         return self.refuse(f"the label is {found}", f"{expected}{nearest(shown, names)}")

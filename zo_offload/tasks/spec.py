@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from zo_offload.tasks.node import Node
@@ -54,8 +55,28 @@ class Hub:
 
 
 @dataclass(frozen=True)
+class Manner:
+    """How a task is trained and measured: what decides how its examples go through a model.
+
+    Attributes:
+        train_on: `options`: cross-entropy over the options' scores; `answer`: language-model loss
+            on the right option's tokens alone.
+        generates: Whether the answer is generated, greedily.
+        metrics: Names in `METRICS`; the first is the task's score.
+        stop: What ends a generated answer.
+        max_new_tokens: Of a generated answer.
+    """
+
+    train_on: TrainOn = "options"
+    generates: bool = False
+    metrics: tuple[str, ...] = OF_OPTIONS[:1]
+    stop: str = "\n"
+    max_new_tokens: int = 50
+
+
+@dataclass(frozen=True)
 class TaskSpec:
-    r"""A task.
+    """A task.
 
     Attributes:
         name: In messages.
@@ -63,17 +84,13 @@ class TaskSpec:
         items: From a row of a file to its examples.
         words: Label words as they follow the prompt; empty where each example has its own options.
         option: How a choice, or an answer, follows the prompt: `{choice}` is in it.
-        generates: Whether the answer is generated, greedily.
-        train_on: `options`: cross-entropy over the options' scores; `answer`: language-model loss
-            on the right option's tokens alone.
-        metrics: Names in `METRICS`; the first is the task's score.
+        manner: How it is trained and measured.
         files: Of each split, names to look for, the first that is there being taken.
         folders: In which they may lie in the directory that is given.
+        folder: Where files lie when no directory is given.
         hub: Where `datasets` finds it, if it does.
         counts: Drawn by seed.
         separator: Between demonstrations.
-        stop: What ends a generated answer.
-        max_new_tokens: Of a generated answer.
     """
 
     name: str
@@ -81,23 +98,20 @@ class TaskSpec:
     items: Callable[[Node], Iterator[Item]]
     words: tuple[str, ...] = ()
     option: Template = field(default_factory=lambda: Template(" {choice}"))
-    generates: bool = False
-    train_on: TrainOn = "options"
-    metrics: tuple[str, ...] = OF_OPTIONS[:1]
+    manner: Manner = field(default_factory=Manner)
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     folders: tuple[str, ...] = ()
+    folder: Path | None = None
     hub: Hub | None = None
     counts: Counts = field(default_factory=Counts)
     separator: str = "\n\n"
-    stop: str = "\n"
-    max_new_tokens: int = 50
 
     def pose(self, item: Item) -> Rendered:
         """The example as text. No blank ends a prompt: tokenizers put it before the next word."""
         prompt = self.template.fill(item.fields, item.where).strip(" ")
         if self.words:
             return Rendered(prompt, self.words, item.right, item.where)
-        texts = item.answers[:1] if self.generates else item.choices
+        texts = item.answers[:1] if self.manner.generates else item.choices
         options = tuple(
             self.option.fill({**item.fields, "choice": text}, item.where).rstrip(" ")
             for text in texts

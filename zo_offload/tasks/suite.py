@@ -12,11 +12,11 @@ Reference:
 
 from zo_offload.tasks import formats
 from zo_offload.tasks.node import BOOLEANS
-from zo_offload.tasks.spec import Counts, Hub, TaskSpec
+from zo_offload.tasks.spec import Counts, Hub, Manner, TaskSpec
 from zo_offload.tasks.template import Template
-from zo_offload.tasks.wording import listed, nearest, quote, refuse
 
 COUNTS, SMALL = Counts(1000, 500, 1000), Counts(1000, 100, 1000)
+GENERATED = Manner("answer", generates=True, metrics=("f1", "exact_match"))
 EXPORTED = {"train": ("train.jsonl",), "test": ("validation.jsonl",)}  # by `datasets`
 GLUE = {"train": ("train.tsv", "train.jsonl"), "test": ("dev.tsv", "validation.jsonl", "dev.jsonl")}
 SUPERGLUE = {
@@ -68,7 +68,7 @@ TASKS = (
         items=formats.classes(
             ("premise", "hypothesis"), ("entailment", "contradiction", "neutral")
         ),
-        metrics=("accuracy", "macro_f1"),
+        manner=Manner(metrics=("accuracy", "macro_f1")),
         files=SUPERGLUE,
         folders=("CB",),
         hub=_superglue("cb"),
@@ -118,7 +118,7 @@ TASKS = (
         ),
         words=("No", "Yes"),
         items=formats.multirc,
-        metrics=("accuracy", "positive_f1"),
+        manner=Manner(metrics=("accuracy", "positive_f1")),
         files=SUPERGLUE,
         folders=("MultiRC",),
         hub=_superglue("multirc"),
@@ -128,7 +128,7 @@ TASKS = (
         name="COPA",
         template=Template("{premise} {conjunction}"),
         items=formats.copa,
-        train_on="answer",
+        manner=Manner("answer"),
         files=SUPERGLUE,
         folders=("COPA",),
         hub=_superglue("copa"),
@@ -138,7 +138,7 @@ TASKS = (
         name="ReCoRD",
         template=Template("{passage}\n-"),
         items=formats.record,
-        train_on="answer",
+        manner=Manner("answer"),
         files=SUPERGLUE,
         folders=("ReCoRD",),
         hub=_superglue("record"),
@@ -149,9 +149,7 @@ TASKS = (
         template=Template("Title: {title}\nContext: {context}\nQuestion: {question}\nAnswer:"),
         option=Template(" {choice}\n"),
         items=formats.squad,
-        generates=True,
-        train_on="answer",
-        metrics=("f1", "exact_match"),
+        manner=GENERATED,
         files=SQUAD,
         folders=("squad",),
         hub=Hub("rajpurkar/squad"),
@@ -162,9 +160,7 @@ TASKS = (
         template=Template("Passage: {context}\nQuestion: {question}\nAnswer:"),
         option=Template(" {choice}\n"),
         items=formats.drop,
-        generates=True,
-        train_on="answer",
-        metrics=("f1", "exact_match"),
+        manner=GENERATED,
         files=DROP,
         folders=("drop_dataset", "drop"),
         hub=Hub("ucinlp/drop"),
@@ -181,10 +177,3 @@ def known_task(name: str) -> TaskSpec | None:
     'SST-2'
     """
     return _BY_KEY.get(name.lower().replace("-", "").replace("_", ""))
-
-
-def refuse_unknown(name: str) -> None:
-    """Raises TaskError with the names that there are."""
-    names = [task.name for task in TASKS]
-    mend = f"expected one of {listed(names)}{nearest(name, names)}"
-    refuse("--task", f"{quote(name)} is neither a file nor a task known by name", mend)

@@ -1,0 +1,175 @@
+"""What a run is asked: examples as text, by a task's name or by a prompt and files."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from zo_offload.errors import ConfigError
+from zo_offload.tasks import (
+    Manner,
+    Prompt,
+    Rendered,
+    Source,
+    TaskSpec,
+    chosen_task,
+    draw,
+    read_examples,
+)
+from zo_offload.tasks.chosen import is_task_file
+
+BY_PROMPT = ("dev", "template", "labels")
+BY_TASK = ("data", "num_train", "num_dev", "num_test", "max_new_tokens")
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """A model and what it is asked: a task by name or file, or a prompt with files."""
+
+    model: str
+    dev: str | None = None
+    template: str | None = None
+    labels: str | None = None
+    config: str | None = None
+    truncate: bool = False
+    dev_limit: int | None = None
+    train: str | None = None
+    task: str | None = None
+    data: str | None = None
+    num_train: int | None = None
+    num_dev: int | None = None
+    num_test: int | None = None
+    max_new_tokens: int | None = None
+    data_seed: int = 0
+    shots: int = 0
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Examples as text, and how they are trained and measured.
+
+    Attributes:
+        train: To learn from, or to demonstrate with.
+        dev: To measure.
+        manner: How.
+        separator: Between demonstrations.
+        digests: Of what was read, by a name that says of what.
+    """
+
+    train: list[Rendered]
+    dev: list[Rendered]
+    manner: Manner = field(default_factory=Manner)
+    separator: str = "\n\n"
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_asked(options: TaskOptions, training: bool) -> Asked:
+    """All that options name, read and checked.
+
+    Args:
+        options: Of the command.
+        training: Else only what is measured is read, and demonstrations.
+
+    Raises:
+        ConfigError: Options are missing, or do not go together.
+        TaskError: A task, file, prompt or example is wrong.
+    """
+    if options.task is None:
+        return _by_prompt(options, training)
+    return _by_task(options, training)
+
+
+def recorded(options: TaskOptions) -> dict[str, Any]:
+    """What of the options makes a run this run.
+
+    What a task brought with it is left out where there is none, so that runs from before there
+    were tasks can be continued.
+    """
+    told = asdict(options)
+    for name in ("shots", "split"):  # of no use in training
+        del told[name]
+    if options.task is None:
+        told = {k: v for k, v in told.items() if k not in ("task", "data_seed", *BY_TASK)}
+    return told
+
+
+def _by_prompt(options: TaskOptions, training: bool) -> Asked:
+    for name in BY_TASK:
+        if getattr(options, name) is not None:
+            raise ConfigError(f"{_flag(name)}: goes with --task, which is not given")
+    if options.split is not None:
+        raise ConfigError("--split: goes with --task; --dev names what is measured")
+    needed = (*BY_PROMPT, "train") if training else BY_PROMPT
+    missing = [_flag(name) for name in needed if getattr(options, name) is None]
+    if missing:
+        raise ConfigError(
+            f"{', '.join(missing)}: missing; give {', '.join(map(_flag, needed))}, or --task"
+        )
+    if options.shots and options.train is None:
+        raise ConfigError("--shots: demonstrations are drawn from --train, which is not given")
+    prompt = Prompt(str(options.template), str(options.labels))
+    train, dev = str(options.train), str(options.dev)
+    learnt = [prompt.pose(x) for x in read_examples(train)] if training or options.shots else []
+    measured = [prompt.pose(x) for x in read_examples(dev)[: options.dev_limit]]
+    files = {"train": train, "dev": dev} if training else {}
+    digests = {f"content of {name} (sha256)": _sha256(path) for name, path in files.items()}
+    return Asked(learnt, measured, digests=digests)
+
+
+def _by_task(options: TaskOptions, training: bool) -> Asked:
+    assert options.task is not None
+    for name in (*BY_PROMPT, "train"):
+        if getattr(options, name) is not None:
+            raise ConfigError(f"{_flag(name)}: not beside --task, which has its own; see --data")
+    spec = chosen_task(options.task)
+    counts = spec.counts.but(train=options.num_train, dev=options.num_dev, test=options.num_test)
+    source = Source(spec, options.data)
+    measured = "dev" if training else options.split or _measured(source)
+    if options.shots and (source.is_one_file or measured == "train"):
+        raise ConfigError(
+            "--shots: demonstrations would be drawn from the examples that are measured; "
+            "name a directory with a training split by --data"
+        )
+
+    def posed(split: str) -> list[Rendered]:
+        return [spec.pose(item) for item in draw(source, split, counts, options.data_seed)]
+
+    train = posed("train") if training or options.shots else []
+    dev = posed(measured)[: options.dev_limit]
+    digests = {}
+    if training:
+        digests |= {"examples of train (sha256)": _digest(train)}
+        digests |= {"examples of dev (sha256)": _digest(dev)}
+    if training and is_task_file(options.task):
+        digests |= {"content of task (sha256)": _sha256(options.task)}
+    return Asked(train, dev, _manner(spec, options), spec.separator, digests)
+
+
+def _manner(spec: TaskSpec, options: TaskOptions) -> Manner:
+    if options.max_new_tokens is None:
+        return spec.manner
+    if not spec.manner.generates:
+        raise ConfigError(f"--max-new-tokens: {spec.name} generates nothing")
+    return replace(spec.manner, max_new_tokens=options.max_new_tokens)
+
+
+def _measured(source: Source) -> str:
+    """The split to measure when none is named: the test split, where there is one."""
+    return "test" if "test" in source.spec.files or source.is_one_file else "dev"
+
+
+def _digest(posed: list[Rendered]) -> str:
+    """Of all that is learnt or measured; not of where it stood."""
+    texts = [[one.prompt, one.options, one.right, one.references] for one in posed]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+
+
+def _sha256(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

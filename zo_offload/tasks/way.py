@@ -1,0 +1,75 @@
+"""How a task's examples go through a kind of model: what a run needs to know of both.
+
+A `Way` is made of functions, so that another kind of model (one that fills a mask, say) is another
+function like `causal_way` and nothing else.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from zo_offload.objective import Objective
+from zo_offload.tasks.encode import Batch, Encoded, collate, encode_rendered
+from zo_offload.tasks.generate import Decoding
+from zo_offload.tasks.judge import Verdict, judge_answers, judge_options
+from zo_offload.tasks.objective import answer_loss, option_forward, option_loss
+from zo_offload.tasks.rendered import Rendered
+from zo_offload.tasks.spec import Manner
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Way:
+    """Through a model, for training and for measuring.
+
+    Attributes:
+        encode: Text to what the model takes; refuses or cuts what is too long.
+        collate: A micro-batch to train on.
+        objective: What is minimised on it.
+        judge: `(stepper, examples)` to a verdict on each, for a batch.
+        metrics: Of all verdicts; the first is the task's score.
+    """
+
+    encode: Callable[..., list[Encoded]]
+    collate: Callable[[Sequence[Encoded]], Batch]
+    objective: Objective
+    judge: Callable[[Any, Sequence[Encoded]], list[Verdict]]
+    metrics: tuple[str, ...]
+
+
+def causal_way(manner: Manner, tokenizer: "PreTrainedTokenizerBase") -> Way:
+    """Through a causal LM: options, or an answer, are what it may write next."""
+    loss = answer_loss if manner.train_on == "answer" else option_loss
+    room = manner.max_new_tokens if manner.generates else 0
+    if manner.generates:
+        decoding = Decoding(tokenizer, manner.max_new_tokens, manner.stop)
+        judge = partial(judge_answers, decoding=decoding)
+    else:
+        judge = partial(judge_options, train_on=manner.train_on)
+    return Way(
+        encode=partial(_encode, tokenizer=tokenizer, max_new_tokens=room),
+        collate=collate_answers if manner.train_on == "answer" else collate,
+        objective=Objective(loss=loss, forward=option_forward),
+        judge=judge,
+        metrics=manner.metrics,
+    )
+
+
+def collate_answers(examples: Sequence[Encoded]) -> Batch:
+    """A row an example: the option to learn from and no other."""
+    return collate([example.answer_alone for example in examples])
+
+
+def _encode(
+    posed: Sequence[Rendered],
+    max_length: int | None,
+    truncate: bool,
+    tokenizer: "PreTrainedTokenizerBase",
+    max_new_tokens: int,
+) -> list[Encoded]:
+    return encode_rendered(
+        posed, tokenizer, max_length, truncate=truncate, max_new_tokens=max_new_tokens
+    )
