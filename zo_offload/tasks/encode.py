@@ -64,11 +64,6 @@ class Encoded:
         """The positions that its longest row takes in the model."""
         return len(self.context) + max(map(len, self.options)) - 1
 
-    @property
-    def num_rows(self) -> int:
-        """The rows that it takes when it is collated alone."""
-        return 1 if all(len(option) == 1 for option in self.options) else len(self.options)
-
     def num_positions(self, max_new_tokens: int) -> int:
         """That the model must have, to score it and to generate after its prompt."""
         return max(self.num_tokens, len(self.prompt) + max_new_tokens if self.prompt else 0)
@@ -160,8 +155,16 @@ def collate(encoded: Sequence[Encoded]) -> Batch:
             targets: [E], the option to learn from
             right: [E, O], 1 for right options, only where an example has several
     """
-    one_token = all(len(option) == 1 for example in encoded for option in example.options)
-    return _collate_shared_rows(encoded) if one_token else _collate_option_rows(encoded)
+    return (_collate_shared_rows if _one_token(encoded) else _collate_option_rows)(encoded)
+
+
+def num_rows(encoded: Sequence[Encoded]) -> int:
+    """The rows of a batch of them."""
+    return len(encoded) if _one_token(encoded) else sum(len(one.options) for one in encoded)
+
+
+def _one_token(encoded: Sequence[Encoded]) -> bool:
+    return all(len(option) == 1 for example in encoded for option in example.options)
 
 
 def _collate_shared_rows(encoded: Sequence[Encoded]) -> Batch:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from zo_offload.tasks.encode import Batch, Encoded, collate
+from zo_offload.tasks.encode import Batch, Encoded, collate, num_rows
 from zo_offload.tasks.objective import hits, option_loss
 
 
@@ -36,13 +36,10 @@ def evaluation_groups(encoded: Sequence[Encoded], batch_size: int) -> list[list[
     """
     by_length = sorted(range(len(encoded)), key=lambda at: encoded[at].num_tokens)  # stable
     groups: list[list[int]] = []
-    rows = batch_size
     for at in by_length:
-        if rows + encoded[at].num_rows > batch_size:
+        if not groups or num_rows([encoded[i] for i in (*groups[-1], at)]) > batch_size:
             groups.append([])
-            rows = 0
         groups[-1].append(at)
-        rows += encoded[at].num_rows
     return groups
 
 
