@@ -86,6 +86,17 @@ def test_every_other_command_has_a_folder_of_its_own(quickstart):
     assert all(name.startswith("model-data-") for name in names)
 
 
+def test_a_task_by_name_is_left_to_the_command(quickstart, tmp_path):
+    for job in (
+        quickstart.chosen_job("model", "SST-2", None, None),
+        quickstart.chosen_job("model", "SST-2", None, "glue/"),
+        quickstart.chosen_job("model", str(tmp_path / "own.toml"), None, None),
+    ):
+        assert (job.train, job.dev, job.template, job.labels) == (None,) * 4
+        assert job.task
+        assert job.task in quickstart.shown(job)
+
+
 def test_model_and_task_go_together(quickstart):
     done = CliRunner().invoke(quickstart.main, ["--model", "somewhere"])
     assert done.exit_code == 1

@@ -9,6 +9,7 @@ from typing import Any
 
 from zo_offload.errors import ConfigError
 from zo_offload.tasks import (
+    Counts,
     Manner,
     Prompt,
     Rendered,
@@ -16,6 +17,7 @@ from zo_offload.tasks import (
     TaskSpec,
     chosen_task,
     draw,
+    drawn,
     read_examples,
 )
 from zo_offload.tasks.chosen import is_task_file
@@ -52,16 +54,18 @@ class Asked:
     """Examples as text, and how they are trained and measured.
 
     Attributes:
-        train: To learn from, or to demonstrate with.
+        train: To learn from.
         dev: To measure.
         manner: How.
-        separator: Between demonstrations.
+        shots: Solved examples, to demonstrate with.
+        separator: Between them.
         digests: Of what was read, by a name that says of what.
     """
 
     train: list[Rendered]
     dev: list[Rendered]
     manner: Manner = field(default_factory=Manner)
+    shots: list[str] = field(default_factory=list)
     separator: str = "\n\n"
     digests: Mapping[str, str] = field(default_factory=dict)
 
@@ -112,11 +116,15 @@ def _by_prompt(options: TaskOptions, training: bool) -> Asked:
         raise ConfigError("--shots: demonstrations are drawn from --train, which is not given")
     prompt = Prompt(str(options.template), str(options.labels))
     train, dev = str(options.train), str(options.dev)
-    learnt = [prompt.pose(x) for x in read_examples(train)] if training or options.shots else []
-    measured = [prompt.pose(x) for x in read_examples(dev)[: options.dev_limit]]
+    learnt = [prompt.pose(each) for each in read_examples(train)] if training else []
+    measured = [prompt.pose(each) for each in read_examples(dev)[: options.dev_limit]]
+    shots = []
+    if options.shots:
+        pool = [prompt.pose(each) for each in read_examples(train)]
+        shots = _demonstrations(drawn(pool, options.shots, options.data_seed), options)
     files = {"train": train, "dev": dev} if training else {}
     digests = {f"content of {name} (sha256)": _sha256(path) for name, path in files.items()}
-    return Asked(learnt, measured, digests=digests)
+    return Asked(learnt, measured, shots=shots, digests=digests)
 
 
 def _by_task(options: TaskOptions, training: bool) -> Asked:
@@ -137,15 +145,34 @@ def _by_task(options: TaskOptions, training: bool) -> Asked:
     def posed(split: str) -> list[Rendered]:
         return [spec.pose(item) for item in draw(source, split, counts, options.data_seed)]
 
-    train = posed("train") if training or options.shots else []
+    train = posed("train") if training else []
     dev = posed(measured)[: options.dev_limit]
+    shots = _shots_of(source, counts, measured, options) if options.shots else []
     digests = {}
     if training:
         digests |= {"examples of train (sha256)": _digest(train)}
         digests |= {"examples of dev (sha256)": _digest(dev)}
     if training and is_task_file(options.task):
         digests |= {"content of task (sha256)": _sha256(options.task)}
-    return Asked(train, dev, _manner(spec, options), spec.separator, digests)
+    return Asked(train, dev, _manner(spec, options), shots, spec.separator, digests)
+
+
+def _shots_of(source: Source, counts: Counts, measured: str, options: TaskOptions) -> list[str]:
+    """From the training split, but for what is measured of it."""
+    shots, seed = options.shots, options.data_seed
+    if measured == "dev":
+        items = draw(source, "train", counts.but(train=shots), seed)
+    else:
+        items = drawn(source.items("train"), shots, seed)
+    return _demonstrations([source.spec.pose(item) for item in items], options)
+
+
+def _demonstrations(pool: list[Rendered], options: TaskOptions) -> list[str]:
+    if len(pool) < options.shots:
+        raise ConfigError(
+            f"--shots: {len(pool):,} examples to draw from, found {options.shots}; lower it"
+        )
+    return [each.solved for each in pool]
 
 
 def _manner(spec: TaskSpec, options: TaskOptions) -> Manner:

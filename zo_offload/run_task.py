@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from zo_offload.errors import ConfigError, ModelError
+from zo_offload.errors import ModelError
 from zo_offload.reporter import Reporter
 from zo_offload.run_data import TaskOptions, read_asked, recorded
 from zo_offload.tasks import Encoded, Rendered, Way, causal_way
@@ -37,7 +35,6 @@ class Task:
     def __init__(self, options: TaskOptions, training: bool = False) -> None:
         self._options = options
         self._asked = read_asked(options, training)
-        self._training = training
         self.model_name = options.model
         self.digests = self._asked.digests
         self.metric = self._asked.manner.metrics[0]
@@ -52,7 +49,7 @@ class Task:
             limit, rows = limits(self.model_name)
             self.tokenizer = load_tokenizer(self.model_name)
             self.way = causal_way(self._asked.manner, self.tokenizer)
-        learnt = self._asked.train if self._training else []
+        learnt = self._asked.train
         count = len(learnt) + len(self._asked.dev)
         with reporter.phase(f"encoding {count:,} examples"):
             posed = (learnt, self._demonstrated(limit))
@@ -69,32 +66,21 @@ class Task:
 
     def _demonstrated(self, limit: int | None) -> list[Rendered]:
         """What is measured, after its demonstrations."""
-        asked, shots = self._asked, self._options.shots
-        if not shots:
+        asked = self._asked
+        if not asked.shots:
             return asked.dev
-        if shots > len(asked.train):
-            raise ConfigError(f"--shots: {len(asked.train):,} examples to draw from, found {shots}")
-        seed = self._options.data_seed
-        order = np.random.RandomState(seed).permutation(len(asked.train))
         room = asked.manner.max_new_tokens if asked.manner.generates else 0
 
         def measure(posed: Sequence[Rendered]) -> list[int]:
             return [one.num_positions(room) for one in self.way.encode(posed, None, False)]
 
+        def count(texts: list[str]) -> list[int]:
+            return [len(ids) for ids in self.tokenizer(texts, verbose=False)["input_ids"]]
+
         found, counts = with_demonstrations(
-            asked.dev,
-            [asked.train[int(at)].solved for at in order[:shots]],
-            asked.separator,
-            limit,
-            measure=measure,
-            count=lambda texts: [
-                len(ids)
-                for ids in self.tokenizer(texts, add_special_tokens=False, verbose=False)[
-                    "input_ids"
-                ]
-            ],
+            asked.dev, asked.shots, asked.separator, limit, measure=measure, count=count
         )
-        if line := told(counts, shots):
+        if line := told(counts, len(asked.shots)):
             logger.warning("%s", line)
         return found
 

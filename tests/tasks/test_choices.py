@@ -3,6 +3,7 @@
 from contextlib import closing
 from copy import deepcopy
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -104,7 +105,7 @@ def test_every_right_option_counts():
     batch = collate([Encoded((5,), ((1,), (2,), (3,)), 2, (2, 0)), Encoded((5,), ((1,), (2,)), 0)])
     logits = torch.zeros(2, 1, 9)
     for best, expected in ((1, [1.0, 1.0]), (2, [0.0, 0.0]), (3, [1.0, 1.0])):
-        outputs = type("Outputs", (), {"logits": logits.clone()})
+        outputs = SimpleNamespace(logits=logits.clone())
         outputs.logits[:, :, best] = 5.0
         assert hits(batch, outputs).tolist() == expected
 

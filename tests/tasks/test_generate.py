@@ -1,4 +1,4 @@
-"""Answers in words: decoded greedily up to the stop text, streamed and plain alike, and rewarded."""
+"""Answers in words: decoded greedily up to the stop text, streamed or not, and rewarded."""
 
 from contextlib import closing
 from copy import deepcopy

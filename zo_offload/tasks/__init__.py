@@ -52,7 +52,7 @@ from zo_offload.tasks.scores import (
     token_f1,
     token_f1_of,
 )
-from zo_offload.tasks.source import Source, draw
+from zo_offload.tasks.source import Source, draw, drawn
 from zo_offload.tasks.spec import Counts, Item, Manner, TaskSpec
 from zo_offload.tasks.suite import TASKS, known_task
 from zo_offload.tasks.way import Way, causal_way
@@ -82,6 +82,7 @@ __all__ = [
     "chosen_task",
     "collate",
     "draw",
+    "drawn",
     "encode",
     "encode_rendered",
     "epoch_order",

@@ -20,7 +20,8 @@ def chosen_task(name: str) -> TaskSpec:
     spec = known_task(name)
     if spec is None:
         names = [task.name for task in TASKS]
-        mend = f"expected one of {listed(names)}, or a .toml or .json file{nearest(name, names)}"
+        close = nearest(name.lower(), [each.lower() for each in names])
+        mend = f"expected one of {listed(names)}, or a .toml or .json file{close}"
         refuse("--task", f"{quote(name)} is neither a file nor a task known by name", mend)
     return spec
 

@@ -8,6 +8,7 @@ never changes, so a seed draws the examples that MeZO's script draws.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from zo_offload.tasks.spec import Counts, Item, TaskSpec
 from zo_offload.tasks.wording import listed, printable, refuse
 
 SPLITS = ("train", "dev", "test")
+T = TypeVar("T")
 HELD_OUT = 5  # every fifth, where nothing says how many
 
 
@@ -90,14 +92,14 @@ def draw(source: Source, split: str, counts: Counts, seed: int) -> list[Item]:
         TaskError: There are none, or too few to hold any out.
     """
     if source.is_one_file and split == "test":
-        return _drawn(source.items("train"), counts.test, seed)
+        return drawn(source.items("train"), counts.test, seed)
     if split != "train" and source.has(split):
-        return _drawn(source.items(split), getattr(counts, split), seed)
+        return drawn(source.items(split), getattr(counts, split), seed)
     if split == "test":
         refuse(source.spec.name, "the task has no test split", "evaluate --split dev")
     pool = source.items("train")
     if source.has("dev"):
-        return _drawn(pool, counts.train, seed)
+        return drawn(pool, counts.train, seed)
     held = max(1, len(pool) // HELD_OUT) if counts.dev is None else counts.dev
     if held >= len(pool):
         refuse(
@@ -105,10 +107,11 @@ def draw(source: Source, split: str, counts: Counts, seed: int) -> list[Item]:
             f"{len(pool):,} training examples, of which {held:,} are to be held out",
             "lower --num-dev",
         )
-    both = _drawn(pool, None if counts.train is None else counts.train + held, seed)
+    both = drawn(pool, None if counts.train is None else counts.train + held, seed)
     return both[-held:] if split == "dev" else both[:-held]
 
 
-def _drawn(items: Sequence[Item], count: int | None, seed: int) -> list[Item]:
+def drawn(items: Sequence[T], count: int | None, seed: int) -> list[T]:
+    """The first of a permutation by seed."""
     order = np.random.RandomState(seed).permutation(len(items))
     return [items[int(at)] for at in order[:count]]
