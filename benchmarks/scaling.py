@@ -193,9 +193,13 @@ class Bench:
         }
 
     def _grown(self, world: list[Program], block: Found) -> tuple[Found, Found]:
-        """What the node's memory grew by, all ranks together: as it is, and trimmed."""
+        """What the node's memory grew by, all ranks together: as it is, and trimmed.
+
+        After four steps: until the third, ranks that do not ask the disk hold what they loaded.
+        """
         before = total_of(ask_all(world, "memory", trimmed=True))
         count = self.prepare(world, self.options.large, block, (1, 16))
+        ask_all(world, "steps", count=2)
         found = []
         for trimmed in (False, True):
             after = total_of(ask_all(world, "memory", trimmed=trimmed))
