@@ -81,7 +81,7 @@ class Metrics:
             write_whole(self._file, lines, self._end)
 
     def _make(self) -> None:
-        header = dict(zip(COLUMNS, _header(self.metric), strict=True))
+        header: dict[str, str] = dict(zip(COLUMNS, _header(self.metric), strict=True))
         content = _lines([header, *self.rows])
         self._end = len(content)
         if self._pending["accuracy"]:

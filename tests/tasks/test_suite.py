@@ -6,9 +6,12 @@ from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tasks.suite_rows import DATA, ROWS, Row
 from zo_offload.errors import TaskError
+from zo_offload.tasks.node import Node
 from zo_offload.tasks.rows import read_rows
 from zo_offload.tasks.spec import TaskSpec
 from zo_offload.tasks.suite import TASKS, known_task
@@ -177,6 +180,42 @@ def test_malformed_examples_are_named(tmp_path: Path, name: str, row: dict, mess
     assert spec is not None
     with pytest.raises(TaskError, match="^" + re.escape(str(path)) + message):
         [spec.pose(item) for node in read_rows(path) for item in spec.items(node)]
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
+ANYTHING = st.recursive(LEAVES, lambda x: st.lists(x) | st.dictionaries(st.text(), x), max_leaves=4)
+
+
+def paths(value, path=()):
+    yield path
+    if isinstance(value, dict | list):
+        for key, each in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from paths(each, (*path, key))
+
+
+@given(data=st.data(), row=st.sampled_from(ROWS), anything=ANYTHING)
+def test_anything_in_any_place_is_an_example_or_named(data, row: Row, anything):
+    path = data.draw(st.sampled_from(list(paths(GOOD[row.name]))))
+    spoilt = _deep(row.name, *path, value=anything) if path else anything
+    spec = spec_of(row)
+    try:
+        posed = [spec.pose(item) for item in spec.items(Node(spoilt, "data.jsonl:1"))]
+    except TaskError as error:
+        told = str(error)
+    else:
+        assert all(one.options[right] for one in posed for right in one.right)
+        told = "data.jsonl:1: right; as it is"
+    assert re.fullmatch(r"data\.jsonl:1: .+; .+", told)
+    assert told.isprintable()
+
+
+def test_an_example_has_a_bounded_number_of_options():
+    spec = known_task("record")
+    assert spec is not None
+    entities = [f"e{number}" for number in range(1001)]
+    row = {"passage": "x", "query": "@placeholder", "entities": entities, "answers": ["e1"]}
+    with pytest.raises(TaskError, match=r"^a\.jsonl:1: 1,001 options; expected at most 1,000"):
+        [spec.pose(item) for item in spec.items(Node(row, "a.jsonl:1"))]
 
 
 def test_a_torn_document_is_named_by_line(tmp_path: Path):

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from zo_offload.tasks.lines import json_type
-from zo_offload.tasks.wording import listed, nearest, quote, refuse, text_fault
+from zo_offload.tasks.wording import listed, nearest, printable, quote, refuse, text_fault
 
 MOST_CHARACTERS = 1_000_000  # of a text
 MOST_ITEMS = 100_000  # of an array
+LONGEST_KEY = 60  # that is shown of one
 BOOLEANS = ("false", "true")
 
 
@@ -49,7 +50,8 @@ class Node:
         if key not in self.value:
             mend = f"expected it among {listed(self.value)}{nearest(key, self.value)}"
             self.refuse(f"no key {quote(key)}", mend)
-        return Node(self.value[key], self.place, f"{self.path}.{key}" if self.path else key)
+        shown = printable(key[:LONGEST_KEY])
+        return Node(self.value[key], self.place, f"{self.path}.{shown}" if self.path else shown)
 
     def first_of(self, *keys: str) -> "Node":
         """The value of the first of the keys that is there; formats differ in names."""

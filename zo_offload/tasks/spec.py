@@ -9,7 +9,9 @@ from zo_offload.tasks.node import Node
 from zo_offload.tasks.rendered import Rendered
 from zo_offload.tasks.scores import OF_OPTIONS
 from zo_offload.tasks.template import Template
+from zo_offload.tasks.wording import refuse
 
+MOST_OPTIONS = 1000  # of an example, each of which is a row
 TrainOn = Literal["options", "answer"]
 
 
@@ -112,6 +114,8 @@ class TaskSpec:
         if self.words:
             return Rendered(prompt, self.words, item.right, item.where)
         texts = item.answers[:1] if self.manner.generates else item.choices
+        if len(texts) > MOST_OPTIONS:
+            refuse(item.where, f"{len(texts):,} options", f"expected at most {MOST_OPTIONS:,}")
         options = tuple(
             self.option.fill({**item.fields, "choice": text}, item.where).rstrip(" ")
             for text in texts
