@@ -34,7 +34,8 @@ def evaluate(rank: int, num_ranks: int, everyone: list[bytes] | None = None):
         stepper=SimpleNamespace(replica=replica), train_micro_batch_size_per_gpu=lambda: 1
     )
     way = SimpleNamespace(judge=judge, metrics=("accuracy", "macro_f1"))
-    return evaluate_on_ranks(engine, SimpleNamespace(dev=EXAMPLES, way=way), Reporter())  # pyright: ignore[reportArgumentType]
+    task: Any = SimpleNamespace(dev=EXAMPLES, way=way)
+    return evaluate_on_ranks(engine, task, Reporter())
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 9])
