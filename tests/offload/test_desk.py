@@ -3,6 +3,7 @@
 import errno
 import socket
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -60,6 +61,9 @@ def test_a_desk_that_can_take_no_more_connections_leaves_nobody_waiting(
 
     monkeypatch.setattr(socket.socket, "accept", accept)
     desk = Desk(Failing(Files(), room, for_several=True), room, UNITS)
-    with pytest.raises(ReplicaError, match="rank 1 lost rank 0, which asks the disks"):
-        Guest(desk.address, room, (0, 1), read_ahead=2).lend(UNITS[0])
+    with (
+        pytest.raises(ReplicaError, match="rank 1 lost rank 0, which asks the disks"),
+        closing(Guest(desk.address, room, (0, 1), read_ahead=2)) as guest,
+    ):
+        guest.lend(UNITS[0])
     desk.close()
