@@ -26,7 +26,8 @@ def status(name):
 
 def sample():  # the kernel keeps no high-water mark of anonymous memory
     while True:
-        most[0] = max(most[0], status("RssAnon"))
+        with lock:  # or a case's beginning is lost to a sample of the case before
+            most[0] = max(most[0], status("RssAnon"))
         time.sleep(0.002)
 
 def used(path, config, frozen=None):
@@ -41,13 +42,14 @@ def used(path, config, frozen=None):
     engine.destroy()
     return found
 
-most = [0]
+most, lock = [0], threading.Lock()
 threading.Thread(target=sample, daemon=True).start()
 for tiny, large, config, *frozen in json.loads(sys.argv[1]):
     used(tiny, config)  # what a first use imports
     gc.collect()
     before, mapped = status("RssAnon"), status("VmHWM")
-    most[0] = before
+    with lock:
+        most[0] = before
     found = used(large, config, *frozen)
     grown = {"anonymous": most[0] - before, "all": status("VmHWM") - mapped}
     print(json.dumps(found | grown), flush=True)

@@ -314,19 +314,8 @@ def test_a_plain_module_has_no_save_pretrained(make_engine, tmp_path):
         make_engine().save_pretrained(tmp_path)
 
 
-@pytest.fixture(autouse=True)
-def of_others() -> None:
-    """Threads that tests of ranks which die have left behind in this process."""
-    OF_OTHERS.clear()
-    OF_OTHERS.update(threading.enumerate())
-
-
-OF_OTHERS: set[threading.Thread] = set()
-
-
 def lane_threads() -> list[str]:
-    started = set(threading.enumerate()) - OF_OTHERS
-    return [t.name for t in started if t.name.startswith("zo-")]
+    return [t.name for t in threading.enumerate() if t.name.startswith("zo-")]
 
 
 @pytest.mark.parametrize("offload", ["none", "cpu"])

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -37,6 +37,13 @@ def take(stepper: Stepper, steps: int) -> None:
     for _ in range(steps):
         mine = BATCHES[division.data_rank :: division.num_data_ranks]
         stepper.train_step(mine, LR)
+
+
+def end_threads(stepper: Stepper) -> None:
+    """Of a rank that is not closed, because it or another one is dead."""
+    stepper.lanes.close()
+    assert stepper.weights.pipeline is not None
+    stepper.weights.pipeline.close()
 
 
 def refusal(work: Callable[[], Any]) -> str:
@@ -110,6 +117,7 @@ def test_a_unit_that_a_rank_died_over_while_its_device_wrote_it_is_refused(on_ra
         if replica.rank == 0:
             assert "died while it changed" in refusal(lambda: stepper.weights.held(unit))
         replica.wait_for_all()
+        end_threads(stepper)
 
     on_two(on_ranks, work)
 
@@ -143,6 +151,10 @@ def test_a_disk_s_unit_that_a_rank_changed_and_died_with_is_refused(
                 text = refusal(partial(weights.held, each))
                 assert "left with a unit" in text
         replica.wait_for_all()
+        end_threads(stepper)
+        if replica.rank == 0:
+            with suppress(ReplicaError):  # what it refuses to write
+                weights.at.close()
 
     on_two(on_ranks, work)
 
