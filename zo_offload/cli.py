@@ -7,6 +7,7 @@ it has said that it is starting.
 import errno
 import functools
 import logging
+import math
 import os
 import time
 from collections import deque
@@ -267,9 +268,10 @@ class Bar(Reporter):
 
     def on_step(self, step: int, loss: float) -> None:
         """Loss (smoothed), speed and what remains."""
-        self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
+        if math.isfinite(loss):  # a step that was skipped has none
+            self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
         self._ends.append(time.monotonic())
-        detail = f"{step + 1}/{self._steps}  loss {self._loss:.4f}"
+        detail = f"{step + 1}/{self._steps}  loss {as_loss(self._loss)}"
         seconds = self._ends[-1] - self._ends[0]
         if seconds > 0:
             speed = (len(self._ends) - 1) / seconds

@@ -7,7 +7,7 @@ import torch
 
 from zo_offload import midpoint
 from zo_offload.errors import ModelError
-from zo_offload.estimator import projected_grads
+from zo_offload.estimator import slopes
 from zo_offload.lazy_logits import LazyLogits
 from zo_offload.objective import loss_sum
 from zo_offload.step import Stepper
@@ -59,9 +59,12 @@ class ReturnsMidpoints:
                 f'"fitness": "{config.fitness}" shapes the losses of lanes, and this loss was '
                 'computed outside of them, from the logits; pass an objective, or write "raw"'
             )
-        along = [float((grad.double() * value.double()).sum()) for value in values]
-        slopes = projected_grads(along, config.eps, config.estimator)
-        for probe, slope in enumerate(slopes):
+        # Against another lane, elementwise: what both share would only cost digits of the sum.
+        others = values[1::2] if len(config.signs) == 2 else values[:1] * len(values)
+        mine = values[:: len(config.signs)]
+        differences = [a.double() - b.double() for a, b in zip(mine, others, strict=True)]
+        along = [float((grad.double() * difference).sum()) for difference in differences]
+        for probe, slope in enumerate(slopes(along, config.eps, config.estimator)):
             self._window.book_slope(probe, slope)
 
     def _refuse_stale(self, draws: list) -> None:

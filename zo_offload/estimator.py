@@ -117,12 +117,32 @@ def one_sided(losses: Sequence[float], eps: float) -> list[float]:
         [2.0, -2.0]
 
     Reference:
-        Dang et al. (2025), "FZOO: Fast zeroth-order optimizer", arXiv 2506.09034, section 3, with
-        the loss at W as baseline. Deviation: leave-one-out baseline (Kool et al. 2019).
+        Dang et al. (2025), "FZOO: Fast zeroth-order optimizer for fine-tuning large language models
+        towards Adam-scale speed", arXiv 2506.09034. Deviation: there the loss at W is subtracted.
     """
     num_probes = len(losses)
-    mean = math.fsum(losses) / num_probes
+    mean = sum(losses) / num_probes
     return [num_probes / (num_probes - 1) * (loss - mean) / eps for loss in losses]
+
+
+def slopes(differences: Sequence[float], eps: float, estimator: str) -> list[float]:
+    """Projected gradients of what is linear in a lane's output, from differences between lanes.
+
+    Args:
+        differences: One a probe: ``+eps`` less ``-eps``, or, one-sided, less any lane of the step.
+        eps: Distance along z.
+        estimator: ``spsa`` or ``one_sided``.
+
+    Returns:
+        One a probe; what is not finite makes its probe's so, and one-sided, every probe's.
+
+    Example:
+        >>> slopes([0.5], eps=0.25, estimator="spsa")
+        [1.0]
+    """
+    if estimator == "spsa":
+        return spsa(differences, [0.0] * len(differences), eps)
+    return one_sided(differences, eps)
 
 
 def standardized(losses: Sequence[float]) -> list[float]:
@@ -135,10 +155,10 @@ def standardized(losses: Sequence[float]) -> list[float]:
         [0.7071067811865475, -0.7071067811865475]
 
     Reference:
-        Dang et al. (2025), arXiv 2506.09034, equation 4.
+        Dang et al. (2025), arXiv 2506.09034: the step is divided by this deviation.
     """
     spread = statistics.stdev(losses) if len(losses) > 1 else 0.0
-    mean = math.fsum(losses) / len(losses)
+    mean = sum(losses) / len(losses)
     return [(loss - mean) / spread if spread else 0.0 for loss in losses]
 
 
@@ -154,7 +174,8 @@ def ranks(losses: Sequence[float]) -> list[float]:
 
     Reference:
         Salimans et al. (2017), "Evolution strategies as a scalable alternative to reinforcement
-        learning", arXiv 1703.03864, section 2.1; Wierstra et al. (2014), fitness shaping.
+        learning", arXiv 1703.03864; Wierstra et al. (2014), "Natural evolution
+        strategies", JMLR 15 (fitness shaping).
     """
     if len(losses) < 2:
         return [0.0] * len(losses)

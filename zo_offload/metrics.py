@@ -14,6 +14,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from zo_offload.estimator import mean_loss
 from zo_offload.files import naming, write_file
 from zo_offload.journal import Record
 from zo_offload.journal.files import write_whole
@@ -135,7 +136,7 @@ def draw_curve(metrics: Metrics, path: Path) -> None:
 
 
 def _row(record: Record) -> dict[str, str]:
-    loss = sum(record.losses) / len(record.losses) if record.losses else float("nan")
+    loss = mean_loss(record.losses)
     norm = sum(probe.projected_grad**2 for probe in record.probes) ** 0.5
     sign = -1.0 if len(record.probes) == 1 and record.probes[0].projected_grad < 0 else 1.0
     return {
@@ -185,16 +186,18 @@ def _is_whole(row: list[str]) -> bool:
 
 
 def _smooth(values: Sequence[float], keep: float = 0.95) -> list[float]:
-    """Exponential moving average without start-up bias."""
+    """Exponential moving average without start-up bias; a step without a loss changes nothing."""
     smoothed, average, weight = [], 0.0, 0.0
     for value in values:
-        average, weight = keep * average + (1 - keep) * value, keep * weight + (1 - keep)
-        smoothed.append(average / weight)
+        if math.isfinite(value):
+            average, weight = keep * average + (1 - keep) * value, keep * weight + (1 - keep)
+        smoothed.append(average / weight if weight else math.nan)
     return smoothed
 
 
 def _top(losses: Sequence[float], dev_losses: Sequence[float]) -> float | None:
     """Where to end the loss axis: a few outliers of single steps must not flatten the curve."""
-    ends = [1.3 * sorted(losses)[int(0.98 * (len(losses) - 1))]] if losses else []
+    losses = sorted(filter(math.isfinite, losses))
+    ends = [1.3 * losses[int(0.98 * (len(losses) - 1))]] if losses else []
     ends += [1.1 * loss for loss in dev_losses]
     return max((end for end in ends if math.isfinite(end)), default=0.0) or None

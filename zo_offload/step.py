@@ -286,13 +286,11 @@ class Stepper:
             ReplicaError: The step was taken, and ranks' weights differ.
         """
         measured, lane_losses = self._projected_grads(means)
+        measured, skipped = self._screened(measured, lane_losses)
         step = self.step
-        if not all(math.isfinite(g) for g in measured):
-            raise DivergedError(f"step {step}: projected gradients {measured}; nothing was changed")
         grads = estimator.clipped(measured, self.clip)
         coefficients = update.sgd(grads, lr)
         owed = self.journal.last.owed if self.journal.last else 1.0
-        skipped = not self._is_usable(lane_losses)
         decay = 1.0
         if not skipped:
             decay, owed = update.gather_decay(owed, lr, weight_decay)
@@ -321,9 +319,20 @@ class Stepper:
             skipped,
         )
 
-    def _is_usable(self, lane_losses: Sequence[float]) -> bool:
+    def _screened(
+        self, measured: Sequence[float], lane_losses: Sequence[float]
+    ) -> tuple[list[float], bool]:
+        """The same with 0 for probes that are left out, and whether too few remain for a step."""
         name = self.config.estimator
-        return len(estimator.usable(lane_losses, name)) >= estimator.LEAST_PROBES[name]
+        usable = estimator.usable(lane_losses, name)
+        fit = {probe for probe in usable if math.isfinite(measured[probe])}
+        if len(fit) < len(measured) and self.config.on_nonfinite == "stop":
+            raise DivergedError(
+                f"step {self.step}: projected gradients {list(measured)}; nothing was changed"
+            )
+        if len(fit) < estimator.LEAST_PROBES[name]:
+            return [0.0] * len(measured), True
+        return [g if probe in fit else 0.0 for probe, g in enumerate(measured)], False
 
     def _projected_grads(self, means: Means) -> tuple[list[float], list[float]]:
         """By probe, and the loss of every lane in (probe, sign) order."""

@@ -350,6 +350,42 @@ def test_infinite_logit_gradients_are_not_learnt_from(make_engine):
     assert same(weights(engine), before)
 
 
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_slope_that_is_no_number_is_not_taken_for_none(make_engine, skip: bool):
+    """The loss is finite, the logits behind it are not: 0 times infinity."""
+    block = {"on_nonfinite": "skip" if skip else "stop"}
+    engine = make_engine(ds=config(zeroth_order=block))
+    before = weights(engine)
+    logits = engine(poisoned()["x"]).logits
+    engine.backward(torch.where(torch.isfinite(logits), logits, 0.0).sum())
+    if skip:
+        engine.step()
+        assert engine.last_result.skipped
+        assert engine.global_steps == 1
+    else:
+        with pytest.raises(DivergedError, match="nothing was changed"):
+            engine.step()
+    assert same(weights(engine), before)
+
+
+@pytest.mark.parametrize("name", ["itself", "of the logits", "both"])
+def test_one_sided_slopes_follow_the_losses(make_engine, name: str):
+    """Of each probe against the mean of the others, whichever way the loss is reached."""
+    data, outer = batch(), SCALINGS[name]
+    eps = EPS / 4  # curvature, which one side sees, is less
+    block = {"eps": eps, "estimator": "one_sided", "probes": 4}
+    engine = make_engine(ds=config(zeroth_order=block))
+    engine.backward(outer(engine(**data), data["labels"]))
+    engine.step()
+    two_sided = make_engine(ds=config(zeroth_order={"eps": eps, "probes": 4}))
+    two_sided.backward(outer(two_sided(**data), data["labels"]))
+    two_sided.step()
+    slopes = two_sided.last_result.projected_grads
+    expected = [4 / 3 * (g - sum(slopes) / 4) for g in slopes]
+    found = engine.last_result.projected_grads
+    assert found == pytest.approx(expected, abs=2e-2 * max(map(abs, expected)))
+
+
 def test_a_forward_that_fails_leaves_the_window_as_it_was(make_engine):
     engine, other = make_engine(ds=config(gas=2)), make_engine(ds=config(gas=2))
     engine.backward(engine(**batch(0)).loss)

@@ -4,7 +4,6 @@ What the package does with stores, lanes and kernels is held to this, bit for bi
 the package's own (``ops.reference``, plain NumPy), because its bits are a convention.
 """
 
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -41,12 +40,10 @@ def projected_grads(losses: list[float], config: ZOConfig) -> list[float]:
         if config.fitness == "ranks":
             losses = (array.argsort().argsort() / (len(losses) - 1) - 0.5).tolist()
         else:
-            losses = [
-                (x - math.fsum(losses) / len(losses)) / statistics.stdev(losses) for x in losses
-            ]
+            losses = [(x - sum(losses) / len(losses)) / statistics.stdev(losses) for x in losses]
     if config.estimator == "spsa":
         return [(a - b) / (2 * width) for a, b in zip(losses[::2], losses[1::2], strict=True)]
-    mean, count = math.fsum(losses) / len(losses), len(losses)
+    mean, count = sum(losses) / len(losses), len(losses)
     return [count / (count - 1) * (loss - mean) / width for loss in losses]
 
 

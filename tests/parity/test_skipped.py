@@ -8,9 +8,11 @@ import pytest
 import torch
 from models.table import Plain, vectors
 
+from zo_offload.cli import Bar
 from zo_offload.config import ZOConfig
 from zo_offload.errors import DivergedError
 from zo_offload.journal import Flags
+from zo_offload.metrics import _row, _smooth
 from zo_offload.objective import Objective
 from zo_offload.step import Stepper
 
@@ -74,6 +76,19 @@ def test_a_step_that_was_skipped_is_replayed_as_one():
         with closing(stepper({})) as again:
             again.follow(journal)
             assert all(torch.equal(value, expected[n]) for n, value in weights(again).items())
+
+
+def test_what_is_shown_of_a_step_without_a_loss_is_no_number_and_spoils_no_other():
+    shown = Bar()
+    with shown, closing(stepper({0: math.nan, 1: math.nan})) as it:
+        shown.on_start(0, 3)
+        for step in range(3):
+            shown.on_step(step, it.train_step([vectors(16)], LR).loss)
+        rows = [_row(record)["loss"] for record in it.journal.records]
+    assert rows[0] == "nan"
+    assert shown._loss is not None
+    assert math.isfinite(shown._loss)
+    assert [math.isfinite(x) for x in _smooth([float(row) for row in rows])] == [False, True, True]
 
 
 def test_unless_it_is_allowed_the_run_stops():
