@@ -109,21 +109,21 @@ class Curved:
         self.gradient = self.point.grad
 
     def __call__(self, w: torch.Tensor) -> torch.Tensor:
+        """Of weights ``[..., 24]``."""
         inner = w @ self.factor
-        return (inner**2).sum() / 2 + inner.sin().sum()
+        return (inner**2).sum(-1) / 2 + inner.sin().sum(-1)
 
+    @torch.no_grad()
     def estimates(self, direction: str, estimator: str) -> torch.Tensor:
         """Of the gradient, a row a step: ``sum_k g_k z_k / K``."""
-        span, found = span_of([(24,)]), []
-        with torch.no_grad():
-            for step in range(NUM_STEPS):
-                draws = [Draw(0, step, probe, 1.0) for probe in range(NUM_PROBES)]
-                zs = [ops.noise(span, direction, draw)[:24].double() for draw in draws]
-                signs = SIGNS[estimator]
-                losses = [float(self(self.point + s * EPS * z)) for z in zs for s in signs]
-                grads = projected_grads(losses, EPS, estimator)
-                found.append(sum(g * z for g, z in zip(grads, zs, strict=True)) / NUM_PROBES)
-        return torch.stack(found)
+        count = NUM_STEPS * NUM_PROBES * 24
+        z = ops.noise(span_of([(count,)]), direction, Draw(0, 0, 0, 1.0))[:count]
+        zs = z.double().view(-1, 24)
+        lanes = torch.stack([self(self.point + s * EPS * zs) for s in SIGNS[estimator]], dim=-1)
+        rows = lanes.view(NUM_STEPS, -1).tolist()  # a step's losses in (probe, sign) order
+        found = [projected_grads(row, EPS, estimator) for row in rows]
+        grads = torch.tensor(found, dtype=torch.float64)
+        return (grads[..., None] * zs.view(NUM_STEPS, NUM_PROBES, 24)).mean(dim=1)
 
 
 @pytest.fixture(scope="module", params=list(SIGNS))
