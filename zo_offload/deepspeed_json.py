@@ -94,6 +94,10 @@ class ScheduledScalars(torch.optim.Optimizer):
             [placeholder], {"lr": lr, "weight_decay": weight_decay, "betas": (0.0, 0.0)}
         )
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """The placeholder's. Torch's would import torch's compiler, which takes a second."""
+        self.param_groups.append({**self.defaults, **param_group})
+
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Nothing: the weights have moved already."""
 

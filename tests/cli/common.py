@@ -2,10 +2,8 @@
 
 import importlib
 import json
-import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from click.testing import CliRunner, Result
+from forked import Forked
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
@@ -192,8 +191,8 @@ class At(NamedTuple):
         return f"{self.when} {self.function} {self.call}"
 
 
-class Child:
-    """A command in a process forked from a server that has imported everything.
+class Child(Forked):
+    """A command in a forked process.
 
     Args:
         arguments: Of the command line.
@@ -205,55 +204,25 @@ class Child:
     def __init__(
         self, arguments: Sequence[str], log: Path, at: At | None = None, user: int | None = None
     ) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["cli.common"])
-        here = str(Path(__file__).resolve().parents[1])
-        before = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = here  # where the server finds this module
-        try:
-            self._process = context.Process(
-                target=_run_in_child, args=(list(arguments), str(log), at, user)
-            )
-            self._process.start()
-        finally:
-            os.environ.pop("PYTHONPATH")
-            if before is not None:
-                os.environ["PYTHONPATH"] = before
-        self._log = log
-
-    def wait(self, seconds: float | None = None) -> int | None:
-        """Exit status (minus the signal), or None when it is still running after ``seconds``."""
-        self._process.join(seconds)
-        return self._process.exitcode
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.join()
+        self._errors = log.with_suffix(".err")
+        given = (list(arguments), at, user)
+        super().__init__("cli.common:run_in_child", *given, out=log, errors=self._errors)
 
     def wait_until_stopped(self) -> None:
         """Until it has sent itself SIGSTOP. It is no child of ours but of the server."""
-        status = Path(f"/proc/{self._process.pid}/stat")
+        status = Path(f"/proc/{self.pid}/stat")
         while status.read_text().rpartition(")")[2].split()[0] != "T":
             assert self.wait(0.02) is None, self.stderr
 
     def resume(self) -> None:
-        assert self._process.pid is not None
-        os.kill(self._process.pid, signal.SIGCONT)
-
-    @property
-    def stdout(self) -> str:
-        return self._log.read_text()
+        os.kill(self.pid, signal.SIGCONT)
 
     @property
     def stderr(self) -> str:
-        return self._log.with_suffix(".err").read_text()
+        return self._errors.read_text()
 
 
-def _run_in_child(arguments: list[str], log: str, at: At | None, user: int | None) -> None:
-    for path, fd in ((log, 1), (str(Path(log).with_suffix(".err")), 2)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), fd)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
+def run_in_child(arguments: list[str], at: At | None, user: int | None) -> None:
     if user is not None:
         os.setgid(user)
         os.setuid(user)

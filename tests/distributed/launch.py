@@ -1,4 +1,4 @@
-"""Starts real ranks: by the deepspeed launcher, torchrun, mpirun, or as bare processes."""
+"""Starts real ranks: by the deepspeed launcher, torchrun, mpirun, or as bare forked processes."""
 
 import json
 import os
@@ -6,12 +6,13 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import TESTS, Forked
 
-TESTS = Path(__file__).resolve().parents[1]
 WORKER = Path(__file__).with_name("worker.py")
 SECONDS = 240
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -25,7 +26,7 @@ def free_port() -> int:
 
 def environment(**more: str) -> dict[str, str]:
     """Of a child; without what an engine in this process has set for itself."""
-    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([TESTS, os.environ.get("PYTHONPATH", "")])
     ours = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
     return {**ours, "PYTHONPATH": path.rstrip(os.pathsep), "OMP_NUM_THREADS": "1", **more}
 
@@ -67,27 +68,27 @@ def reports_of(job: dict[str, Any], ranks: int) -> list[dict[str, Any]]:
     return [json.loads((Path(job["out"]) / f"rank-{r}.json").read_text()) for r in range(ranks)]
 
 
-def start(ranks: int, job: dict[str, Any]) -> list[subprocess.Popen]:
+def start(ranks: int, job: dict[str, Any]) -> list[Forked]:
     """Bare processes that know their rank from the environment, as a cluster's own starter does."""
-    port = str(free_port())
+    out, port = Path(job["out"]), str(free_port())
+    out.mkdir(parents=True, exist_ok=True)
     return [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), json.dumps(job)],
-            env=environment(
+        Forked(
+            "distributed.worker:main", job, out=out / f"rank-{rank}.log",
+            variables=environment(
                 RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks),
                 MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
             ),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for rank in range(ranks)
     ]  # fmt: skip
 
 
-def wait(processes: list[subprocess.Popen]) -> list[tuple[int, str]]:
+def wait(processes: list[Forked]) -> list[tuple[int | None, str]]:
     """Exit status and output of each; all are ended where one does not end in time."""
-    try:
-        texts = [process.communicate(timeout=SECONDS)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, text) for process, text in zip(processes, texts, strict=True)]
+    deadline = time.monotonic() + SECONDS
+    for process in processes:
+        process.wait(max(0.0, deadline - time.monotonic()))
+    for process in processes:
+        process.kill()
+    return [(process.wait(), process.stdout) for process in processes]

@@ -73,8 +73,7 @@ def test_a_flipped_bit_is_named_and_put_right(tmp_path: Path):
     config = CONFIG | {"bf16": {"enabled": True}, "zeroth_order": block}
     (alone,) = run("none", 1, job(tmp_path / "alone", config=config, steps=8))
     given = job(tmp_path, config=config, steps=8, flip=[2, 3])
-    processes = start(4, given)
-    ended = wait(processes)
+    ended = wait(start(4, given))
     for code, text in ended:
         assert code == 0, text
         assert "unit model.decoder.layers.1 of rank 2 differs from the other ranks'" in text

@@ -2,7 +2,8 @@
 
 python worker.py '{"config": {...}, "steps": 6, "out": "DIR", ...}'
 
-A job may also name: ``calls`` (``train_batch`` or ``forward``), ``save`` (a directory: a tag a
+A job may also name: ``model`` (``opt``, or ``net``, with which a rank starts in half the time,
+since it needs no transformers), ``calls`` (``train_batch`` or ``forward``), ``save`` (a directory: a tag a
 step, from each of which a new engine then goes on to the end), ``odd_rank`` (which rank has other
 weights), ``die`` (``[rank, step]``: a SIGKILL to itself), ``flip`` (``[rank, step]``: a bit of its
 masters, below those that forwards see).
@@ -14,14 +15,14 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from deepspeed.comm import comm
-from engine.common import opt, tokens
+from engine.common import batch, net, opt, tokens
 
 import zo_offload
 from zo_offload.loss_noise import LossNoise
@@ -29,14 +30,20 @@ from zo_offload.loss_noise import LossNoise
 SENT, RECEIVED = slice(200, 208), slice(128, 136)  # of TCP_INFO, Linux 4.19 and later
 
 
-class Sentences(torch.utils.data.Dataset):
-    """Rows of tokens; row i is a function of i."""
+MODELS = {"opt": (opt, tokens), "net": (net, batch)}
+
+
+class Rows(torch.utils.data.Dataset):
+    """A model's; row i is a function of i."""
+
+    def __init__(self, drawn: Callable[..., dict[str, torch.Tensor]]) -> None:
+        self._drawn = drawn
 
     def __len__(self) -> int:
         return 37
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {name: value[0] for name, value in tokens(index, size=1).items()}
+        return {name: value[0] for name, value in self._drawn(index, size=1).items()}
 
 
 def main(job: dict[str, Any]) -> None:
@@ -53,7 +60,8 @@ def main(job: dict[str, Any]) -> None:
         if job.get("die") == [engine.global_rank, step]:
             os.kill(os.getpid(), signal.SIGKILL)
     replica = engine.stepper.replica
-    looked_at = (tokens(100 + i) for i in range(engine.gradient_accumulation_steps()))
+    _, drawn = MODELS[job.get("model", "opt")]
+    looked_at = (drawn(100 + i) for i in range(engine.gradient_accumulation_steps()))
     report = {
         "weights": digest(engine),
         "losses": [list(record.losses) for record in engine.stepper.journal.records],
@@ -76,10 +84,11 @@ def main(job: dict[str, Any]) -> None:
 
 def start(job: dict[str, Any]) -> tuple[Any, Any]:
     rank = int(os.environ.get("RANK", "0"))
+    model, drawn = MODELS[job.get("model", "opt")]
     engine, _, loader, _ = zo_offload.initialize(
-        model=opt(seed=int(job.get("odd_rank") == rank)),
+        model=model(seed=int(job.get("odd_rank") == rank)),
         config=job["config"],
-        training_data=Sentences(),
+        training_data=Rows(drawn),
     )
     engine.loss_noise = LossNoise(0.0, 1.0)  # its measurement takes seven steps' time
     return engine, loader

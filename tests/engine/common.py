@@ -1,12 +1,16 @@
 """A small net, a small OPT, batches and configs for both."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import OPTConfig, OPTForCausalLM
+
+if TYPE_CHECKING:
+    from transformers import OPTForCausalLM
 
 LR = 1e-3
 
@@ -50,6 +54,8 @@ def batch(number: int = 0, size: int = 4) -> dict[str, torch.Tensor]:
 
 
 def opt(seed: int = 0) -> OPTForCausalLM:
+    from transformers import OPTConfig, OPTForCausalLM  # two seconds that a rank of the net saves
+
     config = OPTConfig(
         vocab_size=64,
         hidden_size=32,

@@ -1,0 +1,102 @@
+"""A program in a process forked from a server that has imported all it needs.
+
+A new interpreter takes four seconds of a processor to import torch, transformers and DeepSpeed; a
+fork takes none. All else is as it was started: environment, streams, uncaught exceptions, exit.
+"""
+
+import atexit
+import importlib
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TESTS = str(Path(__file__).resolve().parent)
+# What the server imports; nothing in them may start a thread, which no fork survives.
+PRELOADED = ("cli.common", "distributed.worker")
+
+
+class Forked:
+    """A function of a module, called as a program is.
+
+    Args:
+        function: As ``module:name``.
+        given: Its arguments, as they are.
+        out: The file for its standard output.
+        errors: The file for its standard error; the same one if left out.
+        variables: Its whole environment; this process's if left out.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        *given: Any,
+        out: Path,
+        errors: Path | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        self._out = out
+        files = (str(out), str(errors or out))
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(PRELOADED))
+        environment = dict(os.environ if variables is None else variables)
+        self._process = context.Process(target=_run, args=(function, given, files, environment))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", TESTS, prepend=os.pathsep)  # the server finds us there
+            patch.setenv("OPENBLAS_NUM_THREADS", "1")  # NumPy would start its threads
+            self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def stdout(self) -> str:
+        return self._out.read_text()
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """Exit status (minus the signal), or None when it is still running after ``seconds``."""
+        self._process.join(seconds)
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+def script(path: str, *arguments: str) -> None:
+    """A file, as the interpreter runs it; for ``Forked``."""
+    sys.argv = [path, *arguments]
+    sys.path.insert(0, str(Path(path).parent))
+    runpy.run_path(path, run_name="__main__")
+
+
+def _run(
+    function: str, given: tuple[Any, ...], files: tuple[str, str], environment: dict[str, str]
+) -> None:
+    threads = os.listdir(f"/proc/{os.getppid()}/task")
+    assert len(threads) == 1, "what the server has imported has started a thread"
+    os.environ.clear()
+    os.environ.update(environment)
+    for fd, path in enumerate(files, start=1):
+        if fd == 2 and path == files[0]:
+            os.dup2(1, 2)
+        else:
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), fd)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
+    module, _, name = function.partition(":")
+    try:
+        getattr(importlib.import_module(module), name)(*given)
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        sys.exit(1)
+    finally:
+        atexit._run_exitfuncs()
