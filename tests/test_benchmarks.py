@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from distributed import two_nodes
+from forked import Forked
 
 DEFAULT_ACCEPTANCE = Path(__file__).resolve().parent.parent.parent / "shared" / "acceptance"
 ACCEPTANCE = Path(os.environ.get("ZO_ACCEPTANCE", DEFAULT_ACCEPTANCE))
@@ -107,8 +107,8 @@ def test_accuracies_are_kept_and_not_measured_twice(tmp_path: Path):
 
 def run(script: str, *options: str) -> str:
     """What a benchmark prints."""
-    done = subprocess.run(
-        [sys.executable, str(FOLDER / script), *options], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    with TemporaryDirectory() as folder:
+        out, errors = Path(folder) / "out", Path(folder) / "errors"
+        done = Forked("forked:script", str(FOLDER / script), *options, out=out, errors=errors)
+        assert done.wait() == 0, errors.read_text()
+        return done.stdout

@@ -222,7 +222,7 @@ class Child(Forked):
         return self._errors.read_text()
 
 
-def run_in_child(arguments: list[str], at: At | None, user: int | None) -> None:
+def run_in_child(arguments: list[str], at: At | None = None, user: int | None = None) -> None:
     if user is not None:
         os.setgid(user)
         os.setuid(user)

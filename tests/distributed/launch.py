@@ -69,16 +69,22 @@ def reports_of(job: dict[str, Any], ranks: int) -> list[dict[str, Any]]:
 
 
 def start(ranks: int, job: dict[str, Any]) -> list[Forked]:
-    """Bare processes that know their rank from the environment, as a cluster's own starter does."""
-    out, port = Path(job["out"]), str(free_port())
+    """Of a job."""
+    return forked("distributed.worker:main", ranks, job, out=Path(job["out"]))
+
+
+def forked(function: str, ranks: int, *given: Any, out: Path) -> list[Forked]:
+    """Bare processes that know their rank from the environment, as a cluster's own starter does.
+
+    One alone is told nothing. What each prints goes to a file in ``out``.
+    """
     out.mkdir(parents=True, exist_ok=True)
+    meeting = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    variables = [{**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
     return [
         Forked(
-            "distributed.worker:main", job, out=out / f"rank-{rank}.log",
-            variables=environment(
-                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks),
-                MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
-            ),
+            function, *given, out=out / f"rank-{rank}.log",
+            variables=environment(**(variables[rank] if ranks > 1 else {})),
         )
         for rank in range(ranks)
     ]  # fmt: skip

@@ -1,18 +1,15 @@
 """Real ranks under real launchers: the same bits, a few bytes, and nobody left waiting."""
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli.common import make_task, results
 
-from distributed.launch import SECONDS, command, environment, run, start, wait
+from distributed.launch import forked, run, start, wait
 
 pytestmark = pytest.mark.slow
-
-PROGRAM = Path(__file__).resolve().parents[2] / "launcher" / "train.py"
 
 CONFIG = {
     "train_batch_size": 8,
@@ -115,13 +112,11 @@ def test_the_command_with_signs_apart_ends_as_on_one_rank(tmp_path: Path):
         path = tmp_path / f"ds-{ranks}.json"
         path.write_text(json.dumps(with_parallel(ds, probe_parallel=ranks)))
         output = tmp_path / f"run-{ranks}"
-        program = [str(PROGRAM), *task.arguments(output, config=path)[1:]]
-        done = subprocess.run(
-            command("torchrun", ranks, program), env=environment(), timeout=SECONDS,
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        ended.append(results(output, done.stdout))
+        arguments = task.arguments(output, config=path)
+        started = forked("cli.common:run_in_child", ranks, arguments, out=tmp_path / f"log-{ranks}")
+        said = wait(started)
+        assert all(code == 0 for code, _ in said), said
+        ended.append(results(output, said[0][1]))
     assert ended[0] == ended[1]
 
 

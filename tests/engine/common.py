@@ -1,7 +1,5 @@
 """A small net, a small OPT, batches and configs for both."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +51,7 @@ def batch(number: int = 0, size: int = 4) -> dict[str, torch.Tensor]:
     }
 
 
-def opt(seed: int = 0) -> OPTForCausalLM:
+def opt(seed: int = 0) -> "OPTForCausalLM":
     from transformers import OPTConfig, OPTForCausalLM  # two seconds that a rank of the net saves
 
     config = OPTConfig(

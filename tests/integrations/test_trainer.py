@@ -2,12 +2,11 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed.launch import SECONDS, command, environment
+from distributed.launch import SECONDS, command, environment, forked, wait
 
 pytestmark = pytest.mark.slow
 
@@ -19,12 +18,16 @@ def train(
     folder: Path, launcher: str = "none", ranks: int = 1, dies: bool = False, **job: Any
 ) -> list[dict[str, Any]]:
     """What every rank reported of a run in ``folder``."""
-    program = [str(PROGRAM), json.dumps({"output": str(folder), "steps": STEPS, **job})]
-    start = [sys.executable, *program] if launcher == "none" else command(launcher, ranks, program)
-    done = subprocess.run(
-        start, env=environment(), timeout=SECONDS, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode != 0) is dies, done.stdout + done.stderr
+    job = {"output": str(folder), "steps": STEPS, **job}
+    if launcher == "none":
+        ended = wait(forked("integrations.train:main", ranks, job, out=folder / "logs"))
+    else:
+        done = subprocess.run(
+            command(launcher, ranks, [str(PROGRAM), json.dumps(job)]), env=environment(),
+            timeout=SECONDS, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        ended = [(done.returncode, done.stdout + done.stderr)]
+    assert all((code != 0) is dies for code, _ in ended), ended
     if dies:
         return []
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(ranks)]
@@ -66,7 +69,7 @@ def test_the_best_model_is_put_back(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def two_undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return train(tmp_path_factory.mktemp("two"), "torchrun", 2, micro_batch=1)
+    return train(tmp_path_factory.mktemp("two"), ranks=2, micro_batch=1)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +83,7 @@ def two_undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, 
 def test_two_ranks_resume_to_the_same_bits(
     two_undisturbed: list[dict[str, Any]], tmp_path: Path, launcher: str
 ):
-    train(tmp_path, launcher, 2, dies=True, micro_batch=1, die=7)
+    train(tmp_path, ranks=2, dies=True, micro_batch=1, die=7)
     reports = train(tmp_path, launcher, 2, micro_batch=1, resume=True)
     assert {report["weights"] for report in reports + two_undisturbed} == {reports[0]["weights"]}
     assert [report["steps"] for report in reports] == [STEPS, STEPS]
