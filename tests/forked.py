@@ -13,13 +13,14 @@ import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 TESTS = str(Path(__file__).resolve().parent)
 # What the server imports; nothing in them may start a thread, which no fork survives.
-PRELOADED = ("cli.common", "distributed.worker")
+PRELOADED = ("cli.common", "distributed.worker", "matplotlib.figure")
 
 
 class Forked:
@@ -31,6 +32,7 @@ class Forked:
         out: The file for its standard output.
         errors: The file for its standard error; the same one if left out.
         variables: Its whole environment; this process's if left out.
+        cwd: The directory it starts in; this process's if left out.
     """
 
     def __init__(
@@ -40,13 +42,18 @@ class Forked:
         out: Path,
         errors: Path | None = None,
         variables: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> None:
         self._out = out
-        files = (str(out), str(errors or out))
+        state = _State(
+            str(out.absolute()),
+            str((errors or out).absolute()),
+            dict(os.environ if variables is None else variables),
+            str(cwd or Path.cwd()),
+        )
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(PRELOADED))
-        environment = dict(os.environ if variables is None else variables)
-        self._process = context.Process(target=_run, args=(function, given, files, environment))
+        self._process = context.Process(target=_run, args=(function, given, state))
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PYTHONPATH", TESTS, prepend=os.pathsep)  # the server finds us there
             patch.setenv("OPENBLAS_NUM_THREADS", "1")  # NumPy would start its threads
@@ -78,18 +85,28 @@ def script(path: str, *arguments: str) -> None:
     runpy.run_path(path, run_name="__main__")
 
 
-def _run(
-    function: str, given: tuple[Any, ...], files: tuple[str, str], environment: dict[str, str]
-) -> None:
-    threads = os.listdir(f"/proc/{os.getppid()}/task")
-    assert len(threads) == 1, "what the server has imported has started a thread"
+class _State(NamedTuple):
+    """What a program is started with."""
+
+    out: str
+    errors: str
+    variables: dict[str, str]
+    cwd: str
+
+
+def _run(function: str, given: tuple[Any, ...], state: _State) -> None:
+    alone = len(os.listdir(f"/proc/{os.getppid()}/task")) == 1
+    assert alone, "what the server has imported has started a thread"
+    os.chdir(state.cwd)
     os.environ.clear()
-    os.environ.update(environment)
-    for fd, path in enumerate(files, start=1):
-        if fd == 2 and path == files[0]:
-            os.dup2(1, 2)
-        else:
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), fd)
+    os.environ.update(state.variables)
+    if threads := state.variables.get("OMP_NUM_THREADS"):  # OpenMP has read the server's
+        torch.set_num_threads(int(threads))
+    os.dup2(os.open(state.out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), 1)
+    if state.errors == state.out:
+        os.dup2(1, 2)
+    else:
+        os.dup2(os.open(state.errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
     module, _, name = function.partition(":")

@@ -2,10 +2,9 @@
 
 import difflib
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+from forked import Forked
 from transformers import AutoModelForCausalLM
 
 from zo_offload.embedded.pretrain import make_embedded
@@ -14,13 +13,19 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "docs" / "examples"
 DEEPSPEED = EXAMPLES / "deepspeed"
 
 
+def run(script: Path, *arguments: Path | str, cwd: Path) -> list[str]:
+    """What it prints."""
+    log = cwd / "log"
+    done = Forked("forked:script", str(script), *map(str, arguments), out=log, cwd=cwd)
+    assert done.wait() == 0, done.stdout
+    return done.stdout.splitlines()
+
+
 def test_plain_loop(tmp_path: Path):
     make_embedded(tmp_path / "embedded", steps=0, layers=2)
     model, out = tmp_path / "embedded" / "model", tmp_path / "out"
-    script = [sys.executable, str(EXAMPLES / "plain_loop.py"), str(model), str(out)]
-    run = subprocess.run(script, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    steps = [line for line in run.stdout.splitlines() if line.startswith("step ")]
+    said = run(EXAMPLES / "plain_loop.py", model, out, cwd=tmp_path)
+    steps = [line for line in said if line.startswith("step ")]
     assert len(steps) == 20
     before = AutoModelForCausalLM.from_pretrained(model).state_dict()
     after = AutoModelForCausalLM.from_pretrained(out).state_dict()
@@ -46,13 +51,8 @@ def test_a_zero_offload_script_becomes_ours_with_few_changed_lines():
 def test_the_changed_script_runs(tmp_path: Path):
     make_embedded(tmp_path / "embedded", steps=0, layers=2)
     shutil.copy(DEEPSPEED / "after.json", tmp_path / "ds.json")
-    script = [sys.executable, str(DEEPSPEED / "after.py")]
-    folders = [str(tmp_path / "embedded" / "model"), str(tmp_path / "out")]
-    run = subprocess.run(
-        [*script, *folders], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    assert [line[:8] for line in run.stdout.splitlines() if "loss" in line] == [
+    said = run(DEEPSPEED / "after.py", tmp_path / "embedded" / "model", "out", cwd=tmp_path)
+    assert [line[:8] for line in said if "loss" in line] == [
         "epoch 0:",
         "epoch 1:",
     ]

@@ -40,8 +40,10 @@ def run(program: str) -> str:
 
 
 def test_import_is_quick():
-    best = min(float(run(TIMED_IMPORT)) for _ in range(NUM_TRIES))
-    assert best < LIMIT_SECONDS, f"importing zo_offload after torch takes {best:.2f} s of CPU time"
+    tries = []
+    while len(tries) < NUM_TRIES and min(tries, default=LIMIT_SECONDS) >= LIMIT_SECONDS:
+        tries.append(float(run(TIMED_IMPORT)))
+    assert min(tries) < LIMIT_SECONDS, f"after torch zo_offload takes {tries} s of CPU time"
 
 
 def test_import_loads_neither_deepspeed_nor_transformers():
@@ -78,5 +80,8 @@ def test_a_wheel_without_a_compiler_has_everything_but_the_kernels(tmp_path: Pat
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 def test_a_wheel_with_a_compiler_has_the_kernels(tmp_path: Path):
-    names = wheel_of(tmp_path, {})
+    quick = tmp_path / "g++"
+    quick.write_text('#!/bin/sh\nexec g++ "$@" -O0\n')  # a third of the time
+    quick.chmod(0o755)
+    names = wheel_of(tmp_path, {"CXX": str(quick)})
     assert [name for name in names if name.endswith(".so")] == ["zo_offload/ops/_kernels.so"]

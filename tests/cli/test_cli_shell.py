@@ -108,6 +108,7 @@ def test_the_deepspeed_launcher_gives_the_same_bits(task, finished, tmp_path):
     assert done.returncode == 0, done.stderr
     assert results(tmp_path / "run", done.stdout) == finished.results
     assert accuracies(done.stdout) == finished.results.accuracies
+    assert re.search(r"sent between ranks +0 bytes a step", done.stdout)  # there is one
 
 
 def test_the_launchers_script_fails_in_one_line(task, tmp_path):

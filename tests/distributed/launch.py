@@ -79,7 +79,11 @@ def forked(function: str, ranks: int, *given: Any, out: Path) -> list[Forked]:
     One alone is told nothing. What each prints goes to a file in ``out``.
     """
     out.mkdir(parents=True, exist_ok=True)
-    meeting = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    meeting = {
+        "WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
     variables = [{**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
     return [
         Forked(

@@ -19,7 +19,7 @@ import pytest
 from cli.common import REPOSITORY, Task, make_task
 
 from distributed import slurm, two_nodes
-from distributed.launch import SECONDS, command, environment
+from distributed.launch import SECONDS, command, environment, forked, wait
 from distributed.two_nodes import Node
 from zo_offload.journal import Journal
 
@@ -130,8 +130,9 @@ def run_of(task: Task, output: Path) -> Run:
 def alone(task: Task) -> Left:
     """Of one rank, with both micro-batches of a step."""
     run = run_of(task, task.folder / "alone")
-    run.start([sys.executable, str(LAUNCHERS / "train.py")])
-    run.wait()
+    given = ["train", *run.options]
+    ended = wait(forked("cli.common:run_in_child", 1, given, out=task.folder / "log"))
+    assert ended[0][0] == 0, ended
     return left_in(run.output)
 
 

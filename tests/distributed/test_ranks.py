@@ -43,6 +43,7 @@ def one_rank(folder: Path, model: str) -> dict[str, Any]:
     (report,) = run("none", 1, job(folder, model=model, save=str(folder / "tags")))
     assert report["resumed"] == [report["weights"]] * (STEPS - 1)
     assert report["step_bytes"] == 0
+    assert report["link"] == "Alone"
     return report
 
 
@@ -54,7 +55,6 @@ def model_for(launcher: str) -> str:
 @pytest.mark.parametrize(
     ("launcher", "ranks", "calls", "link"),
     [
-        ("deepspeed", 1, "train_batch", "Alone"),
         ("deepspeed", 2, "train_batch", "SocketLink"),
         ("none", 4, "forward", "SocketLink"),
         ("torchrun", 2, "forward", "SocketLink"),
