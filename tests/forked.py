@@ -112,8 +112,8 @@ def _run(function: str, given: tuple[Any, ...], state: _State) -> None:
     module, _, name = function.partition(":")
     try:
         getattr(importlib.import_module(module), name)(*given)
-    except Exception:
-        sys.excepthook(*sys.exc_info())
+    except Exception as error:
+        sys.excepthook(type(error), error, error.__traceback__)
         sys.exit(1)
     finally:
         atexit._run_exitfuncs()
