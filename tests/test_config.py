@@ -388,7 +388,7 @@ def test_aio_is_deepspeeds_own_block():
             "update.where: weights that rest on NVMe",
         ),
         ({"aio": {"block_size": 17}}, "zeroth_order.aio.block_size: expected at least 4096"),
-        ({"update": {"type": "adam"}}, "update.type: not yet"),
+        ({"update": {"type": "adamw"}}, "update.type: expected .sgd., .momentum. or .adam."),
         ({"estimator": "one_sided"}, "probes: .*compares.*write at least 2, found 1"),
         ({"fitness": "rank"}, "fitness: expected 'raw', 'standardized' or 'ranks'"),
         ({"on_nonfinite": "go on"}, "on_nonfinite: expected 'stop' or 'skip'"),

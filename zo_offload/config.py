@@ -29,21 +29,13 @@ from zo_offload.config_fields import (
     parse_bytes,
 )
 from zo_offload.config_trainable import TrainableConfig, check_trainable
+from zo_offload.config_update import UpdateConfig, momentum_of
 from zo_offload.errors import ConfigError
 from zo_offload.estimator import LEAST_PROBES, SIGNS
 from zo_offload.offload.aio import BLOCK_BYTES
 from zo_offload.wording import hint
 
-MOST_LAG = 1024  # steps that every visit adds on the way; far beyond what pays
 _DEEPSPEED_ONLY = ("buffer_size", "max_in_cpu")  # of its offload_param; no effect here
-
-
-class UpdateConfig(Strict):
-    """How projected gradients become coefficients on directions."""
-
-    type: Literal["sgd"] = "sgd"
-    where: Literal["host", "device"] | None = None
-    lag: Annotated[int, Field(ge=0, le=MOST_LAG)] = 0
 
 
 class OffloadConfig(Strict):
@@ -162,6 +154,7 @@ def parse_config(config: Mapping[str, Any]) -> ZOConfig:
     _check_estimator(parsed)
     _check_replica(parsed)
     check_trainable(parsed.trainable, parsed.wire, parsed.update.lag, parsed.master)
+    momentum_of(parsed.update, parsed.trainable.mode)
     _check_beside(config)
     return parsed
 
@@ -315,12 +308,6 @@ _EXPECTED = {  # pydantic's names of mistakes
 _ROOTS = {"offload_param": "zero_optimization", "aio": ""}  # where DeepSpeed has them
 
 
-# What later versions will take: text, or any positive number.
-_PLANNED: dict[str, tuple[str, ...]] = {
-    "update.type": ("momentum", "adam"),
-}
-
-
 def _explain(error: ValidationError, beside: Mapping[str, Any]) -> str:
     """The first mistake in one line: path, what is allowed, what is found, the nearest key."""
     first = error.errors()[0]
@@ -328,23 +315,11 @@ def _explain(error: ValidationError, beside: Mapping[str, Any]) -> str:
     path = _dotted(where, _ROOTS.get(str(where[0]), BLOCK) if where[0] in beside else BLOCK)
     if first["type"] in ("extra_forbidden", "invalid_key"):
         return f"{path}: unknown key; {hint(key, _keys_at(parents))}"
-    if first["type"] == "none_required":
-        return f"{path}: not yet to be had; write null, found {_show(first['input'])}"
     if first["type"] in _EXPECTED:
         message = "expected " + _EXPECTED[first["type"]].format(**first.get("ctx", {}))
-        if _is_planned(where, first["input"]):
-            message = f"not yet to be had; {message}"
     else:
         message = first["msg"].removeprefix("Value error, ")
     return f"{path}: {message}, found {_show(first['input'])}"
-
-
-def _is_planned(where: list[Any], value: Any) -> bool:
-    planned = _PLANNED.get(".".join(map(str, where)))
-    if planned is None:
-        return False
-    number = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    return value in planned if planned else number
 
 
 def _dotted(parts: list[Any], root: str = BLOCK) -> str:

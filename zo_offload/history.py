@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import overload
 
+from zo_offload import update
 from zo_offload.journal import Flags, Record, Records
 from zo_offload.ops import Draw, StepUpdate
 
@@ -23,6 +24,10 @@ class History(Sequence[StepUpdate]):
 
     def __len__(self) -> int:
         return len(self._records)
+
+    def coefficients(self, projected_grads: Sequence[float], lr: float) -> list[float]:
+        """What the next step's record says of its own directions, one a probe."""
+        return update.sgd(projected_grads, lr)
 
     @overload
     def __getitem__(self, index: int) -> StepUpdate: ...

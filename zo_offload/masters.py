@@ -46,6 +46,8 @@ class Masters:
 
     Attributes:
         history: Every step's update since the initial values, by step number.
+        joins: Whether units' masters take the steps from one point of the lag's grid to the next in
+            one sum (:func:`update.joined`).
     """
 
     def __init__(
@@ -60,6 +62,8 @@ class Masters:
         self.direction = direction
         self.lag = lag
         self.history: Sequence[StepUpdate] = ()
+        self.joins = False
+        self._grain = max(lag, 1)  # of the grid, which masters may leave at a run's end
         self._stores = stores
         self._carried = carried or Carried(unit.index for unit in model_map.everything)
         self._frozen_sha256: str | None = None
@@ -90,6 +94,15 @@ class Masters:
     def ahead(self, unit: Unit) -> Sequence[StepUpdate]:
         """What the unit's masters do not carry at the next step's visit."""
         return self.history[self.goal(unit) :]
+
+    def taken(
+        self, unit: Unit, span: Span, updates: Sequence[StepUpdate]
+    ) -> Sequence[StepUpdate]:
+        """Those of the updates that move a span of the unit, as its elements take them."""
+        found = self.steps_of(span, updates)
+        if not self.joins or unit.index == AMBIENT:  # which never lags
+            return found
+        return update.joined(found, self._grain)
 
     def carried(self, unit: Unit) -> int:
         """Number of steps that the unit's masters carry."""
@@ -295,7 +308,7 @@ class Masters:
                     moves = self.map.moves(span, draw.step)
                     points = [Point(span.plain(out), draw)] if moves else []
                 if moved or points:
-                    later = self.steps_of(span, ahead)
+                    later = self.taken(unit, span, ahead)
                     ops.update(piece, wire, rest, self.direction, moved, points, later)
             return behind
 
@@ -321,13 +334,18 @@ class Masters:
         return any(self.steps_of(span, missing) for span in unit.spans)
 
     def steps_of(self, span: Span, updates: Sequence[StepUpdate]) -> Sequence[StepUpdate]:
-        """Those updates that move a span. Decay is of all weights, at any turn."""
+        """Those updates that move a span. Decay is of all weights, at any turn.
+
+        At its turn it goes along directions of its turns alone: momentum rests meanwhile.
+        """
         if not span.trainable:
             return ()
         if self.map.rotation is None:
             return updates
         return [
-            each if self.map.moves(span, each.step) else replace(each, draws=())
+            replace(each, draws=tuple(d for d in each.draws if self.map.moves(span, d.step)))
+            if self.map.moves(span, each.step)
+            else replace(each, draws=())
             for each in updates
             if each.decay != 1.0 or self.map.moves(span, each.step)
         ]
@@ -354,7 +372,7 @@ class Masters:
         if not span.trainable:
             return ()
         if low_rank is None or not self.map.is_low_rank(span):
-            return self.steps_of(span, self.history[carried:step])
+            return self.taken(unit, span, self.history[carried:step])
         first = carried if unit.index in self._off_grid else low_rank.grid(carried)
         return self.history[first : step if whole else low_rank.grid(step)]
 

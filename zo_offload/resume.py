@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from zo_offload.errors import CheckpointError, JournalError
-from zo_offload.history import History
 from zo_offload.journal import Journal
 from zo_offload.journal.header import differences
+from zo_offload.momentum import from_header
 from zo_offload.snapshot import Series, Snapshot, read_snapshot
 from zo_offload.step import Stepper
+from zo_offload.windowed import history_of
 
 logger = logging.getLogger(__name__)
 
@@ -73,15 +74,18 @@ def begin_with(stepper: Stepper, source: Journal, weights: Path | None) -> None:
     _check_mask(weights, theirs, ours)
     behind = any(unit.carries < snapshot.step for unit in snapshot.units)
     by_factors = "low_rank" in (_mode(theirs), _mode(ours))  # matrices carry what a grid says
+    momentum = from_header(theirs.get("update"))
     if behind or by_factors:
-        for name in ("direction", "scales", "master", "trainable"):
+        deciding = ["direction", "scales", "master", "trainable"]
+        deciding += ["update", "lag"] if momentum is not None else []  # steps of a grid are joined
+        for name in deciding:
             if theirs.get(name) != ours.get(name):
                 raise CheckpointError(
                     f"{weights}: its masters may lag behind its {snapshot.step} steps, which need "
                     f"the {name} of its run; use that run's settings, or export it and begin there"
                 )
     snapshot.restore(stepper.weights)
-    stepper.weights.rebase(History(source.records, int(theirs.get("seed", 0))))
+    stepper.weights.rebase(history_of(source.records, int(theirs.get("seed", 0)), momentum))
 
 
 def _mode(header: Mapping[str, Any]) -> str | None:

@@ -17,10 +17,10 @@ from torch import nn
 from zo_offload import direction, estimator, loss_noise, update
 from zo_offload.agreement import Agreement
 from zo_offload.config import ZOConfig
+from zo_offload.config_update import momentum_of
 from zo_offload.converted import converted_of, mark_converted
 from zo_offload.errors import DivergedError
 from zo_offload.generators import lane_seed
-from zo_offload.history import History
 from zo_offload.journal import Flags, Journal, Probe, Record
 from zo_offload.journal.header import as_stored, canonical
 from zo_offload.lanes import Call, Lanes
@@ -42,6 +42,7 @@ from zo_offload.units import IDENTITY
 from zo_offload.unmanageable import refuse_empty, refuse_taken, refuse_unmanageable
 from zo_offload.weights import Weights
 from zo_offload.window import Means, Sum, Window
+from zo_offload.windowed import history_of
 
 MOST_LANES = 64
 
@@ -125,6 +126,7 @@ class Stepper:
 
     def __post_init__(self) -> None:
         self._device = torch.device(self.device)
+        self._momentum = momentum_of(self.config.update, self.config.trainable.mode)
         rank, world_size = self.replica.rank, self.replica.world_size
         self.division = Division(rank, world_size, self.config.replica.probe_parallel)
         refuse_taken(self.model)
@@ -155,6 +157,7 @@ class Stepper:
         direction, lag = self.config.direction, self.config.update.lag
         base = self._placing.base(model_map)
         self.weights = Weights(self.model, model_map, placement, direction, lag, base)
+        self.weights.joins = self._momentum is not None
         try:
             most = self.config.live_lanes or MOST_LANES
             draws, chunk = self._placing.num_draws, self.config.head_chunk
@@ -289,7 +292,9 @@ class Stepper:
         measured, skipped = self._screened(measured, lane_losses)
         step = self.step
         grads = estimator.clipped(measured, self.clip)
-        coefficients = update.sgd(grads, lr)
+        coefficients = [0.0] * len(grads)
+        if not skipped:
+            coefficients = self._history.coefficients(grads, lr)
         owed = self.journal.last.owed if self.journal.last else 1.0
         decay = 1.0
         if not skipped:
@@ -367,7 +372,7 @@ class Stepper:
             "direction": config.direction,
             "direction_scale": config.direction_scale,
             "scales": dict(sorted((self.scales or {}).items())),
-            "update": config.update.type,
+            "update": self._momentum.header() if self._momentum else config.update.type,
             "lag": config.update.lag,
             "master": config.master,
             "wire": self._placing.wire,
@@ -404,7 +409,8 @@ class Stepper:
         """
         self.journal = journal
         self.weights.forget_fetched()
-        self.weights.history = History(journal.records, self.config.seed)
+        self._history = history_of(journal.records, self.config.seed, self._momentum)
+        self.weights.history = self._history
         if journal.path is not None if persists is None else persists:
             self.weights.adopt(self._identity())
 

@@ -74,6 +74,43 @@ def settled(step: int, lag: int) -> int:
     return step if lag == 0 else max(step - 1, 0) // lag * lag
 
 
+def joined(steps: Sequence[StepUpdate], grain: int) -> list[StepUpdate]:
+    """What a pass over masters takes: the steps of a stretch of the grid in one sum.
+
+    With momentum neighbouring steps go along nearly the same directions. In one sum each is drawn
+    once, with the sum of its coefficients in float64. Where weights decay a sum begins anew.
+
+    Args:
+        steps: In order.
+        grain: Steps from one point of the grid to the next; 1: none are joined.
+
+    Example:
+        >>> z = [Draw(0, step, 0, 1.0) for step in range(3)]
+        >>> steps = [StepUpdate(1.0, (z[t], z[t + 1]), step=t) for t in range(2)]
+        >>> [[d.coefficient for d in each.draws] for each in joined(steps, grain=2)]
+        [[1.0, 2.0, 1.0]]
+    """
+    if grain == 1:
+        return list(steps)
+    groups: list[list[StepUpdate]] = []
+    for each in steps:
+        begins = not groups or each.decay != 1.0
+        if begins or each.step // grain != groups[-1][-1].step // grain:
+            groups.append([])
+        groups[-1].append(each)
+    return [_summed(group) for group in groups]
+
+
+def _summed(steps: Sequence[StepUpdate]) -> StepUpdate:
+    totals: dict[tuple[int, int, int], float] = {}
+    for each in steps:
+        for d in each.draws:
+            key = d.step, d.probe, d.seed
+            totals[key] = totals.get(key, 0.0) + d.coefficient
+    draws = (Draw(seed, step, probe, c) for (step, probe, seed), c in sorted(totals.items()))
+    return replace(steps[-1], decay=steps[0].decay, draws=tuple(draws))
+
+
 def in_factor(steps: Sequence[StepUpdate], momentum: float = 0.0) -> tuple[Draw, ...]:
     """What the steps of an interval add to the small factor: ``A += sum of coefficient * U``.
 

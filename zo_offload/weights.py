@@ -210,7 +210,7 @@ class Weights(Masters):
             sources = [_sent(span, slot) for span in unit.spans]
         for span, source in zip(unit.spans, sources, strict=True):
             low_rank = self.map.is_low_rank(span)
-            due = () if low_rank else self.steps_of(span, ahead)
+            due = () if low_rank else self.taken(unit, span, ahead)
             moves = self._is_perturbed(span, draw)
             if not moves and not due:
                 self._look(span, source)

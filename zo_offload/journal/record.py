@@ -144,10 +144,13 @@ def packed_at(data: bytes | bytearray, start: int) -> bytes:
 
 
 def moves_at(data: bytes | bytearray, start: int) -> tuple[bytes, ...]:
-    """What decides a replay, of the record at ``start``: its branch does not."""
+    """What decides a replay, of the record at ``start``: its branch does not.
+
+    The rate is among it: with momentum it acts on the steps before, too.
+    """
     packed = packed_at(data, start)
     _, num_probes = MOVES.unpack_from(packed)
-    factors = PROBES_OFFSET - 2 * 8  # decay and owed
+    factors = PROBES_OFFSET - 3 * 8  # lr, decay and owed
     return (
         packed[20:24],  # flags
         packed[32:40],  # step

@@ -1,0 +1,94 @@
+"""``update`` of the ``zeroth_order`` block: the types, and which keys are of which."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from zo_offload.config_fields import BLOCK, Positive, Strict
+from zo_offload.errors import ConfigError
+from zo_offload.momentum import MOST_WINDOW, TAIL, Adam, Momentum, least_window
+
+MOST_LAG = 1024  # steps that every visit adds on the way; far beyond what pays
+DRAW_NS = 0.15  # a weight and direction on one core with AVX-512; docs/results.md
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class UpdateConfig(Strict):
+    """How projected gradients become coefficients on directions."""
+
+    type: Literal["sgd", "momentum", "adam"] = "sgd"
+    momentum: Share | None = None
+    beta1: Share | None = None
+    beta2: Share | None = None
+    adam_eps: Positive | None = None
+    window: Annotated[int, Field(ge=1)] | None = None
+    where: Literal["host", "device"] | None = None
+    lag: Annotated[int, Field(ge=0, le=MOST_LAG)] = 0
+
+
+_TYPES_OF_KEYS = {
+    "momentum": ("momentum",),
+    "beta1": ("adam",),
+    "beta2": ("adam",),
+    "adam_eps": ("adam",),
+    "window": ("momentum", "adam"),
+}
+BETA, BETA2, EPS = 0.9, 0.999, 1e-8  # where the JSON says nothing; torch's
+
+
+def momentum_of(update: UpdateConfig, mode: str) -> Momentum | None:
+    """The momentum that the keys ask for, defaults filled in; None for plain descent.
+
+    Args:
+        update: The keys.
+        mode: What moves.
+
+    Raises:
+        ConfigError: A key is of another type, or the window is longer than is taken.
+
+    Example:
+        >>> momentum_of(UpdateConfig(type="momentum"), "full")
+        Momentum(beta=0.9, window=44, adam=None)
+    """
+    for key, types in _TYPES_OF_KEYS.items():
+        if update.type not in types and getattr(update, key) is not None:
+            of = " or ".join(f'"{each}"' for each in types)
+            raise ConfigError(f'{BLOCK}.update.{key}: is of "type": {of}, found "{update.type}"')
+    if update.type == "sgd":
+        return None
+    if mode == "low_rank":
+        raise ConfigError(
+            f'{BLOCK}.update.type: "mode": "low_rank" has a momentum of its own, '
+            f'trainable.momentum; write "sgd", found "{update.type}"'
+        )
+    adam, key = None, "momentum"
+    if update.type == "adam":
+        adam, key = Adam(_or(update.beta2, BETA2), _or(update.adam_eps, EPS)), "beta1"
+    beta = _or(getattr(update, key), BETA)
+    return Momentum(beta, _window(update, key, beta), adam)
+
+
+def _window(update: UpdateConfig, key: str, beta: float) -> int:
+    window = update.window
+    if window is not None and window <= MOST_WINDOW:
+        return window
+    least = least_window(beta) if window is None else window
+    if least <= MOST_WINDOW:
+        return least
+    costs = (
+        f"each step draws every weight's noise so many times ({DRAW_NS} ns each on a core, "
+        f"{DRAW_NS * least:.0f} ns a weight and step)"
+    )
+    if window is not None:
+        raise ConfigError(
+            f"{BLOCK}.update.window: at most {MOST_WINDOW} steps, found {window}: {costs}"
+        )
+    raise ConfigError(
+        f"{BLOCK}.update.{key}: {beta:g} needs a window of {least} steps to leave out less than "
+        f"{TAIL:.0%} of all weight, and at most {MOST_WINDOW} are taken: {costs}; write a smaller "
+        f"one, or update.window ({MOST_WINDOW} leaves out {beta**MOST_WINDOW:.1%})"
+    )
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
