@@ -1,8 +1,9 @@
 """``update`` of the ``zeroth_order`` block: the types, and which keys are of which."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from zo_offload.config_fields import BLOCK, Positive, Strict
 from zo_offload.errors import ConfigError
@@ -66,6 +67,54 @@ def momentum_of(update: UpdateConfig, mode: str) -> Momentum | None:
         adam, key = Adam(_or(update.beta2, BETA2), _or(update.adam_eps, EPS)), "beta1"
     beta = _or(getattr(update, key), BETA)
     return Momentum(beta, _window(update, key, beta), adam)
+
+
+def moments_beside(params: Mapping[str, Any], update: UpdateConfig) -> dict[str, float]:
+    """What ``optimizer.params`` says of the momentum that our block asks for.
+
+    Args:
+        params: ``momentum`` of SGD; ``betas`` and ``eps`` of Adam. Null and "auto" say nothing.
+        update: Of our block; whichever of its keys is written, too, must be equal.
+
+    Returns:
+        By our keys; nothing for plain descent.
+
+    Raises:
+        ConfigError: A value is no such number, or both places say different things.
+
+    Example:
+        >>> moments_beside({"betas": [0.8, 0.99], "eps": 1e-6}, UpdateConfig(type="adam"))
+        {'beta1': 0.8, 'beta2': 0.99, 'adam_eps': 1e-06}
+    """
+    said: list[tuple[str, str, Any]] = []
+    if update.type == "momentum":
+        said = [("momentum", "momentum", params.get("momentum"))]
+    elif update.type == "adam":
+        betas = params.get("betas")
+        if betas in (None, "auto"):
+            betas = [None, None]
+        if not isinstance(betas, list | tuple) or len(betas) != 2:
+            raise ConfigError(f"optimizer.params.betas: expected two numbers, found {betas!r}")
+        said = [("beta1", "betas", betas[0]), ("beta2", "betas", betas[1])]
+        said.append(("adam_eps", "eps", params.get("eps")))
+    taken = {key: value for key, _, value in said if value not in (None, "auto")}
+    try:
+        read = UpdateConfig(type=update.type, **taken)
+    except ValidationError as error:
+        (key,) = error.errors()[0]["loc"]
+        theirs = next(name for ours, name, _ in said if ours == key)
+        expected = "a number above 0" if theirs == "eps" else "a number at least 0, below 1"
+        raise ConfigError(
+            f"optimizer.params.{theirs}: expected {expected}, found {taken[str(key)]!r}"
+        ) from None
+    for key, theirs, _ in said:
+        ours = getattr(update, key)
+        if key in taken and ours not in (None, getattr(read, key)):
+            raise ConfigError(
+                f"optimizer.params.{theirs} says {taken[key]!r}, and {BLOCK}.update.{key} {ours!r}; "
+                "keep one"
+            )
+    return {key: float(getattr(read, key)) for key in taken}
 
 
 def _window(update: UpdateConfig, key: str, beta: float) -> int:

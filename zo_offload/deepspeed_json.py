@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from zo_offload.config import ZOConfig, parse_config
+from zo_offload.config_update import momentum_of, moments_beside
 from zo_offload.data_ranks import DataRanks
 from zo_offload.deepspeed_keys import BLOCKS, COUNTS, MENDS, SWITCHES, check_keys
 from zo_offload.errors import ConfigError
@@ -69,6 +70,7 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
             "zeroth_order.enabled is false; call deepspeed.initialize, or set it to true"
         )
     lr, weight_decay = _optimizer_scalars(config.get("optimizer"))
+    zeroth_order = _with_moments(config.get("optimizer") or {}, zeroth_order, lr, weight_decay)
     _check_types(deepspeed_part(config))
     parallel = zeroth_order.replica.probe_parallel
     data_ranks = DataRanks(parallel) if parallel > 1 and dist.is_initialized() else None
@@ -200,13 +202,27 @@ def _optimizer_scalars(block: Any) -> tuple[float, float]:
         if near and key not in OUR_PARAMS:
             raise ConfigError(f"optimizer.params.{key}: unknown key; did you mean {near[0]!r}?")
     lr, weight_decay = (_number(params, key) for key in OUR_PARAMS)
-    lr, weight_decay = DEFAULT_LR if lr is None else lr, weight_decay or 0.0
+    return DEFAULT_LR if lr is None else lr, weight_decay or 0.0
+
+
+def _with_moments(
+    block: Mapping[str, Any], config: ZOConfig, lr: float, weight_decay: float
+) -> ZOConfig:
+    """Ours, with what another optimizer's params say of its momentum; what is used is told."""
+    kind, taken = block.get("type", OUR_OPTIMIZER), {}
     if kind != OUR_OPTIMIZER:
+        taken = moments_beside(block.get("params") or {}, config.update)
+        used = [f"lr ({lr:g})", f"weight_decay ({weight_decay:g})"]
+        used += [f"{key} ({value:g})" for key, value in taken.items()]
         logger.warning(
-            "optimizer.type %s: only its lr (%g) and weight_decay (%g) are used; the update is "
-            "zeroth-order", kind, lr, weight_decay,
+            "optimizer.type %s: only its %s and %s are used; the update is zeroth-order",
+            kind, ", ".join(used[:-1]), used[-1],
         )  # fmt: skip
-    return lr, weight_decay
+    if not taken:
+        return config
+    update = config.update.model_copy(update=taken)
+    momentum_of(update, config.trainable.mode)
+    return config.model_copy(update={"update": update})
 
 
 def _number(params: Mapping[str, Any], key: str) -> float | None:
