@@ -49,7 +49,7 @@ def rate_of(step: int) -> float:
     return LR / (1 + step % 3)
 
 
-def train(stepper: Stepper, number: int, decay: float = 1e-2) -> None:
+def train(stepper: Stepper, number: int, decay: float = 1e-3) -> None:
     for _ in range(number):
         batch = vectors(2 + stepper.step % 3)
         batch["x"] = batch["x"].to(next(stepper.model.parameters()).dtype)
