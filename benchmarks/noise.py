@@ -2,7 +2,8 @@
 
 Ours is one pass: the update of the step before, and both perturbed copies of this one. MeZO's are
 perturb, perturb, restore, update, in place, with four draws (``mezo.py``). A copy moves as many
-bytes as ours on bfloat16 does: 8 a parameter.
+bytes as ours on bfloat16 does: 8 a parameter. Beside them the update alone, along one direction and
+along the 44 of a momentum of 0.9: what each further one costs.
 
     python benchmarks/noise.py [--millions 64] [--rounds 9]
 
@@ -21,6 +22,7 @@ from zo_offload.ops import Draw, Point, Segment, Span, StepUpdate, kernels, upda
 from zo_offload.ops.native import Native
 
 SIDE = 4096  # a square matrix of a 7B model
+WINDOW = 44  # steps that count with a momentum of 0.9
 
 
 def span_of(parameters: int, master: str) -> Span:
@@ -43,6 +45,14 @@ def ours(span: Span, direction: str) -> Callable[[], None]:
     return run
 
 
+def updates(span: Span, direction: str, num_draws: int) -> Callable[[], None]:
+    """The update alone, along the directions of so many steps."""
+    wire = (torch.randn(span.elements) * 0.02).bfloat16()
+    rest = span.rest(torch.zeros(span.rest_bytes, dtype=torch.uint8))
+    moved = StepUpdate(1.0, tuple(Draw(0, step, 0, 1e-7) for step in range(num_draws)))
+    return lambda: update(span, wire, rest, direction, [moved])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--millions", type=int, default=64, help="parameters, in 2^20")
@@ -60,6 +70,12 @@ def main() -> None:
         "rademacher, planes": ours(planes, "rademacher"),
         "gaussian, planes": ours(planes, "gaussian"),
     }
+    windows = {
+        f"{direction}, update along {number}": updates(planes, direction, number)
+        for direction in ("rademacher", "gaussian")
+        for number in (1, WINDOW)
+    }
+    contestants |= windows
     native = kernels.serving_for(source)
     if isinstance(native, Native):
         contestants["copy around the caches, 8 bytes"] = lambda: native.copy(target, source)
@@ -76,6 +92,10 @@ def main() -> None:
             f"{name:32} {count / each.median / 1e9:7.3f} G parameters/s, "
             f"{mezo.over(each):6.1f} x MeZO's, spread {each.spread:.0%}"
         )
+
+    for one, many in zip(*[iter(windows)] * 2, strict=True):
+        each = (times[many].median - times[one].median) / count / (WINDOW - 1)
+        print(f"{many}: {each * 1e9:.3f} ns a weight and further direction")
 
     def against(name: str, other: Times) -> float:
         return round(other.over(times[name]), 3)

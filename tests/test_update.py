@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zo_offload.update import DECAY_GRAIN, gather_decay, sgd
+from zo_offload.ops import Draw, StepUpdate
+from zo_offload.update import DECAY_GRAIN, gather_decay, joined, sgd
 
 finite = st.floats(-1e6, 1e6)
 
@@ -67,4 +68,32 @@ def test_a_tiny_rate_is_gathered():
         611,
         764,
         917,
+    ]
+
+
+def windows(*decays: float) -> list[StepUpdate]:
+    """Steps from 4 on, each along its own direction and the one before."""
+    return [
+        StepUpdate(decay, tuple(Draw(9, s, 0, 1.0 + t - s) for s in (t - 1, t)), 9, t)
+        for t, decay in enumerate(decays, start=4)
+    ]
+
+
+def shown(steps: list[StepUpdate]) -> list[tuple[float, int, list[tuple[int, float]]]]:
+    return [(e.decay, e.step, [(d.step, d.coefficient) for d in e.draws]) for e in steps]
+
+
+def test_steps_are_joined_from_one_point_of_the_grid_to_the_next():
+    assert shown(joined(windows(1.0, 1.0, 1.0), grain=3)) == [
+        (1.0, 5, [(3, 2.0), (4, 3.0), (5, 1.0)]),
+        (1.0, 6, [(5, 2.0), (6, 1.0)]),
+    ]
+    assert joined(windows(1.0, 1.0), grain=1) == windows(1.0, 1.0)
+
+
+def test_where_weights_decay_a_sum_begins_anew():
+    """Directions of the steps before decay with the weights, those after do not."""
+    assert shown(joined(windows(0.5, 1.0, 0.25, 1.0), grain=4)) == [
+        (0.5, 5, [(3, 2.0), (4, 3.0), (5, 1.0)]),
+        (0.25, 7, [(5, 2.0), (6, 3.0), (7, 1.0)]),
     ]

@@ -10,7 +10,7 @@ from zo_offload.errors import ConfigError
 from zo_offload.momentum import MOST_WINDOW, TAIL, Adam, Momentum, least_window
 
 MOST_LAG = 1024  # steps that every visit adds on the way; far beyond what pays
-DRAW_NS = 0.15  # a weight and direction on one core with AVX-512; docs/results.md
+DRAW_NS = 0.08  # a weight and direction of signs, on one core with AVX-512: docs/results.md
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -86,35 +86,40 @@ def moments_beside(params: Mapping[str, Any], update: UpdateConfig) -> dict[str,
         >>> moments_beside({"betas": [0.8, 0.99], "eps": 1e-6}, UpdateConfig(type="adam"))
         {'beta1': 0.8, 'beta2': 0.99, 'adam_eps': 1e-06}
     """
-    said: list[tuple[str, str, Any]] = []
-    if update.type == "momentum":
-        said = [("momentum", "momentum", params.get("momentum"))]
-    elif update.type == "adam":
-        betas = params.get("betas")
-        if betas in (None, "auto"):
-            betas = [None, None]
-        if not isinstance(betas, list | tuple) or len(betas) != 2:
-            raise ConfigError(f"optimizer.params.betas: expected two numbers, found {betas!r}")
-        said = [("beta1", "betas", betas[0]), ("beta2", "betas", betas[1])]
-        said.append(("adam_eps", "eps", params.get("eps")))
-    taken = {key: value for key, _, value in said if value not in (None, "auto")}
+    said = _said(params, update.type)
+    taken = {key: value for key, (_, value) in said.items() if value not in (None, "auto")}
     try:
         read = UpdateConfig(type=update.type, **taken)
     except ValidationError as error:
-        (key,) = error.errors()[0]["loc"]
-        theirs = next(name for ours, name, _ in said if ours == key)
+        theirs, value = said[str(error.errors()[0]["loc"][0])]
         expected = "a number above 0" if theirs == "eps" else "a number at least 0, below 1"
         raise ConfigError(
-            f"optimizer.params.{theirs}: expected {expected}, found {taken[str(key)]!r}"
+            f"optimizer.params.{theirs}: expected {expected}, found {value!r}"
         ) from None
-    for key, theirs, _ in said:
-        ours = getattr(update, key)
-        if key in taken and ours not in (None, getattr(read, key)):
+    for key in taken:
+        if getattr(update, key) not in (None, getattr(read, key)):
+            theirs, value = said[key]
             raise ConfigError(
-                f"optimizer.params.{theirs} says {taken[key]!r}, and {BLOCK}.update.{key} {ours!r}; "
-                "keep one"
+                f"optimizer.params.{theirs} says {value!r}, and {BLOCK}.update.{key} "
+                f"{getattr(update, key)!r}; keep one"
             )
     return {key: float(getattr(read, key)) for key in taken}
+
+
+def _said(params: Mapping[str, Any], kind: str) -> dict[str, tuple[str, Any]]:
+    """By our keys: where another optimizer's params say it, and what."""
+    if kind == "sgd":
+        return {}
+    if kind == "momentum":
+        return {"momentum": ("momentum", params.get("momentum"))}
+    betas = params.get("betas")
+    if betas in (None, "auto"):
+        betas = [None, None]
+    if not isinstance(betas, list | tuple) or len(betas) != 2:
+        raise ConfigError(f"optimizer.params.betas: expected two numbers, found {betas!r}")
+    beta1, beta2 = betas
+    eps = params.get("eps")
+    return {"beta1": ("betas", beta1), "beta2": ("betas", beta2), "adam_eps": ("eps", eps)}
 
 
 def _window(update: UpdateConfig, key: str, beta: float) -> int:
@@ -125,8 +130,8 @@ def _window(update: UpdateConfig, key: str, beta: float) -> int:
     if least <= MOST_WINDOW:
         return least
     costs = (
-        f"each step draws every weight's noise so many times ({DRAW_NS} ns each on a core, "
-        f"{DRAW_NS * least:.0f} ns a weight and step)"
+        f"each step draws every weight's noise so many times ({DRAW_NS} ns each on a core for "
+        f"signs, {DRAW_NS * least:.0f} ns a weight and step)"
     )
     if window is not None:
         raise ConfigError(

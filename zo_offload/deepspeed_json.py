@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from zo_offload.config import ZOConfig, parse_config
-from zo_offload.config_update import momentum_of, moments_beside
+from zo_offload.config_update import moments_beside, momentum_of
 from zo_offload.data_ranks import DataRanks
 from zo_offload.deepspeed_keys import BLOCKS, COUNTS, MENDS, SWITCHES, check_keys
 from zo_offload.errors import ConfigError

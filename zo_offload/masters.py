@@ -95,9 +95,7 @@ class Masters:
         """What the unit's masters do not carry at the next step's visit."""
         return self.history[self.goal(unit) :]
 
-    def taken(
-        self, unit: Unit, span: Span, updates: Sequence[StepUpdate]
-    ) -> Sequence[StepUpdate]:
+    def taken(self, unit: Unit, span: Span, updates: Sequence[StepUpdate]) -> Sequence[StepUpdate]:
         """Those of the updates that move a span of the unit, as its elements take them."""
         found = self.steps_of(span, updates)
         if not self.joins or unit.index == AMBIENT:  # which never lags

@@ -14,7 +14,7 @@ from typing import overload
 from zo_offload import momentum as rules
 from zo_offload.history import History
 from zo_offload.journal import Flags, Record, Records
-from zo_offload.momentum import Momentum, Moments
+from zo_offload.momentum import Moments, Momentum
 from zo_offload.ops import Draw, StepUpdate
 
 READ_AT_ONCE = 4096  # records, unpacked

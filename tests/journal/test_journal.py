@@ -1,6 +1,7 @@
 """A journal as the engine and the tools use it."""
 
 import stat
+from dataclasses import replace
 
 import pytest
 
@@ -146,3 +147,13 @@ def test_records_are_seen_as_they_are_appended(path, header, make_record):
         journal.append(make_record(0))
         assert records[0] == make_record(0)
         assert records.coefficients(0, 1) == [Term(0, 0, 1e-6)]
+
+
+def test_steps_at_another_rate_are_other_steps(make_record):
+    """With momentum a rate acts on the steps before, even where a step's own slope is zero."""
+    ours, theirs = (Journal.memory({}) for _ in range(2))
+    for journal, lr in ((ours, 1e-6), (theirs, 2e-6)):
+        journal.append(make_record(0))
+        journal.append(replace(make_record(1), probes=(Probe(0, 0.0, 0.0),), lr=lr))
+    assert ours.records.shared_steps(theirs.records) == 1
+    assert ours.records.shared_steps(ours.records) == 2

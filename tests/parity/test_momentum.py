@@ -1,4 +1,4 @@
-"""Momentum and Adam: against plain loops and torch's optimizers, in every tier, resumed, rewound."""
+"""Momentum and Adam: against plain loops and torch's optimizers, in any tier, resumed, rewound."""
 
 import math
 from collections.abc import Callable
@@ -236,9 +236,8 @@ def test_another_update_is_another_run(tmp_path: Path):
         ({}, 'header.update: journal has {"momentum":0.8,.*, this run has "sgd"'),
         ({**MOMENTUM, "window": 4}, "header.update.window: journal has 3, this run has 4"),
     ]:
-        with closing(stepper_of(update)) as stepper:
-            with pytest.raises(JournalError, match=words):
-                Journal.open(path, stepper.bit_header())
+        with closing(stepper_of(update)) as stepper, pytest.raises(JournalError, match=words):
+            Journal.open(path, stepper.bit_header())
 
 
 def test_without_momentum_the_bits_are_those_of_plain_descent():

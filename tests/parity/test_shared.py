@@ -39,6 +39,8 @@ DIVISIONS: dict[str, dict[str, Any]] = {
     "lag": {"update": {"lag": 2}},
     "on the device": {"update": {"where": "device"}},
     "on the device, lag": {"update": {"where": "device", "lag": 3}},
+    "momentum, lag": {"update": {"type": "momentum", "momentum": 0.5, "window": 3, "lag": 2}},
+    "adam, disk": {"update": {"type": "adam", "window": 4}, "offload_param": DISK},
     "three bytes": {"master": "bf16+8"},
     "packed on the way": {"wire": "nf4", "update": {"lag": 1}},
     "gaussian": {"direction": "gaussian", "direction_scale": "rms"},

@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from zo_offload.config import parse_config
+from zo_offload.config_update import DRAW_NS
 from zo_offload.errors import ConfigError
 from zo_offload.plan.advice import Advice
 from zo_offload.plan.budget import ADAPTER_RANK
@@ -73,6 +74,12 @@ def notes(planned: Planned) -> list[str]:
         found.append("scales: an fp32 number a group of the matrices' weights, on the device")
     if planned.request.trainable == "peft":
         found.append(f"peft: adapters of rank {ADAPTER_RANK} on every matrix, with their units")
+    window = planned.request.window
+    if window > 1:
+        found.append(
+            f"not in these numbers: with momentum an update draws each weight's noise {window} "
+            f"times, some {window * DRAW_NS:.1f} ns a weight, probe and step on a core of the host"
+        )
     return [*found, "not in these numbers: the accelerator's context, some 0.5 GiB on CUDA"]
 
 

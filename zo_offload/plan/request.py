@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from zo_offload.config import BLOCK, ZOConfig, load_json, parse_config
+from zo_offload.config_update import momentum_of
 from zo_offload.errors import ConfigError
 from zo_offload.mask import read_mask
 
@@ -58,6 +59,7 @@ class Request:
         share: Of the matrices' weights, that a mask chooses.
         where: Where masters in host memory are updated.
         lag: Steps that masters may be behind.
+        window: Steps whose directions each update draws.
         probes: Directions a step.
         signs: Forwards of a micro-batch along a direction.
         probe_parallel: Ranks that share the lanes of a micro-batch.
@@ -79,6 +81,7 @@ class Request:
     share: float = 1e-3
     where: str | None = None
     lag: int = 0
+    window: int = 1
     probes: int = 1
     signs: int = 2
     probe_parallel: int = 1
@@ -136,6 +139,7 @@ def read_json(path: str | Path) -> tuple[Request, Budgets, torch.dtype | None]:
             f"null, found {list(block.unit)}"
         )
     micro, accumulated = _batches(config)
+    momentum = momentum_of(block.update, block.trainable.mode)
     said = "offload_param" in block.model_fields_set
     request = Request(
         unit=block.unit,
@@ -145,6 +149,7 @@ def read_json(path: str | Path) -> tuple[Request, Budgets, torch.dtype | None]:
         share=_share(block.trainable.mask),
         where=block.update.where,
         lag=block.update.lag,
+        window=momentum.window if momentum is not None else 1,
         probes=block.probes,
         signs=len(block.signs),
         probe_parallel=block.replica.probe_parallel,
