@@ -32,6 +32,9 @@ from zo_offload.resting import digest_of, exact, fill, seen
 from zo_offload.trainable.overlay import Base
 from zo_offload.units import AMBIENT, IDENTITY, ModelMap, Place, Unit
 
+AT_ONCE = 1024
+"""Steps that a long replay unpacks at once: with momentum each goes along many directions."""
+
 
 class Masters:
     """Brings units to the step that is asked for, and reads them.
@@ -296,8 +299,12 @@ class Masters:
             if behind:
                 lease.settle()
             for span, piece in pieces:
-                moved = self.due(unit, span, goal, self._ends, carried) if behind else ()
                 wire, rest = piece.wire(lease.wire), piece.rest(lease.rest)
+                moved: Sequence[StepUpdate] = ()
+                for first, last in self.stretches(carried, goal) if behind else ():
+                    if moved:
+                        ops.update(piece, wire, rest, self.direction, moved)
+                    moved = self.due(unit, span, last, self._ends, first)
                 if self.map.is_low_rank(span):
                     self.bring(span, wire, rest, moved)
                     continue
@@ -373,6 +380,15 @@ class Masters:
             return self.taken(unit, span, self.history[carried:step])
         first = carried if unit.index in self._off_grid else low_rank.grid(carried)
         return self.history[first : step if whole else low_rank.grid(step)]
+
+    def stretches(self, carried: int, step: int) -> Iterator[tuple[int, int]]:
+        """Steps from one number to another, part by part, from grid to grid."""
+        stride = -(-AT_ONCE // self._grain) * self._grain
+        if self.map.low_rank is not None or step - carried <= stride:
+            yield carried, step
+            return
+        for first in range(carried, step, stride):
+            yield first, min(first + stride, step)
 
     def bring(
         self, span: Span, wire: torch.Tensor, rest: torch.Tensor, due: Sequence[StepUpdate]
@@ -501,10 +517,11 @@ class Masters:
         """Wire and rest of the unit at its goal, from values that carry so many steps."""
         wire, rest = (torch.zeros(n, dtype=torch.uint8) for n in (unit.wire_bytes, unit.rest_bytes))
         first(wire, rest)
-        for span in unit.spans:
-            due = self.due(unit, span, self.goal(unit), carried=carries)
-            if due:
-                self.bring(span, span.wire(wire), span.rest(rest), due)
+        for first, last in self.stretches(carries, self.goal(unit)):
+            for span in unit.spans:
+                due = self.due(unit, span, last, carried=first)
+                if due:
+                    self.bring(span, span.wire(wire), span.rest(rest), due)
         return wire, rest
 
     def overwrite(self, unit: Unit, wire: torch.Tensor, rest: torch.Tensor) -> None:

@@ -248,10 +248,11 @@ class Weights(Masters):
         assert self.pipeline is not None
         slot = self.pipeline.acquire(unit, step)
         if slot.carries < step and not unit.is_frozen:  # it came as it rests
-            for span in unit.spans:
-                due = self.due(unit, span, step, carried=slot.carries)
-                if due:
-                    self.bring(span, span.wire(slot.wire), span.rest(slot.rest), due)
+            for first, last in self.stretches(slot.carries, step):
+                for span in unit.spans:
+                    due = self.due(unit, span, last, carried=first)
+                    if due:
+                        self.bring(span, span.wire(slot.wire), span.rest(slot.rest), due)
             slot.carries = step
             if step == self.goal(unit) and self.is_mine(unit):
                 self.pipeline.give_back(unit, partial(self.taken_back, unit, step))

@@ -19,6 +19,7 @@ from zo_offload.ops import Draw, StepUpdate
 
 READ_AT_ONCE = 4096  # records, unpacked
 MOST_KEPT = 8  # slices that were asked for last: each unit asks for the same
+LONGEST_KEPT = 256  # steps of them; a replay's are not asked for again
 
 
 class Windowed(History):
@@ -61,10 +62,13 @@ class Windowed(History):
         with self._lock:
             self._read(stop)
             found = self._kept.get((start, stop))
-            if found is None:
+            if found is not None:
+                return found
+            found = tuple(self._made(start, stop))
+            if stop - start <= LONGEST_KEPT:
                 if len(self._kept) >= MOST_KEPT:
                     del self._kept[next(iter(self._kept))]
-                found = self._kept[start, stop] = tuple(self._made(start, stop))
+                self._kept[start, stop] = found
             return found
 
     def _made(self, start: int, stop: int) -> Iterator[StepUpdate]:

@@ -18,6 +18,7 @@ from parity.momentum_loop import MomentumLoop
 from parity.test_lag import PlainRun, in_bf16
 from parity.test_parity import loss_of
 from parity.test_skipped import Failing
+from zo_offload import masters as masters_module
 from zo_offload.config import ZOConfig
 from zo_offload.errors import CheckpointError, JournalError
 from zo_offload.journal import Flags, Journal
@@ -194,7 +195,9 @@ def test_tiers_places_and_looking_change_no_bit(
 
 @pytest.mark.parametrize("lag", [0, 3])
 @pytest.mark.parametrize("update", [MOMENTUM, ADAM], ids=["momentum", "adam"])
-def test_a_run_is_its_records(update: dict[str, Any], lag: int, tmp_path: Path):
+def test_a_run_is_its_records(
+    update: dict[str, Any], lag: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Begun again in the middle, replayed from the base at once, rewound and gone on."""
     update, offload = {**update, "lag": lag}, {"device": "cpu"}
     path, snapshot = tmp_path / "run.journal", tmp_path / "weights"
@@ -221,6 +224,7 @@ def test_a_run_is_its_records(update: dict[str, Any], lag: int, tmp_path: Path):
         rewind(stepper, five, snapshot)
         train(stepper, 4)
         assert differing(masters(stepper), expected) == []
+    monkeypatch.setattr(masters_module, "AT_ONCE", 2)  # the replay comes in parts
     with closing(stepper_of(update, torch.bfloat16)) as again:  # in another tier
         again.follow(Journal.open(path, header))
         assert again.step == 9
