@@ -517,9 +517,9 @@ class Masters:
         """Wire and rest of the unit at its goal, from values that carry so many steps."""
         wire, rest = (torch.zeros(n, dtype=torch.uint8) for n in (unit.wire_bytes, unit.rest_bytes))
         first(wire, rest)
-        for first, last in self.stretches(carries, self.goal(unit)):
+        for start, stop in self.stretches(carries, self.goal(unit)):
             for span in unit.spans:
-                due = self.due(unit, span, last, carried=first)
+                due = self.due(unit, span, stop, carried=start)
                 if due:
                     self.bring(span, span.wire(wire), span.rest(rest), due)
         return wire, rest
