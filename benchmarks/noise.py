@@ -2,8 +2,8 @@
 
 Ours is one pass: the update of the step before, and both perturbed copies of this one. MeZO's are
 perturb, perturb, restore, update, in place, with four draws (``mezo.py``). A copy moves as many
-bytes as ours on bfloat16 does: 8 a parameter. Beside them the update alone, along one direction and
-along the 44 of a momentum of 0.9: what each further one costs.
+bytes as ours on bfloat16 does: 8 a parameter. Beside them what each further
+direction of an update costs, as momentum takes them: processor time of one thread.
 
     python benchmarks/noise.py [--millions 64] [--rounds 9]
 
@@ -12,6 +12,8 @@ The last line is JSON: speed ratios, larger is better.
 
 import argparse
 import json
+import math
+import time
 from collections.abc import Callable
 
 import torch
@@ -45,12 +47,19 @@ def ours(span: Span, direction: str) -> Callable[[], None]:
     return run
 
 
-def updates(span: Span, direction: str, num_draws: int) -> Callable[[], None]:
-    """The update alone, along the directions of so many steps."""
+def updating(span: Span, direction: str, num_draws: int, rounds: int) -> float:
+    """Least seconds that a thread works on an update along the directions of so many steps."""
     wire = (torch.randn(span.elements) * 0.02).bfloat16()
     rest = span.rest(torch.zeros(span.rest_bytes, dtype=torch.uint8))
     moved = StepUpdate(1.0, tuple(Draw(0, step, 0, 1e-7) for step in range(num_draws)))
-    return lambda: update(span, wire, rest, direction, [moved])
+    threads, found = torch.get_num_threads(), math.inf
+    torch.set_num_threads(1)
+    for _ in range(rounds):
+        began = time.thread_time()
+        update(span, wire, rest, direction, [moved])
+        found = min(found, time.thread_time() - began)
+    torch.set_num_threads(threads)
+    return found
 
 
 def main() -> None:
@@ -70,12 +79,6 @@ def main() -> None:
         "rademacher, planes": ours(planes, "rademacher"),
         "gaussian, planes": ours(planes, "gaussian"),
     }
-    windows = {
-        f"{direction}, update along {number}": updates(planes, direction, number)
-        for direction in ("rademacher", "gaussian")
-        for number in (1, WINDOW)
-    }
-    contestants |= windows
     native = kernels.serving_for(source)
     if isinstance(native, Native):
         contestants["copy around the caches, 8 bytes"] = lambda: native.copy(target, source)
@@ -93,9 +96,13 @@ def main() -> None:
             f"{mezo.over(each):6.1f} x MeZO's, spread {each.spread:.0%}"
         )
 
-    for one, many in zip(*[iter(windows)] * 2, strict=True):
-        each = (times[many].median - times[one].median) / count / (WINDOW - 1)
-        print(f"{many}: {each * 1e9:.3f} ns a weight and further direction")
+    for direction in ("rademacher", "gaussian"):
+        one, many = (updating(planes, direction, n, options.rounds) for n in (1, WINDOW))
+        print(
+            f"{direction}, the update alone: {one / count * 1e9:.2f} ns a weight along one "
+            f"direction, {many / count * 1e9:.2f} along {WINDOW}: "
+            f"{(many - one) / (WINDOW - 1) / count * 1e9:.3f} for each further one"
+        )
 
     def against(name: str, other: Times) -> float:
         return round(other.over(times[name]), 3)

@@ -59,8 +59,11 @@ def test_scalars_are_a_few_kilobytes(make_engine, tmp_path):
     assert sum(path.stat().st_size for path in (tmp_path / "t").iterdir()) < 4000
 
 
-def test_an_engine_that_is_ahead_goes_back(make_engine, tmp_path):
-    engine = train(make_engine(ds=settings()), 3)
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_an_engine_that_is_ahead_goes_back(make_engine, tmp_path, kind: str):
+    ds = settings()
+    ds["zeroth_order"]["update"] = {"type": kind}
+    engine = train(make_engine(ds=ds), 3)
     engine.save_checkpoint(tmp_path)
     expected = outcome(train(engine, 6))
     train(engine, 8)
