@@ -30,7 +30,7 @@ class Probe(NamedTuple):
 
     number: int
     projected_grad: float
-    coefficient: float  # applied: new = master - coefficient * z
+    coefficient: float  # of the step itself: new = master - coefficient * z
 
 
 class Flags(IntFlag):

@@ -58,7 +58,10 @@ class Records(Sequence[Record]):
         return record.unpack_record(self._data, self._starts[index])
 
     def coefficients(self, start: int, stop: int) -> list[Term]:
-        """What brings a unit at step ``start`` to step ``stop``, in the order of adding.
+        """The terms of steps ``start`` to ``stop``, in the order of adding.
+
+        By plain descent they are what brings a unit from one to the other. With momentum older
+        directions go on moving it: see ``update`` in ``docs/format.md``.
 
         Skipped steps move nothing and have no terms. Decay is not among them: see ``decay`` of
         ``records[start:stop]``.
