@@ -6,7 +6,8 @@ from pathlib import Path
 
 from zo_offload.agreement import Beginning
 from zo_offload.errors import ModelError, StoreError
-from zo_offload.integrations.hf import load_causal_lm
+from zo_offload.integrations.hf import load_model
+from zo_offload.kinds import kind_of_architecture
 from zo_offload.parts import part_of
 from zo_offload.resting import fill_unit
 from zo_offload.resume import usable
@@ -32,7 +33,8 @@ def beginnings(stepper: Stepper, series: Series | None, unit: Unit) -> Iterator[
         yield partial(base.fill, unit), 0
     elif (directory := _directory(stepper)) is not None:
         try:
-            given = dict(load_causal_lm(directory).named_parameters())
+            kind = kind_of_architecture(type(stepper.model).__name__)
+            given = dict(load_model(directory, kind=kind).named_parameters())
         except (ModelError, StoreError):
             return
         if names <= given.keys():

@@ -102,7 +102,7 @@ def main() -> None:
 @takes(*TASK_OPTIONS, *TRAIN_OPTIONS)
 @fails_in_one_line
 def train(local_rank: int | None, **options: Any) -> None:
-    """Fine-tune a causal LM on a task, and export it."""
+    """Fine-tune a model on a task, and export it."""
     try:
         with reporter() as bar:
             with bar.phase("starting"):
@@ -126,7 +126,7 @@ def train(local_rank: int | None, **options: Any) -> None:
 @takes(*TASK_OPTIONS, *EVAL_OPTIONS)
 @fails_in_one_line
 def evaluate(local_rank: int | None, **options: Any) -> None:
-    """Evaluate a causal LM on a task, zero-shot or after demonstrations."""
+    """Evaluate a model on a task, zero-shot or after demonstrations."""
     with reporter() as bar:
         with bar.phase("starting"):
             _quiet()

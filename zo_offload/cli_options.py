@@ -15,8 +15,11 @@ TASK_OPTIONS = (
     click.option("--model", required=True, metavar="DIR_OR_ID",
                  help="Hugging Face directory or model id."),
     click.option("--task", metavar="NAME_OR_FILE",
-                 help="SST-2, RTE, CB, BoolQ, WSC, WIC, MultiRC, COPA, ReCoRD, SQuAD, DROP, or a "
-                      ".toml or .json file that declares one; else --template, --labels, --dev."),
+                 help="SST-2, RTE, CB, BoolQ, WSC, WIC, MultiRC, COPA, ReCoRD, SQuAD, DROP (causal "
+                      "LMs), SST-2, SST-5, SNLI, MNLI, RTE, TREC (masked LMs), or a .toml or .json "
+                      "file that declares one; else --template, --labels, --dev."),
+    click.option("--kind", type=click.Choice(["causal", "masked"]),
+                 help="What the model is (default: as its config.json says)."),
     click.option("--data", metavar="DIR_OR_FILE",
                  help="The task's files (default: beside its file, or fetched by datasets)."),
     click.option("--num-train", type=COUNT,
@@ -25,6 +28,8 @@ TASK_OPTIONS = (
                  help="Held out of the training split (default: the task's; mostly 500)."),
     click.option("--num-test", type=COUNT,
                  help="Of the test split (default: the task's; mostly 1,000)."),
+    click.option("--per-class", type=COUNT, metavar="K",
+                 help="Of every class, K training examples and K held out (masked LMs: 16)."),
     click.option("--data-seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
                  help="Of which examples are drawn."),
     click.option("--max-new-tokens", type=COUNT,

@@ -26,7 +26,8 @@ from zo_offload.converted import (
 from zo_offload.deepspeed_json import read_settings
 from zo_offload.errors import ConfigError
 from zo_offload.fresh import fresh_directory, refuse_what_is_there
-from zo_offload.integrations.hf import load_causal_lm, save_tokenizer
+from zo_offload.integrations.hf import load_model, save_tokenizer
+from zo_offload.integrations.model_kind import kind_of
 from zo_offload.integrations.skeleton import shapes_of, skeleton
 from zo_offload.offload.aio import Aio
 from zo_offload.offload.base_files import base_identity
@@ -97,7 +98,7 @@ def convert(
     with reporter.phase(f"loading {model_name}"):
         if is_converted(model_name):
             raise ConfigError(f"--model: {model_name} is a converted model already")
-        model = load_causal_lm(model_name, folders)
+        model, kind = load_model(model_name, folders), kind_of(model_name)
     placing = Placing(model, settings.zeroth_order, CPU, settings.dtype, {})
     writer = _Writer(model, placing, reporter)
     with ExitStack() as stack:
@@ -108,7 +109,7 @@ def convert(
             model.generation_config.save_pretrained(aside[0])
         has_tokenizer = save_tokenizer(model_name, aside[0])
         write_converted(aside[0], record)
-        skeleton(read_converted(aside[0]), model.config)  # or it could not be opened
+        skeleton(read_converted(aside[0]), model.config, kind)  # or it could not be opened
     model_map = writer.map
     return Conversion(
         folders[0],

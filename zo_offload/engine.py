@@ -28,7 +28,7 @@ from zo_offload.deepspeed_json import ScheduledScalars, Settings, read_settings,
 from zo_offload.engine_files import SavesAndLoads
 from zo_offload.engine_outputs import ReturnsMidpoints
 from zo_offload.errors import ConfigError, ModelError
-from zo_offload.integrations.hf import load_causal_lm
+from zo_offload.integrations.hf import load_model
 from zo_offload.loader import Loader, Share
 from zo_offload.loss_noise import LossNoise
 from zo_offload.objective import Inputs, Objective, model_loss
@@ -64,7 +64,7 @@ def initialize(
 
     Args:
         args: May carry ``deepspeed_config``.
-        model: A module, or a local directory or id that transformers can load as a causal LM.
+        model: A module, or a local directory or id of a causal or masked LM or image classifier.
         optimizer: Carries learning rate and weight decay only (default: from the JSON).
         model_parameters: Must hold all that is trainable: what moves, the model says.
         training_data: A dataset; makes the loader that is returned.
@@ -100,7 +100,7 @@ def initialize(
     settings = read_settings(config)
     check_files(settings.zeroth_order)
     spill = settings.zeroth_order.offload_param.nvme_path or ()
-    module = model if isinstance(model, nn.Module) else load_causal_lm(model, spill)
+    module = model if isinstance(model, nn.Module) else load_model(model, spill)
     caller_optimizer.check_covers("model_parameters", model_parameters, module)
     engine = ZOEngine(
         model=module,

@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from zo_offload.errors import ConfigError
+from zo_offload.kinds import Kind
 from zo_offload.tasks import (
     Counts,
     Manner,
@@ -20,10 +23,11 @@ from zo_offload.tasks import (
     drawn,
     read_examples,
 )
-from zo_offload.tasks.chosen import is_task_file
+from zo_offload.tasks.chosen import check_mask, is_task_file
 
 BY_PROMPT = ("dev", "template", "labels")
-BY_TASK = ("data", "num_train", "num_dev", "num_test", "max_new_tokens")
+BY_TASK = ("data", "num_train", "num_dev", "num_test", "per_class", "max_new_tokens")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class TaskOptions:
     data_seed: int = 0
     shots: int = 0
     split: str | None = None
+    kind: Kind | None = None
+    per_class: int | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ class Asked:
         shots: Solved examples, to demonstrate with.
         separator: Between them.
         digests: Of what was read, by a name that says of what.
+        kind: Of the model that is asked.
     """
 
     train: list[Rendered]
@@ -68,6 +75,7 @@ class Asked:
     shots: list[str] = field(default_factory=list)
     separator: str = "\n\n"
     digests: Mapping[str, str] = field(default_factory=dict)
+    kind: Kind = "causal"
 
 
 def read_asked(options: TaskOptions, training: bool) -> Asked:
@@ -81,9 +89,14 @@ def read_asked(options: TaskOptions, training: bool) -> Asked:
         ConfigError: Options are missing, or do not go together.
         TaskError: A task, file, prompt or example is wrong.
     """
+    from zo_offload.integrations.model_kind import kind_of
+
+    kind = options.kind or kind_of(options.model)
+    if options.shots and kind != "causal":
+        raise ConfigError("--shots: demonstrations are for causal LMs, which --model is not")
     if options.task is None:
-        return _by_prompt(options, training)
-    return _by_task(options, training)
+        return _by_prompt(options, training, kind)
+    return _by_task(options, training, kind)
 
 
 def recorded(options: TaskOptions) -> dict[str, Any]:
@@ -95,12 +108,15 @@ def recorded(options: TaskOptions) -> dict[str, Any]:
     told = asdict(options)
     for name in ("shots", "split"):  # of no use in training
         del told[name]
+    for name in ("kind", "per_class"):
+        if told[name] is None:
+            del told[name]
     if options.task is None:
         told = {k: v for k, v in told.items() if k not in ("task", "data_seed", *BY_TASK)}
     return told
 
 
-def _by_prompt(options: TaskOptions, training: bool) -> Asked:
+def _by_prompt(options: TaskOptions, training: bool, kind: Kind) -> Asked:
     for name in BY_TASK:
         if getattr(options, name) is not None:
             raise ConfigError(f"{_flag(name)}: goes with --task, which is not given")
@@ -115,6 +131,7 @@ def _by_prompt(options: TaskOptions, training: bool) -> Asked:
     if options.shots and options.train is None:
         raise ConfigError("--shots: demonstrations are drawn from --train, which is not given")
     prompt = Prompt(str(options.template), str(options.labels))
+    check_mask("--template", prompt.asks_mask, kind)
     train, dev = str(options.train), str(options.dev)
     learnt = [prompt.pose(each) for each in read_examples(train)] if training else []
     measured = [prompt.pose(each) for each in read_examples(dev)[: options.dev_limit]]
@@ -124,16 +141,16 @@ def _by_prompt(options: TaskOptions, training: bool) -> Asked:
         shots = _demonstrations(drawn(pool, options.shots, options.data_seed), options)
     files = {"train": train, "dev": dev} if training else {}
     digests = {f"content of {name} (sha256)": _sha256(path) for name, path in files.items()}
-    return Asked(learnt, measured, shots=shots, digests=digests)
+    return Asked(learnt, measured, shots=shots, digests=digests, kind=kind)
 
 
-def _by_task(options: TaskOptions, training: bool) -> Asked:
+def _by_task(options: TaskOptions, training: bool, kind: Kind) -> Asked:
     assert options.task is not None
     for name in (*BY_PROMPT, "train"):
         if getattr(options, name) is not None:
             raise ConfigError(f"{_flag(name)}: not beside --task, which has its own; see --data")
-    spec = chosen_task(options.task)
-    counts = spec.counts.but(train=options.num_train, dev=options.num_dev, test=options.num_test)
+    spec = chosen_task(options.task, kind)
+    counts = _counts(spec, options)
     source = Source(spec, options.data)
     measured = "dev" if training else options.split or _measured(source)
     if options.shots and (source.is_one_file or measured == "train"):
@@ -147,6 +164,8 @@ def _by_task(options: TaskOptions, training: bool) -> Asked:
 
     train = posed("train") if training else []
     dev = posed(measured)[: options.dev_limit]
+    if training:
+        _warn_of_few(spec, counts.per_class, train)
     shots = _shots_of(source, counts, measured, options) if options.shots else []
     digests = {}
     if training:
@@ -154,14 +173,41 @@ def _by_task(options: TaskOptions, training: bool) -> Asked:
         digests |= {"examples of dev (sha256)": _digest(dev)}
     if training and is_task_file(options.task):
         digests |= {"content of task (sha256)": _sha256(options.task)}
-    return Asked(train, dev, _manner(spec, options), shots, spec.separator, digests)
+    return Asked(train, dev, _manner(spec, options), shots, spec.separator, digests, kind)
+
+
+def _counts(spec: TaskSpec, options: TaskOptions) -> Counts:
+    """The task's, but for what is given; numbers of examples take the place of those by class."""
+    train, dev, per_class = options.num_train, options.num_dev, options.per_class
+    if (train or dev) and per_class:
+        given = "--num-train" if train else "--num-dev"
+        raise ConfigError(f"--per-class: not beside {given}; it says how many of every class")
+    counts = spec.counts.but(train=train, dev=dev, test=options.num_test, per_class=per_class)
+    return replace(counts, per_class=None) if train or dev else counts
+
+
+def _warn_of_few(spec: TaskSpec, count: int | None, train: list[Rendered]) -> None:
+    """Classes of which there are not as many as are asked for."""
+    if count is None:
+        return
+    found = Counter(one.right[0] for one in train)
+    few = [
+        f"{found[index]:,} of {word.strip()!r}"
+        for index, word in enumerate(spec.words)
+        if found[index] < count
+    ]
+    if few:
+        logger.warning(
+            "--per-class: %s training examples of each class are asked for, there are %s",
+            f"{count:,}", ", ".join(few),
+        )  # fmt: skip
 
 
 def _shots_of(source: Source, counts: Counts, measured: str, options: TaskOptions) -> list[str]:
     """From the training split, but for what is measured of it."""
     shots, seed = options.shots, options.data_seed
     if measured == "dev":
-        items = draw(source, "train", counts.but(train=shots), seed)
+        items = draw(source, "train", counts.but(train=shots), seed)[:shots]
     else:
         items = drawn(source.items("train"), shots, seed)
     return _demonstrations([source.spec.pose(item) for item in items], options)
@@ -190,7 +236,10 @@ def _measured(source: Source) -> str:
 
 def _digest(posed: list[Rendered]) -> str:
     """Of all that is learnt or measured; not of where it stood."""
-    texts = [[one.prompt, one.options, one.right, one.references] for one in posed]
+    texts: list[list[Any]] = [
+        [one.prompt, one.options, one.right, one.references, *([one.rest] if one.rest else [])]
+        for one in posed
+    ]
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 

@@ -1,19 +1,21 @@
 """A run's examples and tokenizer: what can be refused before weights are read."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from zo_offload.errors import ModelError
+from zo_offload.kinds import Kind
 from zo_offload.reporter import Reporter
 from zo_offload.run_data import TaskOptions, read_asked, recorded
-from zo_offload.tasks import Encoded, Rendered, Way, causal_way
+from zo_offload.tasks import Encoded, Rendered, Way, causal_way, masked_way
 from zo_offload.tasks.shots import told, with_demonstrations
 
 __all__ = ["Task", "TaskOptions", "recorded"]
 
 logger = logging.getLogger(__name__)
+WAYS: dict[Kind, Callable[..., Way]] = {"causal": causal_way, "masked": masked_way}
 
 
 class Task:
@@ -46,9 +48,9 @@ class Task:
         from zo_offload.integrations.hf import limits, load_tokenizer
 
         with reporter.phase(f"reading the tokenizer of {self.model_name}"):
-            limit, rows = limits(self.model_name)
+            limit, rows = limits(self.model_name, self._asked.kind)
             self.tokenizer = load_tokenizer(self.model_name)
-            self.way = causal_way(self._asked.manner, self.tokenizer)
+            self.way = WAYS[self._asked.kind](self._asked.manner, self.tokenizer)
         learnt = self._asked.train
         count = len(learnt) + len(self._asked.dev)
         with reporter.phase(f"encoding {count:,} examples"):
@@ -60,9 +62,9 @@ class Task:
 
     def load_model(self, spill: Sequence[str | Path]) -> Any:
         """The model that the task's way leads through."""
-        from zo_offload.integrations.hf import load_causal_lm
+        from zo_offload.integrations.hf import load_model
 
-        return load_causal_lm(self.model_name, spill)
+        return load_model(self.model_name, spill, self._asked.kind)
 
     def _demonstrated(self, limit: int | None) -> list[Rendered]:
         """What is measured, after its demonstrations."""

@@ -24,7 +24,7 @@ from cli.conftest import Finished
 POINTS = [
     At("os", "replace", 1, "before"),  # run.json is written aside, and not there yet
     At("os", "replace", 1),
-    At("zo_offload.integrations.hf", "load_causal_lm", 1),
+    At("zo_offload.integrations.hf", "load_model", 1),
     At("zo_offload.metrics", "Metrics._make", 1, "before"),
     At("zo_offload.metrics", "Metrics._make", 1),
     At("zo_offload.journal.files", "create_locked", 1, "before"),
@@ -164,7 +164,7 @@ def test_an_interrupt_is_one_line_and_the_run_continues(task: Task, finished: Fi
 
 def test_an_interrupt_before_the_first_step(task: Task, finished: Finished, tmp_path):
     command = task.arguments(tmp_path / "run")
-    at = At("zo_offload.integrations.hf", "load_causal_lm", 1, "after", signal.SIGINT)
+    at = At("zo_offload.integrations.hf", "load_model", 1, "after", signal.SIGINT)
     child = Child(command, tmp_path / "log", at)
     assert child.wait() == 130
     assert child.stderr == "Error: interrupted; the same command continues the run\n"

@@ -112,7 +112,7 @@ def frozen_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         model.model.decoder.layers.requires_grad_(False)
         return model
 
-    monkeypatch.setattr("zo_offload.convert.load_causal_lm", load)
+    monkeypatch.setattr("zo_offload.convert.load_model", load)
     monkeypatch.setitem(globals(), "load_causal_lm", load)
 
 

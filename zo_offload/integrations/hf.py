@@ -8,9 +8,11 @@ from typing import Any
 
 from zo_offload.converted import is_converted, read_converted, refuse_unfinished
 from zo_offload.errors import ModelError, StoreError
+from zo_offload.integrations.model_kind import kind_of
 from zo_offload.integrations.quantized import refuse_quantized
 from zo_offload.integrations.skeleton import skeleton
 from zo_offload.integrations.spill import spilled
+from zo_offload.kinds import CALLED, LOADED_BY, Kind
 from zo_offload.trainable.peft import base_of, load_adapter
 
 LONGEST_REASON = 300
@@ -18,7 +20,12 @@ TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")  #
 
 
 def load_causal_lm(name: str | Path, spill: Sequence[str | Path] = ()) -> Any:
-    """A causal LM from a local directory or a model id, in its checkpoint's dtype.
+    """A causal LM: :func:`load_model`, whatever the configuration says of its kind."""
+    return load_model(name, spill, "causal")
+
+
+def load_model(name: str | Path, spill: Sequence[str | Path] = (), kind: Kind | None = None) -> Any:
+    """A model from a local directory or a model id, in its checkpoint's dtype.
 
     Code that a checkpoint brings along is never run, and no weight is ever made up. Its values are
     views of files: the checkpoint's own, and unlinked ones of what loading makes anew. A directory
@@ -28,25 +35,27 @@ def load_causal_lm(name: str | Path, spill: Sequence[str | Path] = ()) -> Any:
     Args:
         name: Directory or id.
         spill: Folders for unlinked files, before those for temporary ones and by the checkpoint.
+        kind: What to load it as (default: as its configuration says).
 
     Raises:
         ModelError: It cannot be found, fetched, read, is of an unknown type, is quantized, or
             lacks weights.
         StoreError: It was converted, and is damaged; or no folder has room for the unlinked files.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
 
     base = base_of(name)
     if base is not None:
-        return load_adapter(load_causal_lm(base, spill), name)
-    config = _load(AutoConfig, name, "model")
+        return load_adapter(load_model(base, spill, kind), name)
+    config = _load(transformers.AutoConfig, name, "model")
+    kind = kind or kind_of(name)
     if is_converted(name):
-        return skeleton(read_converted(Path(name).absolute()), config)
+        return skeleton(read_converted(Path(name).absolute()), config, kind)
     refuse_unfinished(Path(name))
     refuse_quantized(name, config)
     with spilled([*map(Path, spill), *_spare_folders(Path(name))]):
         model, found = _load(
-            AutoModelForCausalLM,
+            getattr(transformers, LOADED_BY[kind]),
             name,
             "model",
             dtype="auto",
@@ -62,7 +71,7 @@ def load_causal_lm(name: str | Path, spill: Sequence[str | Path] = ()) -> Any:
     if missing:
         raise ModelError(
             f"{name}: the checkpoint lacks {len(missing)} weights of {type(model).__name__} "
-            f"({missing[0]}, ...), which would be random; is it a causal LM, and whole?"
+            f"({missing[0]}, ...), which would be random; is it a {CALLED[kind]}, and whole?"
         )
     return model
 
@@ -115,7 +124,7 @@ def _tokenizer(name: str | Path) -> Any:
     return tokenizer
 
 
-def limits(name: str | Path) -> tuple[int | None, int | None]:
+def limits(name: str | Path, kind: Kind = "causal") -> tuple[int | None, int | None]:
     """Most tokens that the model takes, and rows of its embedding; None where it does not say.
 
     Raises:
@@ -124,7 +133,24 @@ def limits(name: str | Path) -> tuple[int | None, int | None]:
     from transformers import AutoConfig
 
     config = _load(AutoConfig, base_of(name) or name, "configuration").get_text_config()
-    return getattr(config, "max_position_embeddings", None), getattr(config, "vocab_size", None)
+    longest = getattr(config, "max_position_embeddings", None)
+    if kind == "masked" and longest is not None:
+        longest -= _positions_of_padding(config)
+    return longest, getattr(config, "vocab_size", None)
+
+
+def _positions_of_padding(config: Any) -> int:
+    """RoBERTa's first positions, up to its padding's, are no token's."""
+    import torch
+    from transformers import AutoModelForMaskedLM
+
+    with torch.device("meta"):
+        model = AutoModelForMaskedLM.from_config(config, trust_remote_code=False)
+    for path, module in model.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        if path.endswith("position_embeddings") and padding is not None:
+            return padding + 1
+    return 0
 
 
 def _load(auto_class: Any, name: str | Path, what: str, **options: Any) -> Any:

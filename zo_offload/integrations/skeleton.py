@@ -14,26 +14,29 @@ from zo_offload.converted import (
     mark_converted,
 )
 from zo_offload.errors import ModelError
+from zo_offload.kinds import LOADED_BY, Kind
 from zo_offload.offload.slot import CONVERT_AGAIN as AGAIN
 from zo_offload.unmanageable import other_tensors
 from zo_offload.views import nothing
 
 
-def skeleton(converted: Converted, config: Any) -> Any:
-    """A causal LM whose ambient parameters and buffers have values; what units hold reads as NaN.
+def skeleton(converted: Converted, config: Any, kind: Kind) -> Any:
+    """A model whose ambient parameters and buffers have values; what units hold reads as NaN.
 
     Args:
         converted: Where the values are.
         config: The model's transformers configuration.
+        kind: What it was converted as.
 
     Raises:
         ModelError: The configuration makes another model than was converted.
         StoreError: A file is missing or damaged.
     """
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    import transformers
 
+    auto_class = getattr(transformers, LOADED_BY[kind])
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model: Any = auto_class.from_config(config, trust_remote_code=False)
     model.eval()
     _put_parameters(model, converted)
     _put_buffers(model, converted)
@@ -44,7 +47,8 @@ def skeleton(converted: Converted, config: Any) -> Any:
             "parameter or buffer holds, and has no value here: use the model itself"
         )
     if (converted.directory / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(converted.directory)
+        found = transformers.GenerationConfig.from_pretrained(converted.directory)
+        model.generation_config = found
     mark_converted(model, converted)
     return model
 

@@ -29,6 +29,8 @@ from zo_offload.tasks.evaluate import (
 )
 from zo_offload.tasks.generate import Decoding
 from zo_offload.tasks.judge import Verdict, sum_up
+from zo_offload.tasks.masked import mask_forward
+from zo_offload.tasks.masked_suite import MASKED_TASKS
 from zo_offload.tasks.objective import (
     answer_loss,
     answer_losses,
@@ -55,9 +57,10 @@ from zo_offload.tasks.scores import (
 from zo_offload.tasks.source import Source, draw, drawn
 from zo_offload.tasks.spec import Counts, Item, Manner, TaskSpec
 from zo_offload.tasks.suite import TASKS, known_task
-from zo_offload.tasks.way import Way, causal_way
+from zo_offload.tasks.way import Way, causal_way, masked_way
 
 __all__ = [
+    "MASKED_TASKS",
     "METRICS",
     "REWARDS",
     "TASKS",
@@ -93,6 +96,8 @@ __all__ = [
     "exact_match_of",
     "hits",
     "known_task",
+    "mask_forward",
+    "masked_way",
     "model_inputs",
     "option_forward",
     "option_loss",

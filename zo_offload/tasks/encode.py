@@ -46,6 +46,7 @@ class Encoded:
         right: Every right option; left out, the target.
         prompt: All of the prompt, where an answer is generated after it.
         references: Accepted answers, where they are generated.
+        mask_at: Where the mask is in the context, of a masked LM.
     """
 
     context: Tokens
@@ -54,6 +55,7 @@ class Encoded:
     right: tuple[int, ...] = ()
     prompt: Tokens = ()
     references: tuple[str, ...] = ()
+    mask_at: int = 0
 
     def __post_init__(self) -> None:
         if not self.right:
@@ -121,7 +123,7 @@ def encode_rendered(
     """
     if not posed:
         return []
-    start = _leading_specials(tokenizer, posed[0].prompt + posed[0].options[0])
+    start = leading_specials(tokenizer, posed[0].prompt + posed[0].options[0])
     prompts = _tokenize(tokenizer, [one.prompt for one in posed])
     fulls = iter(_tokenize(tokenizer, [one.prompt + each for one in posed for each in one.options]))
     encoded = []
@@ -214,7 +216,7 @@ def _tokenize(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[To
     return [tuple(row) for row in rows]
 
 
-def _leading_specials(tokenizer: "PreTrainedTokenizerBase", text: str) -> Tokens:
+def leading_specials(tokenizer: "PreTrainedTokenizerBase", text: str) -> Tokens:
     """What the tokenizer puts before a text (BOS), without what it appends (EOS)."""
     (plain,) = _tokenize(tokenizer, [text])
     whole = tuple(tokenizer(text, verbose=False)["input_ids"])

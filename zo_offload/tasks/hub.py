@@ -7,8 +7,6 @@ from zo_offload.errors import TaskError
 from zo_offload.tasks.node import Node
 from zo_offload.tasks.spec import Hub
 
-SPLITS = {"train": "train", "test": "validation"}  # the hub's test splits hide their labels
-
 
 def fetch_rows(task: str, hub: Hub, split: str) -> Iterator[Node]:
     """Every row of a split, fetched or from the library's cache. No code of a data set is run.
@@ -16,9 +14,9 @@ def fetch_rows(task: str, hub: Hub, split: str) -> Iterator[Node]:
     Raises:
         TaskError: `datasets` is not installed, or the data set cannot be fetched.
     """
-    rows = _load(task, hub, SPLITS[split])
-    for number, row in enumerate(rows):
-        yield Node(row, f"{hub.path} {SPLITS[split]}[{number}]")
+    name = hub.test if split == "test" else split
+    for number, row in enumerate(_load(task, hub, name)):
+        yield Node(row, f"{hub.path} {name}[{number}]")
 
 
 def _load(task: str, hub: Hub, split: str) -> Any:

@@ -1,7 +1,7 @@
 """What a model says to examples, and what that is worth: the same numbers for any batches."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +22,19 @@ class Verdict:
     prediction: int | str
 
 
-def judge_options(stepper: Any, examples: Sequence[Encoded], train_on: str) -> list[Verdict]:
+def judge_options(
+    stepper: Any,
+    examples: Sequence[Encoded],
+    train_on: str,
+    collate: Callable[[Sequence[Encoded]], Batch] = collate,
+) -> list[Verdict]:
     """The option of the highest score, and the loss that training minimises.
 
     Args:
         stepper: Whose `forward` takes collated batches, as a `Stepper`'s with `option_forward`.
         examples: A batch.
         train_on: As of a `TaskSpec`.
+        collate: To what the stepper's `forward` takes.
     """
     batch = collate(examples)
     outputs = stepper.forward(batch)

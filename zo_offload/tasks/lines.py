@@ -4,9 +4,10 @@ TSV is plain: a tab always separates, a quote is a character like any other (rev
 lone quotes that a CSV reader would take for the start of a field).
 """
 
+import csv
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,37 @@ def tsv_rows(shown: str, header: list[str], lines: list[str]) -> Iterator[tuple[
             found = f"{len(values)} columns" if line.strip() else "a blank line"
             expected = f"expected {len(header)}: {listed(header)}, separated by tabs"
             refuse(f"{shown}:{number}", found, f"{expected}; write a tab inside a field as a space")
+        yield number, dict(zip(header, values, strict=True))
+
+
+def csv_rows(
+    shown: str, lines: list[str], columns: Sequence[str] = ()
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """``(line, values by column)``; a field in quotes may hold commas and line ends.
+
+    Args:
+        shown: The file's name in errors.
+        lines: At least one.
+        columns: Of a file without a header.
+    """
+    reader = csv.reader([f"{line}\n" for line in lines], strict=True)
+    header = list(columns)
+    while True:
+        number = reader.line_num + 1
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            mend = 'expected commas between fields, and " around one that holds any'
+            refuse(f"{shown}:{number}", f"malformed CSV: {error}", mend, error)
+        if not header:
+            header = tsv_header(f"{shown}:1", "\t".join(values))
+            continue
+        if len(values) != len(header):
+            found = f"{len(values)} columns" if values else "a blank line"
+            mend = f"expected {len(header)}: {listed(header)}, separated by commas"
+            refuse(f"{shown}:{number}", found, mend)
         yield number, dict(zip(header, values, strict=True))
 
 

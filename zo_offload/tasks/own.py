@@ -7,6 +7,8 @@ r"""A task of one's own, written down in a small TOML or JSON file.
     [splits]                                  # TSV or JSONL files, beside this one
     train = "train.jsonl"
 
+A template with `{mask}` in it is for masked LMs, which fill a label word in there.
+
 Nothing in it is run. Every key is checked, and an unknown one refused with the nearest.
 """
 
@@ -20,7 +22,7 @@ from zo_offload.tasks.node import Node
 from zo_offload.tasks.scores import OF_OPTIONS, OF_TEXTS
 from zo_offload.tasks.source import SPLITS
 from zo_offload.tasks.spec import Counts, Item, Manner, TaskSpec
-from zo_offload.tasks.template import Template
+from zo_offload.tasks.template import MASK, Template
 from zo_offload.tasks.wording import listed, nearest, printable, quote, refuse
 
 KINDS = ("labels", "choices", "answer")
@@ -42,9 +44,14 @@ def read_task(path: Path) -> TaskSpec:
     _check_keys(root, KEYS)
     kind = _kind(root)
     template = Template(root["template"].text())
+    if template.asks_mask and kind != "labels":
+        root[kind].refuse(
+            "beside {mask} in the template", "expected labels: words to fill in there"
+        )
     words = _words(root["labels"]) if kind == "labels" else ()
     option = _option(root, kind)
-    names = _fields(root, [*template.names, *(set(option.names) - {"choice"})])
+    used = [name for name in template.names if name != MASK]
+    names = _fields(root, [*used, *(set(option.names) - {"choice"})])
     return TaskSpec(
         name=root["name"].text() if "name" in root else path.stem,
         template=template,
@@ -200,7 +207,7 @@ def _files(splits: Node) -> dict[str, tuple[str, ...]]:
 def _counts(root: Node) -> Counts:
     if "examples" not in root:
         return Counts()
-    _check_keys(root["examples"], SPLITS)
+    _check_keys(root["examples"], (*SPLITS, "per_class"))
     return Counts(
         **{key: value.integer(1, MOST_EXAMPLES) for key, value in root["examples"].pairs()}
     )

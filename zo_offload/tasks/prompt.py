@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zo_offload.tasks.reader import Example
-from zo_offload.tasks.rendered import Rendered
+from zo_offload.tasks.rendered import Rendered, around_mask
 from zo_offload.tasks.template import Template
 from zo_offload.tasks.wording import listed, nearest, quote, refuse, text_fault
 
@@ -52,6 +52,11 @@ class Prompt:
         """Of the template's fields."""
         return self._parsed.names
 
+    @property
+    def asks_mask(self) -> bool:
+        """Whether it is for masked LMs."""
+        return self._parsed.asks_mask
+
     def render(self, example: Example) -> str:
         """The prompt's text for one example; a label word follows it directly."""
         return self._parsed.fill(example.fields, example.where)
@@ -59,6 +64,9 @@ class Prompt:
     def pose(self, example: Example) -> Rendered:
         """The example as text, its label words as options."""
         right = (self.label_index(example),)
+        if self.asks_mask:
+            before, after = self._parsed.fill_around(example.fields, example.where)
+            return around_mask(before, after, self.words, right, example.where)
         return Rendered(self.render(example), self.words, right, example.where)
 
     def label_index(self, example: Example) -> int:

@@ -18,6 +18,7 @@ class Rendered:
         where: `file:line`.
         references: Accepted answers, where the answer is generated.
         fixed: Whether all examples have the same options (label words).
+        rest: What follows the mask, where the prompt is what stands before one.
     """
 
     prompt: str
@@ -26,8 +27,20 @@ class Rendered:
     where: str
     references: tuple[str, ...] = ()
     fixed: bool = True
+    rest: str | None = None
 
     @property
     def solved(self) -> str:
         """The prompt and what should follow, as a demonstration."""
         return (self.prompt + self.options[self.right[0]]).strip()
+
+
+def around_mask(
+    before: str, after: str, words: tuple[str, ...], right: tuple[int, ...], where: str
+) -> Rendered:
+    """A text in which a masked LM fills in one of the words. Blanks go: the words have their own.
+
+    >>> around_mask("A joy. It was ", ".", (" bad", " good"), (1,), "dev.tsv:2").prompt
+    'A joy. It was'
+    """
+    return Rendered(before.strip(" "), words, right, where, rest=after.rstrip(" "))

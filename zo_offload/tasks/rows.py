@@ -1,9 +1,16 @@
 """The rows of a data file in any format that data sets come in, as nodes whose place is known."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from zo_offload.tasks.lines import json_object, parse_json, read_lines, tsv_header, tsv_rows
+from zo_offload.tasks.lines import (
+    csv_rows,
+    json_object,
+    parse_json,
+    read_lines,
+    tsv_header,
+    tsv_rows,
+)
 from zo_offload.tasks.node import Node
 from zo_offload.tasks.reader import is_jsonl
 from zo_offload.tasks.wording import printable, refuse
@@ -11,11 +18,15 @@ from zo_offload.tasks.wording import printable, refuse
 NOT_LINES = "expected one whole JSON object on each line, or one in the file"
 
 
-def read_rows(path: str | Path) -> Iterator[Node]:
-    """Every row: a line of a TSV or JSONL file, or the one value of a JSON file.
+def read_rows(path: str | Path, columns: Sequence[str] = ()) -> Iterator[Node]:
+    """Every row: of a TSV, CSV or JSONL file, or the one value of a JSON file.
 
     A `.json` file is one value (as SQuAD's and DROP's) unless its first line is an object and
     others follow it.
+
+    Args:
+        path: What is not JSON by its name or first character, or `.csv`, is a TSV.
+        columns: Of a CSV file without a header.
 
     Raises:
         TaskError: The file cannot be read, or a line is malformed.
@@ -24,7 +35,10 @@ def read_rows(path: str | Path) -> Iterator[Node]:
     lines = read_lines(path, shown)
     if not lines:
         refuse(shown, "the file is empty", "expected examples")
-    if not is_jsonl(path, lines[0]):
+    if Path(path).suffix.lower() == ".csv":
+        for number, values in csv_rows(shown, lines, columns):
+            yield Node(values, f"{shown}:{number}")
+    elif not is_jsonl(path, lines[0]):
         header = tsv_header(f"{shown}:1", lines[0])
         for number, values in tsv_rows(shown, header, lines):
             yield Node(values, f"{shown}:{number}")

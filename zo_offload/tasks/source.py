@@ -1,10 +1,13 @@
 """Which examples of a task are trained on, chosen by and tested on.
 
 As MeZO draws them: a permutation by seed of the training split, of which the first ones are trained
-on and the last ones held out; and one of the validation split, to test on. NumPy's `RandomState`
-never changes, so a seed draws the examples that MeZO's script draws.
+on and the last ones held out; and one of the validation split, to test on. By class, as LM-BFF and
+MeZO draw them for masked LMs: of that permutation the first K of each class are trained on and the
+next K held out. NumPy's `RandomState` never changes, so a seed draws the examples that their
+scripts draw.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +57,7 @@ class Source:
             rows, place = fetch_rows(self.spec.name, self.spec.hub, split), self.spec.hub.path
         else:
             path = self._find(split)
-            rows, place = read_rows(path), printable(str(path))
+            rows, place = read_rows(path, self.spec.columns), printable(str(path))
         found = [item for row in rows for item in self.spec.items(row)]
         if not found:
             refuse(place, "no example", f"expected some of {self.spec.name}")
@@ -91,13 +94,17 @@ def draw(source: Source, split: str, counts: Counts, seed: int) -> list[Item]:
     Raises:
         TaskError: There are none, or too few to hold any out.
     """
+    test_seed = seed if source.spec.test_seed is None else source.spec.test_seed
     if source.is_one_file and split == "test":
-        return drawn(source.items("train"), counts.test, seed)
+        return drawn(source.items("train"), counts.test, test_seed)
     if split != "train" and source.has(split):
-        return drawn(source.items(split), getattr(counts, split), seed)
+        its_seed = test_seed if split == "test" else seed
+        return drawn(source.items(split), getattr(counts, split), its_seed)
     if split == "test":
         refuse(source.spec.name, "the task has no test split", "evaluate --split dev")
     pool = source.items("train")
+    if counts.per_class is not None:
+        return _of_each_class(source.spec, pool, counts.per_class, seed)[split == "dev"]
     if source.has("dev"):
         return drawn(pool, counts.train, seed)
     held = max(1, len(pool) // HELD_OUT) if counts.dev is None else counts.dev
@@ -109,6 +116,24 @@ def draw(source: Source, split: str, counts: Counts, seed: int) -> list[Item]:
         )
     both = drawn(pool, None if counts.train is None else counts.train + held, seed)
     return both[-held:] if split == "dev" else both[:-held]
+
+
+def _of_each_class(
+    spec: TaskSpec, pool: Sequence[Item], count: int, seed: int
+) -> tuple[list[Item], list[Item]]:
+    """So many of each class to train on, and so many to hold out; fewer where there are fewer."""
+    if not spec.words:
+        refuse(spec.name, "its examples have no classes to draw from", "drop --per-class")
+    train, dev, seen = [], [], Counter()
+    for item in drawn(pool, None, seed):
+        (which, *_) = item.right
+        if seen[which] < 2 * count:
+            (train if seen[which] < count else dev).append(item)
+        seen[which] += 1
+    if not dev:
+        fault = f"{len(pool):,} training examples, none left to hold out after {count:,} of a class"
+        refuse(spec.name, fault, "lower --per-class")
+    return train, dev
 
 
 def drawn(items: Sequence[T], count: int | None, seed: int) -> list[T]:

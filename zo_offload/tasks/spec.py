@@ -5,8 +5,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from zo_offload.kinds import Kind
 from zo_offload.tasks.node import Node
-from zo_offload.tasks.rendered import Rendered
+from zo_offload.tasks.rendered import Rendered, around_mask
 from zo_offload.tasks.scores import OF_OPTIONS
 from zo_offload.tasks.template import Template
 from zo_offload.tasks.wording import refuse
@@ -36,11 +37,17 @@ class Item:
 
 @dataclass(frozen=True)
 class Counts:
-    """How many examples are drawn; None for all. Train and dev are parts of one split."""
+    """How many examples are drawn; None for all. Train and dev are parts of one split.
+
+    Attributes:
+        per_class: Of every class so many to train on and as many held out, in place of `train` and
+            `dev`.
+    """
 
     train: int | None = None
     dev: int | None = None
     test: int | None = None
+    per_class: int | None = None
 
     def but(self, **given: int | None) -> "Counts":
         """With those that are given."""
@@ -54,6 +61,7 @@ class Hub:
     path: str
     name: str | None = None
     revision: str | None = None
+    test: str = "validation"  # the hub's test splits mostly hide their labels
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,8 @@ class TaskSpec:
         hub: Where `datasets` finds it, if it does.
         counts: Drawn by seed.
         separator: Between demonstrations.
+        columns: Of CSV files, which have no header then.
+        test_seed: Of which test examples are drawn, whatever the seed of the others.
     """
 
     name: str
@@ -107,9 +117,19 @@ class TaskSpec:
     hub: Hub | None = None
     counts: Counts = field(default_factory=Counts)
     separator: str = "\n\n"
+    columns: tuple[str, ...] = ()
+    test_seed: int | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """Of the models that its prompt is for."""
+        return "masked" if self.template.asks_mask else "causal"
 
     def pose(self, item: Item) -> Rendered:
         """The example as text. No blank ends a prompt: tokenizers put it before the next word."""
+        if self.template.asks_mask:
+            before, after = self.template.fill_around(item.fields, item.where)
+            return around_mask(before, after, self.words, item.right, item.where)
         prompt = self.template.fill(item.fields, item.where).strip(" ")
         if self.words:
             return Rendered(prompt, self.words, item.right, item.where)

@@ -10,7 +10,9 @@ Reference:
     training examples the published script leaves 54 of, holds 100 out as CB and COPA do.
 """
 
+from zo_offload.kinds import Kind
 from zo_offload.tasks import formats
+from zo_offload.tasks.masked_suite import MASKED_TASKS
 from zo_offload.tasks.node import BOOLEANS
 from zo_offload.tasks.spec import Counts, Hub, Manner, TaskSpec
 from zo_offload.tasks.template import Template
@@ -167,13 +169,21 @@ TASKS = (
         counts=COUNTS,
     ),
 )
-_BY_KEY = {task.name.lower().replace("-", ""): task for task in TASKS}
+SUITES: dict[Kind, tuple[TaskSpec, ...]] = {
+    "causal": TASKS,
+    "masked": MASKED_TASKS,
+    "image": (),  # folders of images are a task by themselves
+}
 
 
-def known_task(name: str) -> TaskSpec | None:
-    """The task of that name, whatever its capitals and hyphens.
+def known_task(name: str, kind: Kind = "causal") -> TaskSpec | None:
+    """The task of that name for such models, whatever its capitals and hyphens.
 
     >>> known_task("sst2").name
     'SST-2'
     """
-    return _BY_KEY.get(name.lower().replace("-", "").replace("_", ""))
+    return next((task for task in SUITES[kind] if _key(task.name) == _key(name)), None)
+
+
+def _key(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")

@@ -3,6 +3,8 @@
 A template is text with `{field}` in it; `{{` and `}}` are braces. Nothing else of str.format is let
 in: attributes, indices, conversions and format specifications would let a template read whatever
 hangs on an object, so it is parsed once into literals and names, and joined, never formatted.
+
+`{mask}` is no field: where it stands, a masked LM is asked for a label word.
 """
 
 from collections.abc import Mapping
@@ -11,6 +13,7 @@ from string import Formatter
 
 from zo_offload.tasks.wording import listed, nearest, printable, quote, refuse, text_fault
 
+MASK = "mask"  # the name of what a masked LM fills in
 Pieces = tuple[tuple[str, str | None], ...]  # (literal, the name of the field after it)
 
 
@@ -39,9 +42,29 @@ class Template:
         """Of its fields."""
         return tuple(name for _, name in self.pieces if name is not None)
 
+    @property
+    def asks_mask(self) -> bool:
+        """Whether it is for masked LMs."""
+        return MASK in self.names
+
     def fill(self, fields: Mapping[str, str], where: str) -> str:
         """The text for one example, which stands at `where`."""
-        return "".join(literal + _value(fields, name, where) for literal, name in self.pieces)
+        return _filled(self.pieces, fields, where)
+
+    def fill_around(self, fields: Mapping[str, str], where: str) -> tuple[str, str]:
+        """Of a template for masked LMs: what stands before the mask, and what after it.
+
+        >>> Template("{text} It was{mask}.").fill_around({"text": "A joy."}, "dev.tsv:2")
+        ('A joy. It was', '.')
+        """
+        at = self.names.index(MASK)
+        literal, _ = self.pieces[at]
+        before = _filled((*self.pieces[:at], (literal, None)), fields, where)
+        return before, _filled(self.pieces[at + 1 :], fields, where)
+
+
+def _filled(pieces: Pieces, fields: Mapping[str, str], where: str) -> str:
+    return "".join(literal + _value(fields, name, where) for literal, name in pieces)
 
 
 def _value(fields: Mapping[str, str], name: str | None, where: str) -> str:
@@ -65,6 +88,9 @@ def _parse(template: str) -> Pieces:
     for _, name, spec, conversion in parts:
         if name is not None and (not name or spec or conversion or set(name) & set(".[]{}")):
             refuse(where, f"more or less than a name at {quote('{' + name)}", "expected {field}")
-    if all(name is None for _, name, _, _ in parts):
+    names = [name for _, name, _, _ in parts if name is not None]
+    if names.count(MASK) > 1:
+        refuse(where, f"{names.count(MASK)} masks", "expected {mask} once: one word is asked for")
+    if not set(names) - {MASK}:
         refuse(where, "names no field, so that every prompt is the same", "write {field} in it")
     return tuple((literal, name) for literal, name, _, _ in parts)

@@ -1,7 +1,7 @@
 """How a task's examples go through a kind of model: what a run needs to know of both.
 
-A `Way` is made of functions, so that another kind of model (one that fills a mask, say) is another
-function like `causal_way` and nothing else.
+A `Way` is made of functions, so that another kind of model is another function like `causal_way`
+and `masked_way`, and nothing else.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,9 +13,11 @@ from zo_offload.objective import Objective
 from zo_offload.tasks.encode import Batch, Encoded, collate, encode_rendered
 from zo_offload.tasks.generate import Decoding
 from zo_offload.tasks.judge import Verdict, judge_answers, judge_options
+from zo_offload.tasks.masked import collate_masked, encode_masked, mask_forward
 from zo_offload.tasks.objective import answer_loss, option_forward, option_loss
 from zo_offload.tasks.rendered import Rendered
 from zo_offload.tasks.spec import Manner
+from zo_offload.tasks.wording import refuse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,6 +56,26 @@ def causal_way(manner: Manner, tokenizer: "PreTrainedTokenizerBase") -> Way:
         collate=collate_answers if manner.train_on == "answer" else collate,
         objective=Objective(loss=loss, forward=option_forward),
         judge=judge,
+        metrics=manner.metrics,
+    )
+
+
+def masked_way(manner: Manner, tokenizer: "PreTrainedTokenizerBase") -> Way:
+    """Through a masked LM: a label word is what it may fill in.
+
+    Raises:
+        TaskError: The tokenizer has no mask.
+    """
+    if tokenizer.mask_token_id is None:
+        mend = "set its mask_token, or say the model's --kind"
+        refuse("the tokenizer", "no mask token, which a masked LM needs", mend)
+    loss = answer_loss if manner.train_on == "answer" else option_loss
+    collated = partial(collate_masked, pad=tokenizer.pad_token_id)
+    return Way(
+        encode=partial(encode_masked, tokenizer=tokenizer),
+        collate=collated,
+        objective=Objective(loss=loss, forward=mask_forward),
+        judge=partial(judge_options, train_on=manner.train_on, collate=collated),
         metrics=manner.metrics,
     )
 

@@ -1,0 +1,43 @@
+"""Which kind of model a checkpoint is, as its configuration says."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zo_offload.kinds import Kind, kind_of_architecture
+from zo_offload.trainable.peft import base_of
+
+
+def kind_of(name: str | Path) -> Kind:
+    """By the architecture that the configuration names, else by the type of model.
+
+    A checkpoint that names none (DeBERTa's) is taken for what its type is mostly pretrained as. One
+    that cannot be read is a causal LM here: whoever loads it says what is wrong.
+
+    Args:
+        name: Directory or id; of an adapter of ``peft``, its base counts.
+    """
+    from transformers import PreTrainedConfig
+
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(str(base_of(name) or name))
+    except (OSError, ValueError):
+        return "causal"
+    return kind_of_config(config)
+
+
+def kind_of_config(config: Mapping[str, Any]) -> Kind:
+    """The same of a configuration's values."""
+    found = [kind_of_architecture(str(each)) for each in config.get("architectures") or ()]
+    named = next((kind for kind in found if kind is not None), None)
+    return named or _kind_of_type(str(config.get("model_type")), bool(config.get("is_decoder")))
+
+
+def _kind_of_type(model_type: str, is_decoder: bool) -> Kind:
+    from transformers.models.auto import modeling_auto as known
+
+    if model_type in known.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        return "image"
+    writes = model_type in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    fills = known.MODEL_FOR_MASKED_LM_MAPPING_NAMES.get(model_type, "").endswith("ForMaskedLM")
+    return "masked" if fills and not (writes and is_decoder) else "causal"
