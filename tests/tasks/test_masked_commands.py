@@ -40,8 +40,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         config = {
             "train_batch_size": 32,
             "train_micro_batch_size_per_gpu": 16,
-            "zeroth_order": {"eps": 1e-3, "probes": 2, "offload_param": {"device": device}},
-            "optimizer": {"type": "ZO", "params": {"lr": 1e-3}},
+            "zeroth_order": {"eps": 1e-3, "probes": 4, "offload_param": {"device": device}},
+            "optimizer": {"type": "ZO", "params": {"lr": 1e-2}},
         }
         (folder / f"{device}.json").write_text(json.dumps(config))
     write_sentences(folder / "train.tsv", 80)
@@ -240,3 +240,13 @@ def test_the_kind_is_what_the_config_says(made: Made, tmp_path: Path):
     }
     for kind, configs in kinds.items():
         assert {kind_of_config(config) for config in configs} == {kind}, kind
+
+
+def test_a_converted_masked_lm_is_one(made: Made, tmp_path: Path):
+    done = invoke(["convert", f"--model={made.folder / 'model'}", f"--output={tmp_path / 'base'}"])
+    assert done.exit_code == 0, done.output
+    found = []
+    for model in (made.folder / "model", tmp_path / "base"):
+        command = ["eval", f"--model={model}", "--task=sst2", f"--data={made.folder}"]
+        found.append(values(invoke(command).stdout))
+    assert found[0] == found[1] != {}
