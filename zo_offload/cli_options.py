@@ -18,10 +18,11 @@ TASK_OPTIONS = (
                  help="SST-2, RTE, CB, BoolQ, WSC, WIC, MultiRC, COPA, ReCoRD, SQuAD, DROP (causal "
                       "LMs), SST-2, SST-5, SNLI, MNLI, RTE, TREC (masked LMs), or a .toml or .json "
                       "file that declares one; else --template, --labels, --dev."),
-    click.option("--kind", type=click.Choice(["causal", "masked"]),
+    click.option("--kind", type=click.Choice(["causal", "masked", "image"]),
                  help="What the model is (default: as its config.json says)."),
     click.option("--data", metavar="DIR_OR_FILE",
-                 help="The task's files (default: beside its file, or fetched by datasets)."),
+                 help="The task's files (default: beside its file, or fetched by datasets); for an "
+                      "image classifier, a folder of images by class."),
     click.option("--num-train", type=COUNT,
                  help="Training examples, drawn by seed (default: the task's; mostly 1,000)."),
     click.option("--num-dev", type=COUNT,

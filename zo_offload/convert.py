@@ -26,7 +26,7 @@ from zo_offload.converted import (
 from zo_offload.deepspeed_json import read_settings
 from zo_offload.errors import ConfigError
 from zo_offload.fresh import fresh_directory, refuse_what_is_there
-from zo_offload.integrations.hf import load_model, save_tokenizer
+from zo_offload.integrations.hf import load_image_processor, load_model, save_tokenizer
 from zo_offload.integrations.model_kind import kind_of
 from zo_offload.integrations.skeleton import shapes_of, skeleton
 from zo_offload.offload.aio import Aio
@@ -107,7 +107,9 @@ def convert(
         model.config.save_pretrained(aside[0])
         if getattr(model, "generation_config", None) is not None:
             model.generation_config.save_pretrained(aside[0])
-        has_tokenizer = save_tokenizer(model_name, aside[0])
+        has_tokenizer = kind == "image" or save_tokenizer(model_name, aside[0])
+        if kind == "image":
+            load_image_processor(model_name).save_pretrained(str(aside[0]))
         write_converted(aside[0], record)
         skeleton(read_converted(aside[0]), model.config, kind)  # or it could not be opened
     model_map = writer.map

@@ -346,7 +346,7 @@ def _export(engine: Any, task: Task, directory: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     try:
         engine.save_pretrained(aside)
-        task.tokenizer.save_pretrained(str(aside))
+        task.processor.save_pretrained(str(aside))
         files.sync_tree(aside)
         shutil.rmtree(directory, ignore_errors=True)
         os.replace(aside, directory)

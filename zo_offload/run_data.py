@@ -2,15 +2,14 @@
 
 import hashlib
 import json
-import logging
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from zo_offload.errors import ConfigError
 from zo_offload.kinds import Kind
+from zo_offload.run_asked import Asked, TaskOptions, chosen_counts, flag, warn_of_few
+from zo_offload.run_pictures import asked_of_pictures
 from zo_offload.tasks import (
     Counts,
     Manner,
@@ -27,55 +26,6 @@ from zo_offload.tasks.chosen import check_mask, is_task_file
 
 BY_PROMPT = ("dev", "template", "labels")
 BY_TASK = ("data", "num_train", "num_dev", "num_test", "per_class", "max_new_tokens")
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TaskOptions:
-    """A model and what it is asked: a task by name or file, or a prompt with files."""
-
-    model: str
-    dev: str | None = None
-    template: str | None = None
-    labels: str | None = None
-    config: str | None = None
-    truncate: bool = False
-    dev_limit: int | None = None
-    train: str | None = None
-    task: str | None = None
-    data: str | None = None
-    num_train: int | None = None
-    num_dev: int | None = None
-    num_test: int | None = None
-    max_new_tokens: int | None = None
-    data_seed: int = 0
-    shots: int = 0
-    split: str | None = None
-    kind: Kind | None = None
-    per_class: int | None = None
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Examples as text, and how they are trained and measured.
-
-    Attributes:
-        train: To learn from.
-        dev: To measure.
-        manner: How.
-        shots: Solved examples, to demonstrate with.
-        separator: Between them.
-        digests: Of what was read, by a name that says of what.
-        kind: Of the model that is asked.
-    """
-
-    train: list[Rendered]
-    dev: list[Rendered]
-    manner: Manner = field(default_factory=Manner)
-    shots: list[str] = field(default_factory=list)
-    separator: str = "\n\n"
-    digests: Mapping[str, str] = field(default_factory=dict)
-    kind: Kind = "causal"
 
 
 def read_asked(options: TaskOptions, training: bool) -> Asked:
@@ -92,6 +42,8 @@ def read_asked(options: TaskOptions, training: bool) -> Asked:
     from zo_offload.integrations.model_kind import kind_of
 
     kind = options.kind or kind_of(options.model)
+    if kind == "image":
+        return asked_of_pictures(options, training)
     if options.shots and kind != "causal":
         raise ConfigError("--shots: demonstrations are for causal LMs, which --model is not")
     if options.task is None:
@@ -111,7 +63,7 @@ def recorded(options: TaskOptions) -> dict[str, Any]:
     for name in ("kind", "per_class"):
         if told[name] is None:
             del told[name]
-    if options.task is None:
+    if options.task is None and options.data is None:
         told = {k: v for k, v in told.items() if k not in ("task", "data_seed", *BY_TASK)}
     return told
 
@@ -119,14 +71,14 @@ def recorded(options: TaskOptions) -> dict[str, Any]:
 def _by_prompt(options: TaskOptions, training: bool, kind: Kind) -> Asked:
     for name in BY_TASK:
         if getattr(options, name) is not None:
-            raise ConfigError(f"{_flag(name)}: goes with --task, which is not given")
+            raise ConfigError(f"{flag(name)}: goes with --task, which is not given")
     if options.split is not None:
         raise ConfigError("--split: goes with --task; --dev names what is measured")
     needed = (*BY_PROMPT, "train") if training else BY_PROMPT
-    missing = [_flag(name) for name in needed if getattr(options, name) is None]
+    missing = [flag(name) for name in needed if getattr(options, name) is None]
     if missing:
         raise ConfigError(
-            f"{', '.join(missing)}: missing; give {', '.join(map(_flag, needed))}, or --task"
+            f"{', '.join(missing)}: missing; give {', '.join(map(flag, needed))}, or --task"
         )
     if options.shots and options.train is None:
         raise ConfigError("--shots: demonstrations are drawn from --train, which is not given")
@@ -148,9 +100,9 @@ def _by_task(options: TaskOptions, training: bool, kind: Kind) -> Asked:
     assert options.task is not None
     for name in (*BY_PROMPT, "train"):
         if getattr(options, name) is not None:
-            raise ConfigError(f"{_flag(name)}: not beside --task, which has its own; see --data")
+            raise ConfigError(f"{flag(name)}: not beside --task, which has its own; see --data")
     spec = chosen_task(options.task, kind)
-    counts = _counts(spec, options)
+    counts = chosen_counts(spec.counts, options)
     source = Source(spec, options.data)
     measured = "dev" if training else options.split or _measured(source)
     if options.shots and (source.is_one_file or measured == "train"):
@@ -165,7 +117,7 @@ def _by_task(options: TaskOptions, training: bool, kind: Kind) -> Asked:
     train = posed("train") if training else []
     dev = posed(measured)[: options.dev_limit]
     if training:
-        _warn_of_few(spec, counts.per_class, train)
+        warn_of_few(spec.words, counts.per_class, train)
     shots = _shots_of(source, counts, measured, options) if options.shots else []
     digests = {}
     if training:
@@ -174,33 +126,6 @@ def _by_task(options: TaskOptions, training: bool, kind: Kind) -> Asked:
     if training and is_task_file(options.task):
         digests |= {"content of task (sha256)": _sha256(options.task)}
     return Asked(train, dev, _manner(spec, options), shots, spec.separator, digests, kind)
-
-
-def _counts(spec: TaskSpec, options: TaskOptions) -> Counts:
-    """The task's, but for what is given; numbers of examples take the place of those by class."""
-    train, dev, per_class = options.num_train, options.num_dev, options.per_class
-    if (train or dev) and per_class:
-        given = "--num-train" if train else "--num-dev"
-        raise ConfigError(f"--per-class: not beside {given}; it says how many of every class")
-    counts = spec.counts.but(train=train, dev=dev, test=options.num_test, per_class=per_class)
-    return replace(counts, per_class=None) if train or dev else counts
-
-
-def _warn_of_few(spec: TaskSpec, count: int | None, train: list[Rendered]) -> None:
-    """Classes of which there are not as many as are asked for."""
-    if count is None:
-        return
-    found = Counter(one.right[0] for one in train)
-    few = [
-        f"{found[index]:,} of {word.strip()!r}"
-        for index, word in enumerate(spec.words)
-        if found[index] < count
-    ]
-    if few:
-        logger.warning(
-            "--per-class: %s training examples of each class are asked for, there are %s",
-            f"{count:,}", ", ".join(few),
-        )  # fmt: skip
 
 
 def _shots_of(source: Source, counts: Counts, measured: str, options: TaskOptions) -> list[str]:
@@ -245,7 +170,3 @@ def _digest(posed: list[Rendered]) -> str:
 
 def _sha256(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -16,7 +16,7 @@ def evaluate_on_ranks(engine: Any, task: Task, reporter: Reporter) -> Evaluation
     stepper, examples = engine.stepper, task.dev
     rank, num_ranks = stepper.replica.rank, stepper.replica.world_size
     rows = 2 * engine.train_micro_batch_size_per_gpu()  # as many as a step's two lanes
-    groups = evaluation_groups(examples, rows)
+    groups = evaluation_groups(examples, rows, task.way.num_rows)
     mine = groups[rank::num_ranks]
     verdicts: list[Verdict] = []
     with torch.no_grad():

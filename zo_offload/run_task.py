@@ -1,4 +1,4 @@
-"""A run's examples and tokenizer: what can be refused before weights are read."""
+"""A run's examples, and what makes a model's input of them: refused before weights are read."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -8,8 +8,11 @@ from typing import Any
 from zo_offload.errors import ModelError
 from zo_offload.kinds import Kind
 from zo_offload.reporter import Reporter
-from zo_offload.run_data import TaskOptions, read_asked, recorded
-from zo_offload.tasks import Encoded, Rendered, Way, causal_way, masked_way
+from zo_offload.run_asked import TaskOptions
+from zo_offload.run_data import read_asked, recorded
+from zo_offload.tasks import Rendered, Way, causal_way, masked_way
+from zo_offload.tasks.classify import image_way
+from zo_offload.tasks.pictures import are_made_up, in_the_models_order
 from zo_offload.tasks.shots import told, with_demonstrations
 
 __all__ = ["Task", "TaskOptions", "recorded"]
@@ -28,10 +31,11 @@ class Task:
     Attributes:
         model_name: Directory or id.
         digests: Of what was read.
-        tokenizer, way, train, dev: After `encode`.
+        processor: After `encode`: the tokenizer, or of images what resizes them.
+        way, train, dev: After `encode`.
     """
 
-    tokenizer: Any
+    processor: Any
     way: Way
 
     def __init__(self, options: TaskOptions, training: bool = False) -> None:
@@ -40,17 +44,45 @@ class Task:
         self.model_name = options.model
         self.digests = self._asked.digests
         self.metric = self._asked.manner.metrics[0]
-        self.train: list[Encoded] = []
-        self.dev: list[Encoded] = []
+        self.train: list[Any] = []
+        self.dev: list[Any] = []
 
     def encode(self, reporter: Reporter) -> None:
-        """Read the tokenizer, and turn examples into tokens that fit the model's context."""
+        """Turn text into tokens that fit the model's context, or look at every image."""
+        (self._look if self._asked.kind == "image" else self._tokenize)(reporter)
+
+    def load_model(self, spill: Sequence[str | Path]) -> Any:
+        """The model that the task's way leads through."""
+        from zo_offload.integrations.hf import load_model
+
+        model = load_model(self.model_name, spill, self._asked.kind)
+        words = self._asked.words
+        if words and are_made_up([*model.config.id2label.values()]):
+            model.config.id2label = dict(enumerate(words))
+            model.config.label2id = {word: index for index, word in enumerate(words)}
+        return model
+
+    def _look(self, reporter: Reporter) -> None:
+        from zo_offload.integrations.hf import class_names, load_image_processor
+
+        asked, data = self._asked, str(self._options.data)
+        with reporter.phase(f"reading the image processor of {self.model_name}"):
+            names = class_names(self.model_name)
+            self.processor = load_image_processor(self.model_name)
+            self.way = image_way(self.processor)
+        with reporter.phase(f"looking at {len(asked.train) + len(asked.dev):,} images"):
+            self.train, self.dev = (
+                self.way.encode(in_the_models_order(part, asked.words, names, data))
+                for part in (asked.train, asked.dev)
+            )
+
+    def _tokenize(self, reporter: Reporter) -> None:
         from zo_offload.integrations.hf import limits, load_tokenizer
 
         with reporter.phase(f"reading the tokenizer of {self.model_name}"):
             limit, rows = limits(self.model_name, self._asked.kind)
-            self.tokenizer = load_tokenizer(self.model_name)
-            self.way = WAYS[self._asked.kind](self._asked.manner, self.tokenizer)
+            self.processor = load_tokenizer(self.model_name)
+            self.way = WAYS[self._asked.kind](self._asked.manner, self.processor)
         learnt = self._asked.train
         count = len(learnt) + len(self._asked.dev)
         with reporter.phase(f"encoding {count:,} examples"):
@@ -59,12 +91,6 @@ class Task:
                 self.way.encode(part, limit, self._options.truncate) for part in posed
             )
         self._check_vocabulary(rows, posed)
-
-    def load_model(self, spill: Sequence[str | Path]) -> Any:
-        """The model that the task's way leads through."""
-        from zo_offload.integrations.hf import load_model
-
-        return load_model(self.model_name, spill, self._asked.kind)
 
     def _demonstrated(self, limit: int | None) -> list[Rendered]:
         """What is measured, after its demonstrations."""
@@ -77,7 +103,7 @@ class Task:
             return [one.num_positions(room) for one in self.way.encode(posed, None, False)]
 
         def count(texts: list[str]) -> list[int]:
-            return [len(ids) for ids in self.tokenizer(texts, verbose=False)["input_ids"]]
+            return [len(ids) for ids in self.processor(texts, verbose=False)["input_ids"]]
 
         found, counts = with_demonstrations(
             asked.dev, asked.shots, asked.separator, limit, measure=measure, count=count

@@ -16,7 +16,9 @@ from tokenizers import (
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-WORDS = "terrible bad okay good great Yes Maybe No Description Entity Expression Human Location Number"
+WORDS = (
+    "terrible bad okay good great Yes Maybe No Description Entity Expression Human Location Number"
+)
 TEXTS = (
     "the film was warm and wise It was great .",
     "the plot was dull and long It was terrible .",

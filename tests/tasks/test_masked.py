@@ -65,7 +65,8 @@ def test_a_row_is_the_text_with_the_mask_in_it(tokenizer, way, row):
 
 WORD_FAULTS = {
     "several tokens": (
-        (" great", " waitingly"), r"label word ' waitingly': \d tokens \('.+\); choose a word that is"),
+        (" great", " waitingly"),
+        r"label word ' waitingly': \d tokens \('.+\); choose a word that is"),
     "no space": (
         ("great", " terrible"),
         r"label word 'great': \d tokens \(.+\); write it with a space in front: ' great'"),
@@ -128,7 +129,7 @@ def test_what_is_cut_is_far_from_the_mask(way, tokenizer, one: Rendered):
         longest = 0 if whole.mask_at - 1 > whole.num_tokens - whole.mask_at - 2 else 1
         assert lost[longest] >= lost[1 - longest]
         assert min(lost) == 0 or abs(len(before) - len(after)) <= 1
-    with pytest.raises(TaskError, match="3 tokens?|too few for any text"):
+    with pytest.raises(TaskError, match="too few for any text"):
         way.encode([one], 3, truncate=True)
 
 

@@ -107,8 +107,8 @@ def test_it_learns(made: Made, trained: Path):
     asked = json.loads((trained / "run.json").read_text())
     assert asked["task"] == "SST-2"
     assert "kind" not in asked
-    found = values(invoke([
-        "eval", f"--model={trained / 'model'}", "--task=sst2", f"--data={made.folder}"]).stdout)  # fmt: skip
+    command = ["eval", f"--model={trained / 'model'}", "--task=sst2", f"--data={made.folder}"]
+    found = values(invoke(command).stdout)
     assert found["accuracy"] >= 0.9
     exported = json.loads((trained / "model" / "config.json").read_text())
     assert exported["architectures"] == ["RobertaForMaskedLM"]
@@ -175,18 +175,18 @@ def test_a_prompt_of_ones_own(made: Made, tmp_path: Path):
 
 
 REFUSED = {
-    "a task without a prompt": (["--task=copa"], "'copa' has no prompt for a masked LM, which --mo"),
+    "a task without a prompt": (["--task=copa"], "'copa' has no prompt for a masked LM, which -"),
     "a task for the other kind": (
         ["--task=trec", "--kind=causal"], "'trec' has no prompt for a causal LM, which --model is"),
     "a template without a mask": (
         [f"--dev={DATA / 'SST-2/dev.tsv'}", "--template={sentence}", "--labels= a, b"],
-        "--template: no {mask}, and --model is a masked LM; write {mask} where the label word goes"),
+        "--template: no {mask}, and --model is a masked LM; write {mask} where the label word"),
     "a mask for a causal LM": (
         [f"--dev={DATA / 'SST-2/dev.tsv'}", "--template={sentence}{mask}", "--labels= a, b",
          "--kind=causal"],
         "--template: {mask} is for masked LMs, and --model is a causal LM; remove it, or say"),
     "demonstrations": (
-        ["--task=sst2", f"--data={DATA}", "--shots=2"], "--shots: demonstrations are for causal LM"),
+        ["--task=sst2", f"--data={DATA}", "--shots=2"], "--shots: demonstrations are for causal"),
     "classes and numbers": (
         ["--task=sst2", f"--data={DATA}", "--per-class=2", "--num-dev=3"],
         "--per-class: not beside --num-dev; it says how many of every class"),

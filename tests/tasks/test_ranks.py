@@ -33,7 +33,7 @@ def evaluate(rank: int, num_ranks: int, everyone: list[bytes] | None = None):
     engine = SimpleNamespace(
         stepper=SimpleNamespace(replica=replica), train_micro_batch_size_per_gpu=lambda: 1
     )
-    way = SimpleNamespace(judge=judge, metrics=("accuracy", "macro_f1"))
+    way = SimpleNamespace(judge=judge, metrics=("accuracy", "macro_f1"), num_rows=len)
     task: Any = SimpleNamespace(dev=EXAMPLES, way=way)
     return evaluate_on_ranks(engine, task, Reporter())
 

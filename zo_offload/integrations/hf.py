@@ -102,6 +102,32 @@ def load_tokenizer(name: str | Path) -> Any:
     return tokenizer
 
 
+def load_image_processor(name: str | Path) -> Any:
+    """What makes an image classifier's input, as beside the model.
+
+    Raises:
+        ModelError: As for the model.
+    """
+    from transformers import AutoImageProcessor
+
+    return _load(AutoImageProcessor, base_of(name) or name, "image processor")
+
+
+def class_names(name: str | Path) -> list[str]:
+    """Of an image classifier, in order.
+
+    Raises:
+        ModelError: As for the model, or it takes no images of three colours.
+    """
+    from transformers import AutoConfig
+
+    config = _load(AutoConfig, base_of(name) or name, "configuration")
+    channels = getattr(config, "num_channels", 3)
+    if channels != 3:
+        raise ModelError(f"{name}: takes images of {channels} channels; expected 3 (RGB)")
+    return [config.id2label[index] for index in range(config.num_labels)]
+
+
 def save_tokenizer(name: str | Path, directory: Path) -> bool:
     """Write the tokenizer beside a model elsewhere; False where a directory has none.
 

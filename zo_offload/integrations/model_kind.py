@@ -29,13 +29,16 @@ def kind_of(name: str | Path) -> Kind:
 def kind_of_config(config: Mapping[str, Any]) -> Kind:
     """The same of a configuration's values."""
     found = [kind_of_architecture(str(each)) for each in config.get("architectures") or ()]
-    named = next((kind for kind in found if kind is not None), None)
-    return named or _kind_of_type(str(config.get("model_type")), bool(config.get("is_decoder")))
+    for kind in found:
+        if kind is not None:
+            return kind
+    return _kind_of_type(str(config.get("model_type")), bool(config.get("is_decoder")))
 
 
 def _kind_of_type(model_type: str, is_decoder: bool) -> Kind:
-    from transformers.models.auto import modeling_auto as known
+    from transformers.models.auto import modeling_auto
 
+    known: Any = modeling_auto
     if model_type in known.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
         return "image"
     writes = model_type in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

@@ -29,12 +29,22 @@ class Evaluation:
     others: Mapping[str, float] = field(default_factory=dict)
 
 
-def evaluation_groups(encoded: Sequence[Encoded], batch_size: int) -> list[list[int]]:
+def evaluation_groups(
+    encoded: Sequence[Any],
+    batch_size: int,
+    num_rows: Callable[[Sequence[Any]], int] = num_rows,
+) -> list[list[int]]:
     """Which examples are judged together: of like length, and of `batch_size` rows at most.
 
     An example that takes more rows by itself (one for each of its options) is a group of its own.
+
+    Args:
+        encoded: What a way's `encode` returned; what has no tokens is all alike.
+        batch_size: Most rows.
+        num_rows: Of a batch, as of a way.
     """
-    by_length = sorted(range(len(encoded)), key=lambda at: encoded[at].num_tokens)  # stable
+    lengths = [getattr(one, "num_tokens", 0) for one in encoded]
+    by_length = sorted(range(len(encoded)), key=lengths.__getitem__)  # stable
     groups: list[list[int]] = []
     for at in by_length:
         if not groups or num_rows([encoded[i] for i in (*groups[-1], at)]) > batch_size:

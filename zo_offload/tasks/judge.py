@@ -52,7 +52,7 @@ def judge_answers(stepper: Any, examples: Sequence[Encoded], decoding: Decoding)
 
 
 def sum_up(
-    verdicts: Sequence[Verdict], examples: Sequence[Encoded], metrics: Sequence[str]
+    verdicts: Sequence[Verdict], examples: Sequence[Any], metrics: Sequence[str]
 ) -> Evaluation:
     """Metrics and weighted mean loss, float64.
 

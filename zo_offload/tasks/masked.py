@@ -71,12 +71,12 @@ def encode_masked(
     return encoded
 
 
-def collate_masked(encoded: Sequence[Encoded], pad: int) -> Batch:
+def collate_masked(encoded: Sequence[Encoded], pad: Any) -> Batch:
     """One micro-batch, padded on the right to its own longest row.
 
     Args:
         encoded: At least one.
-        pad: The tokenizer's padding.
+        pad: The tokenizer's padding token.
 
     Returns:
         Int64, for E examples of O label words each and T positions:
@@ -98,7 +98,7 @@ def collate_masked(encoded: Sequence[Encoded], pad: int) -> Batch:
 
 def mask_forward(model: nn.Module, batch: Batch) -> MaskLogits:
     """The model's logits at each row's mask, for `option_loss` and `predict`."""
-    inner = getattr(model, "get_base_model", lambda: model)()
+    inner: Any = getattr(model, "get_base_model", lambda: model)()
     accepted = inspect.signature(inner.forward).parameters
     inputs = {name: batch[name] for name in INPUTS if name in accepted}
     width = batch["input_ids"].shape[1]

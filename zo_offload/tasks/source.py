@@ -18,10 +18,12 @@ import numpy as np
 from zo_offload.tasks.hub import fetch_rows
 from zo_offload.tasks.rows import read_rows
 from zo_offload.tasks.spec import Counts, Item, TaskSpec
+from zo_offload.tasks.splits import Classified, Splits
 from zo_offload.tasks.wording import listed, printable, refuse
 
 SPLITS = ("train", "dev", "test")
 T = TypeVar("T")
+C = TypeVar("C", bound=Classified)
 HELD_OUT = 5  # every fifth, where nothing says how many
 
 
@@ -41,6 +43,21 @@ class Source:
     def has(self, split: str) -> bool:
         """Whether the split has a file of its own. Others are parts of `train`."""
         return split in self.spec.files and not self.is_one_file
+
+    @property
+    def name(self) -> str:
+        """In messages."""
+        return self.spec.name
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Of its classes, where it has any."""
+        return self.spec.words
+
+    @property
+    def test_seed(self) -> int | None:
+        """Of which test examples are drawn, where it is not that of the others."""
+        return self.spec.test_seed
 
     @property
     def is_one_file(self) -> bool:
@@ -88,29 +105,29 @@ class Source:
         )  # fmt: skip
 
 
-def draw(source: Source, split: str, counts: Counts, seed: int) -> list[Item]:
+def draw(source: Splits[C], split: str, counts: Counts, seed: int) -> list[C]:
     """The examples of `train`, `dev` or `test`, drawn by seed.
 
     Raises:
         TaskError: There are none, or too few to hold any out.
     """
-    test_seed = seed if source.spec.test_seed is None else source.spec.test_seed
+    test_seed = seed if source.test_seed is None else source.test_seed
     if source.is_one_file and split == "test":
         return drawn(source.items("train"), counts.test, test_seed)
     if split != "train" and source.has(split):
         its_seed = test_seed if split == "test" else seed
         return drawn(source.items(split), getattr(counts, split), its_seed)
     if split == "test":
-        refuse(source.spec.name, "the task has no test split", "evaluate --split dev")
+        refuse(source.name, "the task has no test split", "evaluate --split dev")
     pool = source.items("train")
     if counts.per_class is not None:
-        return _of_each_class(source.spec, pool, counts.per_class, seed)[split == "dev"]
+        return _of_each_class(source, pool, counts.per_class, seed)[split == "dev"]
     if source.has("dev"):
         return drawn(pool, counts.train, seed)
     held = max(1, len(pool) // HELD_OUT) if counts.dev is None else counts.dev
     if held >= len(pool):
         refuse(
-            source.spec.name,
+            source.name,
             f"{len(pool):,} training examples, of which {held:,} are to be held out",
             "lower --num-dev",
         )
@@ -119,20 +136,22 @@ def draw(source: Source, split: str, counts: Counts, seed: int) -> list[Item]:
 
 
 def _of_each_class(
-    spec: TaskSpec, pool: Sequence[Item], count: int, seed: int
-) -> tuple[list[Item], list[Item]]:
+    source: Splits[C], pool: Sequence[C], count: int, seed: int
+) -> tuple[list[C], list[C]]:
     """So many of each class to train on, and so many to hold out; fewer where there are fewer."""
-    if not spec.words:
-        refuse(spec.name, "its examples have no classes to draw from", "drop --per-class")
-    train, dev, seen = [], [], Counter()
+    if not source.words:
+        refuse(source.name, "its examples have no classes to draw from", "drop --per-class")
+    train: list[C] = []
+    dev: list[C] = []
+    seen: Counter[int] = Counter()
     for item in drawn(pool, None, seed):
         (which, *_) = item.right
         if seen[which] < 2 * count:
             (train if seen[which] < count else dev).append(item)
         seen[which] += 1
-    if not dev:
+    if not dev and not source.has("dev"):
         fault = f"{len(pool):,} training examples, none left to hold out after {count:,} of a class"
-        refuse(spec.name, fault, "lower --per-class")
+        refuse(source.name, fault, "lower --per-class")
     return train, dev
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zo_offload.objective import Objective
-from zo_offload.tasks.encode import Batch, Encoded, collate, encode_rendered
+from zo_offload.tasks.encode import Batch, Encoded, collate, encode_rendered, num_rows
 from zo_offload.tasks.generate import Decoding
 from zo_offload.tasks.judge import Verdict, judge_answers, judge_options
 from zo_offload.tasks.masked import collate_masked, encode_masked, mask_forward
@@ -33,13 +33,15 @@ class Way:
         objective: What is minimised on it.
         judge: `(stepper, examples)` to a verdict on each, for a batch.
         metrics: Of all verdicts; the first is the task's score.
+        num_rows: That a batch of examples takes in the model.
     """
 
-    encode: Callable[..., list[Encoded]]
-    collate: Callable[[Sequence[Encoded]], Batch]
+    encode: Callable[..., list[Any]]
+    collate: Callable[[Sequence[Any]], Batch]
     objective: Objective
-    judge: Callable[[Any, Sequence[Encoded]], list[Verdict]]
+    judge: Callable[[Any, Sequence[Any]], list[Verdict]]
     metrics: tuple[str, ...]
+    num_rows: Callable[[Sequence[Any]], int] = num_rows
 
 
 def causal_way(manner: Manner, tokenizer: "PreTrainedTokenizerBase") -> Way:
