@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from forked import Forked
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageClassification
 
 from zo_offload.embedded.pretrain import make_embedded
 
@@ -31,6 +31,17 @@ def test_plain_loop(tmp_path: Path):
     after = AutoModelForCausalLM.from_pretrained(out).state_dict()
     assert before.keys() == after.keys()
     assert any(not before[name].equal(after[name]) for name in before)
+
+
+def test_vision(tmp_path: Path):
+    """The model is a random one, and it learns."""
+    lines = run(EXAMPLES / "vision.py", tmp_path / "out", cwd=tmp_path)
+    found = [line.split()[-1] for line in lines if "accuracy" in line]
+    assert len(found) == 7
+    assert float(found[0]) <= 0.6
+    assert float(found[-1]) >= 0.9
+    made = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+    assert type(made).__name__ == "ViTForImageClassification"
 
 
 def changed_lines(suffix: str) -> list[str]:

@@ -28,8 +28,8 @@ def kind_of(name: str | Path) -> Kind:
 
 def kind_of_config(config: Mapping[str, Any]) -> Kind:
     """The same of a configuration's values."""
-    found = [kind_of_architecture(str(each)) for each in config.get("architectures") or ()]
-    for kind in found:
+    for each in config.get("architectures") or ():
+        kind = kind_of_architecture(str(each))
         if kind is not None:
             return kind
     return _kind_of_type(str(config.get("model_type")), bool(config.get("is_decoder")))
