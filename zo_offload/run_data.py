@@ -71,7 +71,8 @@ def recorded(options: TaskOptions) -> dict[str, Any]:
 def _by_prompt(options: TaskOptions, training: bool, kind: Kind) -> Asked:
     for name in BY_TASK:
         if getattr(options, name) is not None:
-            raise ConfigError(f"{flag(name)}: goes with --task, which is not given")
+            other = ", or an image classifier, which --model is not" if name == "data" else ""
+            raise ConfigError(f"{flag(name)}: goes with --task, which is not given{other}")
     if options.split is not None:
         raise ConfigError("--split: goes with --task; --dev names what is measured")
     needed = (*BY_PROMPT, "train") if training else BY_PROMPT

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from tasks.masked_models import SHAPES, make_masked_lm, make_masked_tokenizer
 from tasks.masked_rows import DATA, MASKED_ROWS
 from zo_offload.config import ZOConfig
-from zo_offload.errors import TaskError
+from zo_offload.errors import ModelError, TaskError
 from zo_offload.objective import Objective
 from zo_offload.step import Stepper
 from zo_offload.tasks import Manner, Rendered, Source, Way, known_task, masked_way, option_loss
@@ -224,3 +224,39 @@ def test_the_answer_alone_may_be_learnt(model, tokenizer):
             picked.append(-logits.log_softmax(0)[one.options[one.target][0]])
     assert weight == 4
     assert_close(total, torch.stack(picked).sum())
+
+
+def test_an_adapter_beside_it(model, way):
+    """It begins at the base's loss, and moves; the mask is found through the wrapper."""
+    batch = way.collate(way.encode(POSED, None, truncate=False))
+    lora = {"mode": "peft", "peft_config": {"peft_type": "LORA", "r": 2}}
+    lora["peft_config"]["target_modules"] = "all-linear"
+    found = []
+    for trainable in ({}, lora):
+        config = ZOConfig.model_validate({"trainable": trainable})
+        with closing(Stepper(deepcopy(model), config, objective=way.objective)) as stepper:
+            found.append(stepper.evaluate(batch)[0])
+            for _ in range(5):
+                stepper.train_step([batch], lr=0.05)
+            found.append(stepper.evaluate(batch)[0])
+    before, _, same, after = found
+    assert same == pytest.approx(before, rel=1e-5)
+    assert after != same
+
+
+def test_logits_of_other_positions_are_refused(way, model):
+    class Prompted(torch.nn.Module):
+        """Puts tokens of its own before the text, as prompt tuning does."""
+
+        def forward(self, input_ids, attention_mask):
+            more = [torch.cat([each[:, :3], each], 1) for each in (input_ids, attention_mask)]
+            return model(input_ids=more[0], attention_mask=more[1])
+
+        def get_output_embeddings(self):
+            return model.get_output_embeddings()
+
+    batch = way.collate(way.encode(POSED, None, truncate=False))
+    width = batch["input_ids"].shape[1]
+    told = f"Prompted: logits of {width + 3} positions for rows of {width} tokens, so that no mask"
+    with pytest.raises(ModelError, match=told):
+        mask_forward(Prompted(), batch)

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from zo_offload.errors import ModelError
+from zo_offload.integrations.model_kind import kind_of_config
+from zo_offload.kinds import LOADED_BY
 from zo_offload.wording import one_line
 
 
@@ -108,17 +110,18 @@ def config_of(name: str) -> tuple[Any, torch.dtype]:
 
 
 def build(config: Any) -> nn.Module:
-    """The causal language model of a configuration, on the meta device.
+    """The language model of a configuration, on the meta device.
 
     Raises:
         ModelError: There is none.
     """
-    from transformers import AutoModelForCausalLM
+    import transformers
 
+    kind = "masked" if kind_of_config(config.to_dict()) == "masked" else "causal"
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            return getattr(transformers, LOADED_BY[kind]).from_config(config, dtype=torch.float32)
     except (ValueError, ImportError) as error:
         raise ModelError(
-            f"{type(config).__name__}: no causal language model ({one_line(str(error))[:160]})"
+            f"{type(config).__name__}: no language model ({one_line(str(error))[:160]})"
         ) from error

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
+from zo_offload.errors import ModelError
 from zo_offload.tasks.encode import Batch, Encoded, Tokens, leading_specials
 from zo_offload.tasks.rendered import Rendered
 from zo_offload.tasks.wording import listed, quote, refuse
@@ -97,16 +98,23 @@ def collate_masked(encoded: Sequence[Encoded], pad: Any) -> Batch:
 
 
 def mask_forward(model: nn.Module, batch: Batch) -> MaskLogits:
-    """The model's logits at each row's mask, for `option_loss` and `predict`."""
+    """The model's logits at each row's mask, for `option_loss` and `predict`.
+
+    Raises:
+        ModelError: They are of more positions than the rows have.
+    """
     inner: Any = getattr(model, "get_base_model", lambda: model)()
     accepted = inspect.signature(inner.forward).parameters
     inputs = {name: batch[name] for name in INPUTS if name in accepted}
     width = batch["input_ids"].shape[1]
     with _only_at(inner.get_output_embeddings(), batch["mask_at"], width):
         logits = model(**inputs).logits  # [E, 1, V]; [E, T, V] where no head has seen [E, T, H]
-    if logits.shape[1] == width:
-        logits = _at(logits, batch["mask_at"])
-    return MaskLogits(logits)
+    if logits.shape[1] not in (1, width):
+        raise ModelError(
+            f"{type(model).__name__}: logits of {logits.shape[1]} positions for rows of {width} "
+            "tokens, so that no mask can be found in them; is something put before the text?"
+        )
+    return MaskLogits(_at(logits, batch["mask_at"]) if logits.shape[1] == width else logits)
 
 
 @contextmanager

@@ -111,7 +111,8 @@ class Peft(Trainable):
             if wanted.adapter is not None:
                 return load_adapter(model, wanted.adapter, f"{PATH}.adapter: ")
             assert wanted.peft_config is not None
-            config = _peft_config(wanted.peft_config)
+            writes = hasattr(model, "prepare_inputs_for_generation")
+            config = _peft_config(wanted.peft_config, "CAUSAL_LM" if writes else None)
             try:
                 return peft.get_peft_model(model, config)
             except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -140,8 +141,8 @@ def _library() -> Any:
     return peft
 
 
-def _peft_config(keys: Mapping[str, Any]) -> Any:
-    """The library's own configuration object; task CAUSAL_LM unless another is named."""
+def _peft_config(keys: Mapping[str, Any], task_type: str | None) -> Any:
+    """The library's own configuration object; of this task unless another is named."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     known = sorted(str(kind.value) for kind in PEFT_TYPE_TO_CONFIG_MAPPING)
@@ -163,7 +164,7 @@ def _peft_config(keys: Mapping[str, Any]) -> Any:
             'needs data; write true or "gaussian", or make the PeftModel yourself'
         )
     try:
-        return config_class(**{"task_type": "CAUSAL_LM", **keys})
+        return config_class(**{"task_type": task_type, **keys})
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{PATH}.peft_config: {one_line(error)}") from error
 
