@@ -227,3 +227,26 @@ def test_a_template_that_is_not_for_such_models(tmp_path: Path):
     path.write_text(json.dumps(OWN | {"template": "{text} It was"}))
     with pytest.raises(TaskError, match=r"own\.json: template: no {mask}, and --model is a masked"):
         chosen_task(str(path), "masked")
+
+
+def test_the_documented_task(tmp_path: Path):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "tasks.md").read_text()
+    (block,) = [
+        part for part in re.findall(r"```toml\n(.*?)```", page, re.DOTALL) if "{mask}" in part
+    ]
+    (tmp_path / "own.toml").write_text(block)
+    (tmp_path / "train.tsv").write_text("review\tlabel\nA joy.\tgreat\n")
+    spec = chosen_task(str(tmp_path / "own.toml"), "masked")
+    (one,) = (spec.pose(item) for item in Source(spec).items("train"))
+    assert (one.prompt, one.rest, one.right) == ("A joy. All in all, it was", ".", (2,))
+    assert spec.counts.per_class == 16
+
+
+def test_the_documented_prompts():
+    """The table has every task's, with the mask in its place."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "tasks.md").read_text()
+    (table,) = re.findall(r"\| name \| prompt \| label words.*?\n\n", page, re.DOTALL)
+    for task in MASKED_TASKS:
+        (row,) = [line for line in table.splitlines() if task.name in line]
+        assert task.template.text.replace("{mask}", "`[MASK]`") in row
+        assert ", ".join(word.strip() for word in task.words) in row

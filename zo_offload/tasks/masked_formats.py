@@ -1,7 +1,10 @@
 """From rows to examples for masked LMs, where their texts are put otherwise than for causal ones.
 
-Reference: Gao et al. 2021, arXiv 2012.15723, appendix D: a premise is asked as a question, in place
-of its full stop, and the hypothesis goes on after a comma.
+A premise is asked as a question, in place of its full stop, and the hypothesis goes on after a
+comma, as in the published templates (`run_experiment.sh` of LM-BFF). Deviation: there the premise's
+last character goes whatever it is, here it stays where it is a letter or a digit.
+
+Reference: Gao et al. 2021, arXiv 2012.15723, table 1.
 """
 
 from collections.abc import Callable, Iterator

@@ -5,8 +5,8 @@ and 16 held out (MeZO: 16, or 512), and 1,000 of the published development set (
 set) tested on, the same ones for every seed. Minimised is the cross-entropy over the label words.
 
 References:
-    Gao et al. 2021, arXiv 2012.15723, table 1 and appendix D.
-    Malladi et al. 2023, arXiv 2305.17333, section 3.1 and appendix E.1.
+    Gao et al. 2021, arXiv 2012.15723, table 1.
+    Malladi et al. 2023, arXiv 2305.17333, section 3.1.
 """
 
 from zo_offload.tasks import formats, masked_formats
