@@ -36,7 +36,7 @@ torch.manual_seed(0)
 model = ViTForImageClassification(
     ViTConfig(
         image_size=16, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=64, num_labels=2, initializer_range=0.05,
+        intermediate_size=64, initializer_range=0.05, id2label={0: "red", 1: "blue"},
     )
 )  # fmt: skip
 config = {

@@ -10,6 +10,7 @@ import pytest
 import torch
 from cli.common import assert_one_line, invoke
 from safetensors.torch import load_file
+from torch.nn import functional
 from transformers import AutoModelForMaskedLM, AutoTokenizer, RobertaForMaskedLM
 
 from tasks.masked_models import make_masked_lm, make_masked_tokenizer
@@ -18,7 +19,7 @@ from zo_offload.integrations.hf import limits, load_model
 from zo_offload.integrations.model_kind import kind_of, kind_of_config
 
 GOOD, BAD = ("warm", "wise", "great"), ("dull", "long", "terrible")
-STEPS = 60
+STEPS = 40
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     for device in ("none", "cpu"):
         config = {
             "train_batch_size": 32,
-            "train_micro_batch_size_per_gpu": 16,
             "zeroth_order": {"eps": 1e-3, "probes": 4, "offload_param": {"device": device}},
-            "optimizer": {"type": "ZO", "params": {"lr": 1e-2}},
+            "optimizer": {"type": "ZO", "params": {"lr": 2e-2}},
         }
         (folder / f"{device}.json").write_text(json.dumps(config))
     write_sentences(folder / "train.tsv", 80)
@@ -76,19 +76,19 @@ def trained(made: Made) -> Path:
 
 @torch.no_grad()
 def plain(directory: Path, data: Path) -> tuple[float, float]:
-    """Accuracy and loss by transformers alone, a sentence at a time."""
+    """Accuracy and loss by transformers alone."""
     model: Any = AutoModelForMaskedLM.from_pretrained(directory).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(directory)
     words = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in (
         " terrible", " great")]  # fmt: skip
-    hits, losses = [], []
-    for line in data.read_text().splitlines()[1:]:
-        sentence, label = line.split("\t")
-        ids = tokenizer(f"{sentence.strip()} It was <mask>.", return_tensors="pt")["input_ids"]
-        logits = model(input_ids=ids).logits[ids == tokenizer.mask_token_id][0, words]
-        hits.append(float(int(logits.argmax()) == int(label)))
-        losses.append(-float(logits.log_softmax(0)[int(label)]))
-    return sum(hits) / len(hits), sum(losses) / len(losses)
+    rows = [line.split("\t") for line in data.read_text().splitlines()[1:]]
+    texts = [f"{sentence.strip()} It was <mask>." for sentence, _ in rows]
+    labels = torch.tensor([int(label) for _, label in rows])
+    inputs = tokenizer(texts, return_tensors="pt", padding=True)
+    masks = inputs["input_ids"] == tokenizer.mask_token_id
+    logits = model(**inputs).logits[masks][:, words]
+    right = (logits.argmax(dim=1) == labels).float().mean()
+    return right.item(), functional.cross_entropy(logits, labels).item()
 
 
 def test_zero_shot_is_what_transformers_says(made: Made):

@@ -208,8 +208,8 @@ def test_faults_of_ones_own_task(tmp_path: Path, change: dict, message: str):
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
-        ("COPA", "masked", "--task: 'COPA' has no prompt for a masked LM, which --model is; expec"),
-        ("trec", "causal", "--task: 'trec' has no prompt for a causal LM, which --model is; expec"),
+        ("COPA", "masked", "--task: 'COPA' has no prompt for a masked LM, which --model is; "),
+        ("trec", "causal", "--task: 'trec' has no prompt for a causal LM, which --model is; "),
         ("sst", "masked", "'sst' is neither a file nor .*'SST-5'.*; did you mean 'sst-"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 import torch
 from cli.common import assert_one_line, invoke
 from PIL import Image
-from safetensors.torch import load_file
+from torch.nn import functional
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -68,14 +68,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     write_model(folder / "model", num_labels=2)
     write_images(folder / "images" / "train", 25, 0)
     write_images(folder / "images" / "test", 20, 1)
-    for device in ("none", "cpu"):
-        config = {
-            "train_batch_size": 20,
-            "train_micro_batch_size_per_gpu": 10,
-            "zeroth_order": {"eps": 1e-3, "probes": 4, "offload_param": {"device": device}},
-            "optimizer": {"type": "ZO", "params": {"lr": 3e-3}},
-        }
-        (folder / f"{device}.json").write_text(json.dumps(config))
+    config = {
+        "train_batch_size": 20,
+        "zeroth_order": {"eps": 1e-3, "probes": 4, "offload_param": {"device": "cpu"}},
+        "optimizer": {"type": "ZO", "params": {"lr": 3e-3}},
+    }
+    (folder / "cpu.json").write_text(json.dumps(config))
     return Made(folder)
 
 
@@ -94,17 +92,15 @@ def values(output: str) -> dict[str, float]:
 
 @torch.no_grad()
 def plain(directory: Path, images: Path, names: list[str]) -> tuple[float, float]:
-    """Accuracy and loss by transformers alone, an image at a time."""
+    """Accuracy and loss by transformers alone."""
     model: Any = AutoModelForImageClassification.from_pretrained(directory).eval()
     processor: Any = AutoImageProcessor.from_pretrained(directory)
-    hits, losses = [], []
-    for label, name in enumerate(names):
-        for path in (images / name).iterdir():
-            inputs = processor(Image.open(path).convert("RGB"), return_tensors="pt")
-            logits = model(**inputs).logits[0]
-            hits.append(float(int(logits.argmax()) == label))
-            losses.append(-float(logits.log_softmax(0)[label]))
-    return sum(hits) / len(hits), sum(losses) / len(losses)
+    found = [(path, at) for at, name in enumerate(names) for path in (images / name).iterdir()]
+    labels = torch.tensor([at for _, at in found])
+    opened = [Image.open(path).convert("RGB") for path, _ in found]
+    logits = model(**processor(opened, return_tensors="pt")).logits
+    right = (logits.argmax(dim=1) == labels).float().mean()
+    return right.item(), functional.cross_entropy(logits, labels).item()
 
 
 def test_it_learns(made: Made, trained: Path):
@@ -123,17 +119,6 @@ def test_it_learns(made: Made, trained: Path):
     assert exported["id2label"] == {"0": "blue", "1": "red"}
     asked = json.loads((trained / "run.json").read_text())
     assert {"data", "data_seed", "examples of train (sha256)"} <= set(asked)
-
-
-def test_where_the_weights_rest_changes_no_bit(made: Made, trained: Path, tmp_path: Path):
-    command = made.command("train", f"--steps={STEPS}", f"--output={tmp_path / 'run'}")
-    command[3] = f"--config={made.folder / 'none.json'}"
-    done = invoke(command)
-    assert done.exit_code == 0, done.output
-    one, other = (load_file(each / "model" / "model.safetensors") for each in (
-        trained, tmp_path / "run"))  # fmt: skip
-    assert one.keys() == other.keys()
-    assert all(one[name].equal(value) for name, value in other.items())
 
 
 def test_other_images_are_another_run(made: Made, tmp_path: Path):
