@@ -56,6 +56,9 @@ TRAIN_OPTIONS = (
                  help="Steps to train."),
     click.option("--output", required=True, metavar="DIR",
                  help="Where the run goes; the same command continues it."),
+    click.option("--order", type=click.Choice(["stratified", "shuffled"]),
+                 help="Of examples: batches that hold every class in proportion (default, where "
+                      "there are classes), or as they come."),
     click.option("--eval-every", type=click.IntRange(min=1),
                  help="Steps between evaluations (default: a tenth of --steps, at least 10)."),
 )

@@ -140,7 +140,7 @@ def _asked_for(options: RunOptions) -> tuple[dict[str, Any], Task, dict[str, Any
     if not 1 <= options.steps <= MOST_STEPS:
         raise ConfigError(f"--steps: expected 1 to {MOST_STEPS:,}, found {options.steps}")
     config, task = _task(options, training=True)
-    return config, task, what_is_asked(recorded(options), config, task.digests)
+    return config, task, what_is_asked(recorded(options, task.order), config, task.digests)
 
 
 def _task(options: TaskOptions, training: bool = False) -> tuple[dict[str, Any], Task]:
@@ -272,8 +272,8 @@ def _take_steps(
 def _micro_batches(engine: Any, task: Task, step: int) -> Iterator[Any]:
     """This rank's of a step: g, g + G, ... of all, for group g of G."""
     division, size = engine.stepper.division, engine.train_micro_batch_size_per_gpu()
-    examples = task.train
-    chosen = batch_at(engine.stepper.config.seed, step, engine.train_batch_size(), len(examples))
+    examples, seed = task.train, engine.stepper.config.seed
+    chosen = batch_at(seed, step, engine.train_batch_size(), len(examples), task.classes)
     starts = range(0, len(chosen), size)
     for first in starts[division.data_rank :: division.num_data_ranks]:
         yield task.way.collate([examples[index] for index in chosen[first : first + size]])

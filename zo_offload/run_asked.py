@@ -4,13 +4,14 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from zo_offload.errors import ConfigError
 from zo_offload.kinds import Kind
 from zo_offload.tasks import Counts, Manner
 
 logger = logging.getLogger(__name__)
+Order = Literal["stratified", "shuffled"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class TaskOptions:
     split: str | None = None
     kind: Kind | None = None
     per_class: int | None = None
+    order: Order | None = None
 
 
 @dataclass(frozen=True)

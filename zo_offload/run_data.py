@@ -8,7 +8,7 @@ from typing import Any
 
 from zo_offload.errors import ConfigError
 from zo_offload.kinds import Kind
-from zo_offload.run_asked import Asked, TaskOptions, chosen_counts, flag, warn_of_few
+from zo_offload.run_asked import Asked, Order, TaskOptions, chosen_counts, flag, warn_of_few
 from zo_offload.run_pictures import asked_of_pictures
 from zo_offload.tasks import (
     Counts,
@@ -51,15 +51,21 @@ def read_asked(options: TaskOptions, training: bool) -> Asked:
     return _by_task(options, training, kind)
 
 
-def recorded(options: TaskOptions) -> dict[str, Any]:
+def recorded(options: TaskOptions, order: Order) -> dict[str, Any]:
     """What of the options makes a run this run.
 
     What a task brought with it is left out where there is none, so that runs from before there
-    were tasks can be continued.
+    were tasks can be continued. So is the order of examples where it is the one of those runs.
+
+    Args:
+        options: Of the command.
+        order: That it comes to.
     """
     told = asdict(options)
-    for name in ("shots", "split"):  # of no use in training
+    for name in ("shots", "split", "order"):  # of no use in training, or what it comes to counts
         del told[name]
+    if order != "shuffled":
+        told["order"] = order
     for name in ("kind", "per_class"):
         if told[name] is None:
             del told[name]

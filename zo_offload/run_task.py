@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from zo_offload.errors import ModelError
+from zo_offload.errors import ConfigError, ModelError
 from zo_offload.kinds import Kind
 from zo_offload.reporter import Reporter
-from zo_offload.run_asked import TaskOptions
+from zo_offload.run_asked import Order, TaskOptions
 from zo_offload.run_data import read_asked, recorded
 from zo_offload.tasks import Rendered, Way, causal_way, masked_way
 from zo_offload.tasks.classify import image_way
@@ -31,8 +31,10 @@ class Task:
     Attributes:
         model_name: Directory or id.
         digests: Of what was read.
+        order: Of what is learnt.
         processor: After `encode`: the tokenizer, or of images what resizes them.
         way, train, dev: After `encode`.
+        classes: Of what is learnt, where batches are to hold each in proportion.
     """
 
     processor: Any
@@ -43,13 +45,17 @@ class Task:
         self._asked = read_asked(options, training)
         self.model_name = options.model
         self.digests = self._asked.digests
+        self.order = self._order()
         self.metric = self._asked.manner.metrics[0]
         self.train: list[Any] = []
         self.dev: list[Any] = []
+        self.classes: tuple[int, ...] | None = None
 
     def encode(self, reporter: Reporter) -> None:
         """Turn text into tokens that fit the model's context, or look at every image."""
         (self._look if self._asked.kind == "image" else self._tokenize)(reporter)
+        if self.order == "stratified":
+            self.classes = tuple(one.right[0] for one in self.train)
 
     def load_model(self, spill: Sequence[str | Path]) -> Any:
         """The model that the task's way leads through."""
@@ -61,6 +67,16 @@ class Task:
             model.config.id2label = dict(enumerate(words))
             model.config.label2id = {word: index for index, word in enumerate(words)}
         return model
+
+    def _order(self) -> Order:
+        """Of what is learnt: by class, where all examples are of the same few."""
+        classes, wanted = self._asked.manner.train_on == "options", self._options.order
+        if wanted == "stratified" and not classes:
+            raise ConfigError(
+                "--order stratified: for examples of a few classes, and this task's answers are "
+                "each example's own; leave it out"
+            )
+        return wanted or ("stratified" if classes else "shuffled")
 
     def _look(self, reporter: Reporter) -> None:
         from zo_offload.integrations.hf import class_names, load_image_processor

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,12 @@ from cli.common import assert_one_line, invoke
 from transformers import AutoModelForCausalLM, OPTConfig
 
 from tasks.suite_rows import DATA, ROWS
+from zo_offload.errors import ConfigError
+from zo_offload.reporter import Reporter
 from zo_offload.run import RunOptions
 from zo_offload.run_data import recorded
-from zo_offload.tasks import exact_match_of
+from zo_offload.run_task import Task
+from zo_offload.tasks import batch_at, exact_match_of
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "task"
 CONTEXT = 512
@@ -197,8 +200,39 @@ def test_refused_before_the_model_is_touched(
 
 def test_a_run_from_before_there_were_tasks_is_the_same_run():
     options = RunOptions("m", "d.tsv", "{a}", "x,y", train="t.tsv", steps=3, output="o")
-    assert recorded(options) == {
+    before = {
         "model": "m", "dev": "d.tsv", "template": "{a}", "labels": "x,y", "config": None,
         "truncate": False, "dev_limit": None, "train": "t.tsv", "steps": 3, "output": "o",
         "eval_every": None,
     }  # fmt: skip
+    assert recorded(options, "shuffled") == before
+    assert recorded(options, "stratified") == {**before, "order": "stratified"}
+
+
+def test_an_order_by_class_needs_classes(tmp_path: Path):
+    options = RunOptions("m", task="copa", data=str(DATA), order="stratified", num_dev=1)
+    with pytest.raises(ConfigError, match="--order stratified: for examples of a few classes"):
+        Task(options, training=True)
+    assert Task(replace(options, order=None), training=True).order == "shuffled"
+    by_class = replace(options, task="sst-2", order=None)
+    assert Task(by_class, training=True).order == "stratified"
+    assert Task(replace(by_class, order="shuffled"), training=True).order == "shuffled"
+
+
+def test_batches_hold_classes_in_proportion(tmp_path: Path, made: Made):
+    rows = [f"a film {index}\t{int(index % 4 == 0)}" for index in range(32)]
+    for part in ("train", "dev"):
+        (tmp_path / f"{part}.tsv").write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
+    files = {part: str(tmp_path / f"{part}.tsv") for part in ("train", "dev")}
+    options = RunOptions(
+        str(made.model), template="{sentence} It was", labels=" bad, good", **files
+    )
+    task = Task(options, training=True)
+    task.encode(Reporter())
+    assert task.classes is not None
+    for step in range(8):
+        batch = batch_at(7, step, 8, 32, task.classes)
+        assert sum(task.train[index].target for index in batch) == 2
+    plain = Task(replace(options, order="shuffled"), training=True)
+    plain.encode(Reporter())
+    assert plain.classes is None

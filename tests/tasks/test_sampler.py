@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zo_offload.errors import TaskError
-from zo_offload.tasks import batch_at, epoch_order
+from zo_offload.tasks import batch_at, epoch_order, stratified_order
 
 SEEDS = st.integers(0, 2**64 - 1)
 
@@ -28,6 +28,31 @@ def test_the_order_is_known_forever():
     """A change of these numbers would break the resumption of every run under way."""
     assert epoch_order(0, 0, 8).tolist() == [1, 4, 5, 6, 2, 0, 3, 7]
     assert batch_at(2**63 + 1, 1_000_000, 4, 1_000) == [486, 723, 641, 535]
+
+
+@given(SEEDS, st.integers(0, 9), st.lists(st.integers(0, 4), min_size=1, max_size=120), st.data())
+def test_every_batch_of_an_epoch_has_each_class_in_proportion(seed, epoch, classes, data):
+    order = stratified_order(seed, epoch, classes)
+    assert sorted(order) == list(range(len(classes)))
+    size = data.draw(st.integers(1, len(classes)))
+    start = data.draw(st.integers(0, len(classes) - size))
+    batch = [classes[index] for index in order[start : start + size]]
+    for each in set(classes):
+        share = classes.count(each) / len(classes)
+        assert abs(batch.count(each) - size * share) <= 1 + share * len(set(classes)) + 1e-9
+
+
+def test_equal_classes_are_halves_of_every_batch():
+    classes = [0, 1] * 40
+    batches = [batch_at(3, step, 16, 80, classes) for step in range(10)]
+    assert all(sum(classes[index] for index in batch) == 8 for batch in batches)
+    assert sorted(index for batch in batches for index in batch) == sorted([*range(80)] * 2)
+
+
+def test_a_stratified_order_is_known_forever():
+    assert stratified_order(0, 0, [0, 0, 0, 1, 1, 2, 2, 2]).tolist() == [1, 5, 4, 6, 2, 3, 0, 7]
+    thirds = [index % 3 for index in range(1_000)]
+    assert batch_at(2**63 + 1, 1_000_000, 4, 1_000, thirds) == [486, 641, 535, 723]
 
 
 def test_seeds_and_epochs_differ():

@@ -45,7 +45,7 @@ from zo_offload.tasks.own import read_task
 from zo_offload.tasks.prompt import Prompt
 from zo_offload.tasks.reader import Example, read_examples, split_file
 from zo_offload.tasks.rendered import Rendered
-from zo_offload.tasks.sampler import batch_at, epoch_order
+from zo_offload.tasks.sampler import batch_at, epoch_order, stratified_order
 from zo_offload.tasks.scores import (
     METRICS,
     REWARDS,
@@ -107,6 +107,7 @@ __all__ = [
     "read_task",
     "score",
     "split_file",
+    "stratified_order",
     "sum_up",
     "summarize",
     "token_f1",
