@@ -20,6 +20,7 @@ from zo_offload.ops.layout import CODECS, layout_of
 from zo_offload.wording import hint
 
 BLOCK = "zeroth_order"
+KINDS = ("down_proj", "vector")
 _UNITS = {"": 0, "B": 0, "KiB": 1, "MiB": 2, "GiB": 3, "TiB": 4}
 
 
@@ -72,6 +73,13 @@ def _parse_patterns(value: Any) -> Any:
     return tuple(value)
 
 
+def _parse_kinds(value: Any) -> Any:
+    known = isinstance(value, list | tuple) and all(each in KINDS for each in value)
+    if not (known and value):
+        raise ValueError(f"expected a list of {' and '.join(map(repr, KINDS))}")
+    return tuple(value)
+
+
 def _parse_layers(value: Any) -> Any:
     if not (isinstance(value, list | tuple) and value and all(map(_is_layer, value))):
         raise ValueError("expected a list of layer numbers and ranges, such as [0, -1, '20-31']")
@@ -97,6 +105,7 @@ UnitChoice = Annotated[
     Literal["block", "sublayer", "linear"] | tuple[str, ...], BeforeValidator(_parse_unit)
 ]
 Patterns = Annotated[tuple[str, ...], BeforeValidator(_parse_patterns)]
+Kinds = Annotated[tuple[str, ...], BeforeValidator(_parse_kinds)]
 Layers = Annotated[tuple[int | str, ...], BeforeValidator(_parse_layers)]
 Wire = Annotated[str, AfterValidator(_parse_wire)]
 Limit = Annotated[float, BeforeValidator(_parse_limit)]

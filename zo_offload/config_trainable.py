@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from zo_offload.config_fields import BLOCK, Layers, Patterns, Strict
+from zo_offload.config_fields import BLOCK, Kinds, Layers, Patterns, Strict
 from zo_offload.errors import ConfigError
 from zo_offload.ops.layout import Layout, layout_of
 
@@ -21,6 +21,7 @@ class TrainableConfig(Strict):
 
     mode: Literal["full", "peft", "sparse", "low_rank", "scales"] = "full"
     parameters: Patterns | None = None
+    kinds: Kinds | None = None
     layers: Layers | None = None
     rotate: RotateConfig | None = None
     peft_config: dict[str, Any] | None = None
@@ -33,6 +34,7 @@ class TrainableConfig(Strict):
 
 _MODES_OF_KEYS = {
     "parameters": ("full", "low_rank", "scales", "sparse"),
+    "kinds": ("full", "low_rank", "scales"),
     "layers": ("full", "low_rank", "scales"),
     "rotate": ("full",),
     "peft_config": ("peft",),

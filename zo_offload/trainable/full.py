@@ -9,7 +9,7 @@ from zo_offload.config import ZOConfig
 from zo_offload.converted import converted_of
 from zo_offload.errors import ConfigError, ModelError
 from zo_offload.trainable.moving import Moving
-from zo_offload.trainable.selection import PATH, by_layer, by_name, turns
+from zo_offload.trainable.selection import PATH, selected, turns
 from zo_offload.trainable.trainable import Trainable
 from zo_offload.units import block_map
 from zo_offload.weights import Weights
@@ -18,8 +18,8 @@ from zo_offload.weights import Weights
 class Full(Trainable):
     """What has ``requires_grad``, as far as it is chosen.
 
-    Patterns and layers choose together: a parameter must be of both. What the caller has frozen
-    stays so.
+    Patterns, kinds and layers choose together: a parameter must be of all. What the caller has
+    frozen stays so.
 
     Args:
         config: The ``zeroth_order`` block.
@@ -34,17 +34,18 @@ class Full(Trainable):
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """See :class:`Trainable`: the model itself."""
-        if converted_of(model) is not None and (self._config.parameters or self._config.layers):
+        said = self._config
+        if converted_of(model) is not None and (said.parameters or said.kinds or said.layers):
             raise ModelError(
                 "a converted model's blocks are laid out to move as a whole; to choose some of "
                 f"their parameters ({PATH}), give the model that was converted"
             )
-        chosen = self._chosen(model)
+        chosen = selected(model, said, self._unit)
         moved = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if moved and not moved.keys() & chosen:
             raise ConfigError(
-                f"{PATH}: parameters and layers together choose none of the model's "
-                f"{len(moved)} trainable parameters; a parameter must be of both"
+                f"{PATH}: parameters, kinds and layers together choose none of the model's "
+                f"{len(moved)} trainable parameters; a parameter must be of all"
             )
         self._frozen = [p for name, p in moved.items() if name not in chosen]
         for parameter in self._frozen:
@@ -64,14 +65,6 @@ class Full(Trainable):
     def save(self, model: nn.Module, weights: Weights, directory: Path) -> None:
         """See :class:`Trainable`: a plain Hugging Face directory."""
         save_plain(model, directory)
-
-    def _chosen(self, model: nn.Module) -> set[str]:
-        chosen = {name for name, _ in model.named_parameters()}
-        if self._config.parameters is not None:
-            chosen &= by_name(model, self._config.parameters)
-        if self._config.layers is not None:
-            chosen &= by_layer(block_map(model, self._unit), self._config.layers)
-        return chosen
 
 
 def save_plain(model: nn.Module, directory: Path) -> None:

@@ -28,8 +28,8 @@ from zo_offload.ops import ALIGNMENT, Layout, Segment
 from zo_offload.trainable.laid_over import LaidOver
 from zo_offload.trainable.moving import Moving
 from zo_offload.trainable.overlay import Base, Overlay, Patch
-from zo_offload.trainable.selection import PATH, by_layer, by_name
-from zo_offload.units import block_map, forward_dtype, in_units
+from zo_offload.trainable.selection import PATH, selected
+from zo_offload.units import forward_dtype, in_units
 from zo_offload.unmanageable import refuse_empty
 
 CLIP = 100.0  # the paper's
@@ -139,11 +139,7 @@ class Scales(LaidOver):
         chosen = set.intersection(
             *(in_units(model, unit) for unit in (GRANULARITIES if open_ else (config.unit,)))
         )
-        if config.trainable.parameters is not None:
-            chosen &= by_name(model, config.trainable.parameters)
-        if config.trainable.layers is not None:
-            chosen &= by_layer(block_map(model, config.unit), config.trainable.layers)
-        return chosen
+        return chosen & selected(model, config.trainable, config.unit)
 
 
 def initial_scales(values: torch.Tensor, layout: Layout, dtype: torch.dtype) -> torch.Tensor:

@@ -7,12 +7,35 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from zo_offload.config_trainable import TrainableConfig
 from zo_offload.errors import ConfigError
+from zo_offload.trainable.kinds import by_kind
 from zo_offload.trainable.moving import Rotation
 from zo_offload.units import AMBIENT, BlockMap, block_map
 
 PATH = "zeroth_order.trainable"
 RANGE = re.compile(r"(-?\d+)(?:-(-?\d+))?")
+
+
+def selected(model: nn.Module, said: TrainableConfig, unit: str | Sequence[str] | None) -> set[str]:
+    """First names of the parameters that are of all that the JSON says: names, kinds, layers.
+
+    Args:
+        model: Whose.
+        said: ``zeroth_order.trainable``.
+        unit: As in the JSON.
+
+    Raises:
+        ConfigError: A part of it chooses nothing.
+    """
+    found = {name for name, _ in model.named_parameters()}
+    if said.parameters is not None:
+        found &= by_name(model, said.parameters)
+    if said.kinds is not None:
+        found &= by_kind(model, said.kinds)
+    if said.layers is not None:
+        found &= by_layer(block_map(model, unit), said.layers)
+    return found
 
 
 def by_name(model: nn.Module, patterns: Sequence[str]) -> set[str]:

@@ -1,0 +1,75 @@
+"""Choosing parameters by what they do, whatever a model calls them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from zo_offload.config_fields import BLOCK
+from zo_offload.errors import ConfigError
+
+_PATH = f"{BLOCK}.trainable"
+
+# As transformers names the matrix that leads from a block's widest layer back to the model's width.
+_DOWN_PROJECTIONS = (
+    "*.fc2.weight",  # OPT, Phi, BART, Whisper, CLIP, ViT, Swin
+    "*.down_proj.weight",  # Llama, Qwen, Mistral, Gemma, Phi-3, OLMo
+    "*.experts.down_proj",  # Mixtral, Qwen3-MoE: all experts of a block
+    "*.dense_4h_to_h.weight",  # GPT-NeoX, Bloom, Falcon
+    "*.mlp.c_proj.weight",  # GPT-2, StarCoder
+    "*.mlp.fc_out.weight",  # GPT-J, CodeGen
+    "*.output.dense.weight",  # BERT, RoBERTa, DeBERTa
+    "*.DenseReluDense.wo.weight",  # T5
+    "*.ffn_output.weight",  # ALBERT
+    "*.ffn.lin2.weight",  # DistilBERT
+    "*.linear2.weight",  # torch's own transformer
+    "*.w2.weight",  # experts one by one
+    "*.mixer.out_proj.weight",  # Mamba: of its one wide layer
+)
+_OF_ATTENTION = ("*.attention.output.dense.weight",)
+
+
+def _is_down_projection(name: str, parameter: nn.Parameter) -> bool:
+    known = any(fnmatchcase(name, pattern) for pattern in _DOWN_PROJECTIONS)
+    return known and not any(fnmatchcase(name, pattern) for pattern in _OF_ATTENTION)
+
+
+def _is_vector(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim == 1
+
+
+KINDS: Mapping[str, Callable[[str, nn.Parameter], bool]] = {
+    "down_proj": _is_down_projection,
+    "vector": _is_vector,
+}
+_TOLD = {"down_proj": "a down projection", "vector": "a vector"}
+
+
+def by_kind(model: nn.Module, kinds: Sequence[str]) -> set[str]:
+    """First names of the parameters of these kinds.
+
+    Args:
+        model: Whose parameters.
+        kinds: Of `KINDS`: ``down_proj``, the matrices that lead from a block's widest layer back to
+            the model's width, by the names that transformers gives them; ``vector``, all of one
+            dimension: weights of norms, and biases.
+
+    Raises:
+        ConfigError: There is none of a kind.
+
+    Example:
+        >>> net = nn.ModuleDict({"fc1": nn.Linear(2, 8), "fc2": nn.Linear(8, 2)})
+        >>> sorted(by_kind(nn.Sequential(net), ["down_proj", "vector"]))
+        ['0.fc1.bias', '0.fc2.bias', '0.fc2.weight']
+    """
+    named = list(model.named_parameters())
+    found: set[str] = set()
+    for kind in kinds:
+        matched = {name for name, parameter in named if KINDS[kind](name, parameter)}
+        if not matched:
+            raise ConfigError(
+                f'{_PATH}.kinds: "{kind}": none of {len(named)} parameters is known as '
+                f"{_TOLD[kind]}; leave kinds out, and choose by name ({_PATH}.parameters)"
+            )
+        found |= matched
+    return found
