@@ -1,103 +1,45 @@
-"""What each way of training reaches at equal forwards, beside full-parameter training.
+"""What each method learns from so many forwards: loss and accuracy against forwards and seconds.
 
-A small pretrained OPT learns the Cornell subjectivity set (prompt and label words as in the
-folder's README): every mode takes the same steps, probes and batches, with a linearly decaying
-learning rate, on the first 7,000 training rows, and is judged on the development rows. A seed
-decides directions, the order of the data, and an adapter's first values.
+A small pretrained OPT learns the Cornell subjectivity set, by MeZO as published, by this package's
+methods, and by backpropagation, each with the learning rate that a grid of equal size found best
+on one seed and on rows held out for that; 5,000 other rows are measured, with further seeds.
 
-    python benchmarks/accuracy.py [--acceptance DIR] [--steps 1000] [--seeds 3] [--modes NAME ...]
-                                  [--rows 1000] [--workers 2] [--out results.jsonl] [--search]
+    python benchmarks/accuracy.py [--methods NAME ...] [--forwards 2000] [--seeds 5] [--search]
+                                  [--acceptance DIR] [--out FILE] [--picture FILE] [--workers 2]
 
-``--search`` tries learning rates instead, on another seed and on the last 1,000 training rows;
-those in the table of modes below were found so. Masks are made by ``zo-offload sensitivity``, on
-the training rows' sentences without their labels. Results are written to ``--out`` as they come;
-what is there already is not done again. The last line is JSON: medians of accuracy by mode.
+``--search`` runs the grids; what they found stands in ``--out``, and runs take the best rate from
+there. Every run is written there as it ends, with its curve, and is not done again. Seconds are of
+steps alone, and comparable only where nothing else ran: ``--seconds`` measures steps of all methods
+in turn, MeZO's with its four draws. The last line is JSON, medians over seeds:
+``{"methods": {NAME: {"accuracy": ..., "loss": ..., "forwards": ..., "seconds": ...}}}``.
 """
 
 import argparse
 import json
 import math
 import os
-import statistics
-import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from accuracy_data import Data, data
+from accuracy_methods import METHODS, Forward
+from accuracy_report import draw, paired, show
 
-from zo_offload.config import parse_config
 from zo_offload.errors import DivergedError
-from zo_offload.integrations.hf import load_causal_lm, load_tokenizer
-from zo_offload.objective import Objective
-from zo_offload.scoring import ScoringOptions, score
-from zo_offload.step import Stepper
-from zo_offload.tasks import (
-    Encoded,
-    Evaluation,
-    Prompt,
-    batch_at,
-    collate,
-    encode,
-    evaluate,
-    evaluation_batches,
-    option_forward,
-    option_loss,
-    read_examples,
-)  # fmt: skip
+from zo_offload.tasks import Evaluation, evaluate, evaluation_batches
 
 DEFAULT_FOLDER = Path(__file__).resolve().parent.parent.parent / "shared" / "acceptance"
-PROMPT = Prompt("{sentence} This is a", " review, story")
-BATCH, EPS = 16, 1e-3
-HELD_OUT = 1000  # of the training rows, for --search
-SEARCH_SEED = 1000
-FACTORS = (0.3, 1.0, 3.0)  # of a mode's learning rate, in --search
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Mode:
-    """A way to train.
-
-    Attributes:
-        lr: To begin with.
-        block: Keys of ``zeroth_order``, beside eps and seed.
-        forward: What forwards compute in.
-        share: Of the weights that a mask chooses, where the mode needs one.
-    """
-
-    lr: float
-    block: Mapping[str, Any]
-    forward: str = "bf16"
-    share: float | None = None
-
-
-def lora(**more: Any) -> dict[str, Any]:
-    keys = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, **more}
-    return {"trainable": {"mode": "peft", "peft_config": keys}}
-
-
-RMS = {"direction_scale": "rms"}
-SPARSE = {"trainable": {"mode": "sparse"}}
-BESIDE = {"trainable": {"mode": "sparse", "parameters": ["*norm*", "*.bias"]}, **RMS}
-MODES = {
-    "full": Mode(2.7e-4, {}),
-    "full rms": Mode(2e-4, RMS),
-    "sparse 1% nf4": Mode(1e-3, {**SPARSE, "wire": "nf4"}, share=1e-2),
-    "sparse 0.1% nf4": Mode(9e-3, {**SPARSE, "wire": "nf4"}, share=1e-3),
-    "sparse 1% and vectors rms nf4": Mode(3e-3, {**BESIDE, "wire": "nf4"}, share=1e-2),
-    "lora nf4": Mode(3e-3, {**lora(), "wire": "nf4"}),
-    "low_rank rms": Mode(2e-4, {"trainable": {"mode": "low_rank"}, **RMS}),
-    "scales int4": Mode(1e-4, {"trainable": {"mode": "scales"}, "wire": "int4"}),
-}
+SEARCH_SEED, TIMED_STEPS = 1000, 12
+POINTS = 10  # of a curve
 
 
 @dataclass(frozen=True)
@@ -105,113 +47,128 @@ class Job:
     """A run.
 
     Attributes:
-        mode: Its name.
-        seed: Of directions and of the order of the data.
-        steps: To take.
+        method: Its name.
+        seed: Of directions and of the order of the rows.
+        forwards: To spend.
         lr: To begin with.
-        search: Judged on held-out training rows.
-        rows: Development rows to judge on.
+        search: Judged on the rows that choose.
     """
 
-    mode: str
+    method: str
     seed: int
-    steps: int
+    forwards: int
     lr: float
     search: bool
-    rows: int
 
 
-@cache
-def data(folder: Path) -> tuple[list[Encoded], list[Encoded]]:
-    """Training and development rows."""
-    tokenizer: Any = load_tokenizer(str(folder / "opt-mini"))
-    train, dev = (
-        encode(read_examples(str(folder / "subj" / f"{part}.tsv")), PROMPT, tokenizer, 512)
-        for part in ("train", "dev")
-    )
-    return train, dev
-
-
-def run(job: Job, folder: Path, masks: Mapping[float, str]) -> dict[str, Any]:
-    """Train and judge; in a process of its own."""
+def run(job: Job, folder: Path) -> dict[str, Any]:
+    """Learn and judge; in a process of its own."""
     torch.set_num_threads(1)
-    mode, (train, dev) = MODES[job.mode], data(folder)
-    train, held_out = train[:-HELD_OUT], train[-HELD_OUT:]
-    judged = held_out if job.search else dev[: job.rows]
-    block = {"eps": EPS, "seed": job.seed, **mode.block}
-    if mode.share is not None:
-        block["trainable"] = {**block["trainable"], "mask": masks[mode.share]}
-    began = time.monotonic()
-    model = load_causal_lm(str(folder / "opt-mini"))
-    config = parse_config({"zeroth_order": block})
-    objective = Objective(option_loss, option_forward)
-    found = Evaluation(0.0, math.inf, len(judged))  # of a run that diverges
-    with (
-        Stepper(model, config, dtype=DTYPES[mode.forward], objective=objective) as stepper,
-        suppress(DivergedError),
-    ):
-        for step in range(job.steps):
-            chosen = batch_at(job.seed, step, BATCH, len(train))
-            lr = job.lr * (1 - step / job.steps)
-            stepper.train_step([collate([train[index] for index in chosen])], lr)
-        found = evaluate(stepper.forward, evaluation_batches(judged, 2 * BATCH))
-    seconds = round(time.monotonic() - began, 1)
-    return {**asdict(job), "accuracy": found.accuracy, "loss": found.loss, "seconds": seconds}
+    method, rows = METHODS[job.method], data(folder)
+    steps = max(1, job.forwards // method.forwards)
+    judged = rows.held_out if job.search else rows.measured
+    due = {math.ceil(steps * point / POINTS) for point in range(1, POINTS + 1)}
+    curve, seconds = [], 0.0
+    learner = method.learn(method, folder, rows, job.seed, steps, job.lr)
+    with closing(learner):  # type: ignore[type-var]
+        began = time.perf_counter()
+        for step, forward in enumerate(stopped_where_it_diverges(learner), start=1):
+            seconds += time.perf_counter() - began
+            if step in due:
+                found = judge(forward, judged)
+                curve.append([step * method.forwards, found.loss, found.accuracy])
+            began = time.perf_counter()
+    last = curve[-1] if len(curve) == len(due) else [steps * method.forwards, math.inf, 0.0]
+    return {
+        **asdict(job), "loss": last[1], "accuracy": last[2], "spent": last[0],
+        "seconds": round(seconds, 1), "curve": curve,
+    }  # fmt: skip
 
 
-def make_masks(folder: Path, into: Path, shares: Iterable[float]) -> dict[float, str]:
-    """By share, of the sentences that training sees, without labels."""
-    rows = read_examples(str(folder / "subj" / "train.tsv"))[:-HELD_OUT]
-    corpus = into / "corpus.txt"
-    corpus.write_text("\n".join(row.fields["sentence"] for row in rows))
-    found = {}
-    for share in shares:
-        found[share] = str(into / f"{share}.safetensors")
-        score(
-            ScoringOptions(
-                model=str(folder / "opt-mini"),
-                output=found[share],
-                corpus=str(corpus),
-                share=share,
-                sequences=256,
-                length=128,
-            )
+def judge(forward: Forward, rows: Any) -> Evaluation:
+    """Loss and accuracy."""
+    with torch.no_grad():
+        return evaluate(forward, evaluation_batches(rows, 64))
+
+
+def stopped_where_it_diverges(learner: Iterator[Forward]) -> Iterator[Forward]:
+    """As far as it goes."""
+    try:
+        yield from learner
+    except DivergedError:
+        return
+
+
+def jobs_of(options: argparse.Namespace, done: list[dict[str, Any]]) -> list[Job]:
+    """In an order in which a part is of use, too: a seed of every method first."""
+    if options.search:
+        return [
+            Job(name, SEARCH_SEED, options.forwards, lr, True)
+            for name in options.methods
+            for lr in METHODS[name].lrs
+        ]
+    best = {name: best_lr(name, options, done) for name in options.methods}
+    return [
+        Job(name, seed, options.forwards, best[name], False)
+        for seed in range(options.seeds)
+        for name in options.methods
+    ]
+
+
+def best_lr(name: str, options: argparse.Namespace, done: list[dict[str, Any]]) -> float:
+    """Of the grid, by the loss that the search found at this many forwards."""
+    if options.lr is not None:
+        return options.lr
+    found = [
+        each for each in done
+        if each["search"] and each["method"] == name and each["forwards"] == options.forwards
+        and each["lr"] in METHODS[name].lrs
+    ]  # fmt: skip
+    if len(found) < len(METHODS[name].lrs):
+        raise SystemExit(
+            f"{options.out}: {len(found)} of {len(METHODS[name].lrs)} learning rates of {name!r} "
+            f"were tried with {options.forwards} forwards; run --search first, or give --lr"
         )
-    return found
-
-
-def jobs_of(options: argparse.Namespace) -> Iterator[Job]:
-    """In an order in which a part is of use, too: a seed of every mode first."""
-    for number in range(1 if options.search else options.seeds):
-        for name in options.modes:
-            for factor in FACTORS if options.search else (1.0,):
-                seed = SEARCH_SEED if options.search else number
-                lr = MODES[name].lr * factor
-                yield Job(name, seed, options.steps, lr, options.search, options.rows)
+    return min(found, key=lambda each: each["loss"])["lr"]
 
 
 def results(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Of all jobs, those that are at hand first."""
-    wanted = list(jobs_of(options))
+    """Of all jobs; those that are at hand are not done again."""
+    held = _read(options.out)
+    wanted = jobs_of(options, held)
     keys = list(asdict(wanted[0]))
-    done = {Job(**{k: each[k] for k in keys}): each for each in _read(options.out)}
+    done = {Job(**{key: each[key] for key in keys}): each for each in held}
     missing = [job for job in wanted if job not in done]
-    with ExitStack() as stack:
-        into = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        shares = {MODES[job.mode].share for job in missing} - {None}
-        masks = make_masks(options.acceptance, into, [s for s in shares if s is not None])
-        pool = stack.enter_context(ProcessPoolExecutor(options.workers, get_context("spawn")))
-        under_way: list[Future] = [
-            pool.submit(run, job, options.acceptance, masks) for job in missing
-        ]
+    with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
+        under_way = [pool.submit(run, job, options.acceptance) for job in missing]
         for future in as_completed(under_way):
             found = future.result()
             with options.out.open("a") as file:
                 file.write(json.dumps(found) + "\n")
-            print(f"{found['mode']}, seed {found['seed']}, lr {found['lr']:g}: "
-                  f"{found['accuracy']:.4f} in {found['seconds']:.0f} s", flush=True)  # fmt: skip
-            done[Job(**{k: found[k] for k in keys})] = found
+            done[Job(**{key: found[key] for key in keys})] = found
+            print(
+                f"{found['method']}, seed {found['seed']}, lr {found['lr']:g}: loss "
+                f"{found['loss']:.4f}, accuracy {found['accuracy']:.4f}, "
+                f"{found['spent']:,} forwards in {found['seconds']:.0f} s",
+                flush=True,
+            )
     return [done[job] for job in wanted]
+
+
+def seconds_a_step(options: argparse.Namespace) -> dict[str, float]:
+    """Median seconds of a step of each method, taken in turn on one thread."""
+    from timing import alternating
+
+    torch.set_num_threads(1)
+    rows: Data = data(options.acceptance)
+    learners = {}
+    for name in options.methods:
+        method = METHODS[name]
+        timed = partial(method.learn, method, options.acceptance, rows, 0, TIMED_STEPS + 3)
+        learners[name] = timed(method.lrs[0])
+    steps = {name: partial(next, learner) for name, learner in learners.items()}
+    found = alternating(steps, TIMED_STEPS, warm_up=2)
+    return {name: times.median for name, times in found.items()}
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -221,44 +178,42 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def show(found: list[dict[str, Any]], search: bool) -> dict[str, float]:
-    """Medians by mode; a table of them, or of learning rates."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for each in found:
-        name = f"{each['mode']}, lr {each['lr']:.3g}" if search else each["mode"]
-        rows.setdefault(name, []).append(each)
-    medians = {
-        name: statistics.median(each["accuracy"] for each in same) for name, same in rows.items()
-    }
-    table = Table("mode", "accuracy", "least", "most", "against full (points)", "lr")
-    for name, same in rows.items():
-        accuracies = [each["accuracy"] for each in same]
-        gap = 100 * (medians[name] - medians["full"]) if "full" in medians else None
-        verdict = "" if gap is None else f"{gap:+.1f}" + (" worse" if gap < 0 else "")
-        table.add_row(
-            name, f"{medians[name]:.4f}", f"{min(accuracies):.4f}", f"{max(accuracies):.4f}",
-            verdict, f"{same[0]['lr']:.3g}",
-        )  # fmt: skip
-    Console(width=100).print(table)
-    return medians
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     folder = Path(os.environ.get("ZO_ACCEPTANCE", DEFAULT_FOLDER))
     parser.add_argument("--acceptance", type=Path, default=folder)
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
-    parser.add_argument("--rows", type=int, default=1000)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--forwards", type=int, default=2000)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--lr", type=float, help="instead of the best of the grid")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("accuracy.jsonl"))
+    parser.add_argument("--picture", type=Path, default=Path("accuracy.png"))
     parser.add_argument("--search", action="store_true")
+    parser.add_argument("--seconds", action="store_true", help="of a step, in turn; nothing else")
     options = parser.parse_args()
     if not (options.acceptance / "opt-mini").is_dir():
         parser.error(f"{options.acceptance}: no opt-mini there; name the folder: --acceptance DIR")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    print(json.dumps(show(results(options), options.search)))
+    if options.seconds:
+        print(json.dumps({"seconds_a_step": seconds_a_step(options)}))
+        return
+    found = results(options)
+    show(found, options.search)
+    if not options.search:
+        paired(found)
+        draw(found, options.picture)
+    print(json.dumps({"methods": {name: _medians(found, name) for name in options.methods}}))
+
+
+def _medians(found: list[dict[str, Any]], name: str) -> dict[str, float]:
+    same = [each for each in found if each["method"] == name]
+    return {
+        "accuracy": median(each["accuracy"] for each in same),
+        "loss": median(each["loss"] for each in same),
+        "forwards": median(each["spent"] for each in same),
+        "seconds": median(each["seconds"] for each in same),
+    }
 
 
 if __name__ == "__main__":

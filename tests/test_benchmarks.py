@@ -98,8 +98,8 @@ def test_ranks_are_modelled_from_five_that_only_exchange():
 def test_accuracies_are_kept_and_not_measured_twice(tmp_path: Path):
     options = ["--steps", "1", "--seeds", "1", "--rows", "16", "--workers", "1"]
     options += ["--acceptance", str(ACCEPTANCE), "--out", str(tmp_path / "out.jsonl")]
-    first = run("accuracy.py", *options, "--modes", "full")
-    again = run("accuracy.py", *options, "--modes", "full")
+    first = run("mode_accuracy.py", *options, "--modes", "full")
+    again = run("mode_accuracy.py", *options, "--modes", "full")
     assert "full, seed 0" in first
     assert "full, seed 0" not in again
     assert json.loads(first.splitlines()[-1]) == json.loads(again.splitlines()[-1])
