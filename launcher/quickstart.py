@@ -29,7 +29,7 @@ from zo_offload.tasks import split_file
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "runs"
-DEFAULT_STEPS = 600
+DEFAULT_STEPS = 150
 console = Console(highlight=False)
 
 

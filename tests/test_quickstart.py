@@ -76,7 +76,7 @@ def test_a_blank_that_make_drops_is_put_back(
 
 
 def test_every_other_command_has_a_folder_of_its_own(quickstart):
-    given = {"steps": 600, "dev_limit": None, "template": "{sentence}"}
+    given = {"steps": 150, "dev_limit": None, "template": "{sentence}"}
     assert quickstart.run_name(None, None, given) == "quickstart"
     names = {
         quickstart.run_name("dir/model", "data.tsv", given | more)

@@ -99,7 +99,7 @@ class ZOConfig(Strict):
     clip: Limit | None = None
     on_nonfinite: Literal["stop", "skip"] = "stop"
     direction: Literal["rademacher", "gaussian"] = "rademacher"
-    direction_scale: Literal["none", "rms"] = "none"
+    direction_scale: Literal["none", "rms", "relative"] = "none"
     trainable: TrainableConfig = TrainableConfig()
     update: UpdateConfig = UpdateConfig()
     offload_param: OffloadConfig = OffloadConfig()

@@ -34,21 +34,13 @@ from zo_offload.journal import Journal
 from zo_offload.metrics import Metrics, draw_curve
 from zo_offload.replica import Replica
 from zo_offload.reporter import Reporter
+from zo_offload.run_defaults import default_config
 from zo_offload.run_directory import as_json, claimed, holds, journal_path, what_is_asked
 from zo_offload.run_evaluation import evaluate_on_ranks
 from zo_offload.run_task import Task, TaskOptions, recorded
 from zo_offload.tasks import Evaluation, batch_at
 from zo_offload.trainable.choose import check_files
 
-DEFAULT_CONFIG: dict[str, Any] = {
-    "train_batch_size": 16,
-    "optimizer": {"type": "ZO", "params": {"lr": 7.5e-5}},
-    "zeroth_order": {
-        "eps": 1e-3,
-        "direction_scale": "rms",
-        "offload_param": {"device": "cpu"},
-    },
-}
 logger = logging.getLogger(__name__)
 
 NUM_EVALUATIONS = 10
@@ -144,7 +136,7 @@ def _asked_for(options: RunOptions) -> tuple[dict[str, Any], Task, dict[str, Any
 
 
 def _task(options: TaskOptions, training: bool = False) -> tuple[dict[str, Any], Task]:
-    config = load_json(options.config) if options.config else DEFAULT_CONFIG
+    config = load_json(options.config) if options.config else default_config(options.model)
     parsed = parse_config(config)
     if not training:
         config = _as_written(config, options.model)

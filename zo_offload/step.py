@@ -477,6 +477,7 @@ class Stepper:
     def _scales(self) -> Mapping[str, float]:
         if self.config.direction_scale == "none":
             return {}
+        relative = self.config.direction_scale == "relative"
         trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         trained |= {each.name: each.parameter for each in self.trainable.moving.overlays}
         converted = converted_of(self.model)
@@ -486,8 +487,8 @@ class Stepper:
                 n: (squares[n] if n in squares else direction.square(p), p.numel())
                 for n, p in trained.items()
             }
-            return direction.scales_from(known)
-        return direction.rms_scales(trained)
+            return direction.scales_from(known, relative)
+        return direction.rms_scales(trained, relative)
 
     def _disk(self) -> Disk | None:
         paths = self.config.offload_param.nvme_path

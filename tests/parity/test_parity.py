@@ -41,6 +41,7 @@ def loss_of(model: nn.Module, batch: Any) -> torch.Tensor:
         {"direction": "gaussian", "probes": 3},
         {"direction": "rademacher", "probes": 2, "direction_scale": "rms"},
         {"direction": "gaussian", "probes": 2, "direction_scale": "rms"},
+        {"probes": 2, "direction_scale": "relative", "eps": 0.1},
         {"probes": 4, "estimator": "one_sided"},
         {"probes": 4, "estimator": "one_sided", "fitness": "standardized", "clip": 0.9},
         {"probes": 3, "fitness": "ranks"},

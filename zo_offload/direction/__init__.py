@@ -18,7 +18,7 @@ RMS_FLOOR = 1 / 16
 """Least scale of a tensor, as a share of the model's RMS: a bias of zeros must still move."""
 
 
-def rms_scales(parameters: Mapping[str, torch.Tensor]) -> dict[str, float]:
+def rms_scales(parameters: Mapping[str, torch.Tensor], relative: bool = False) -> dict[str, float]:
     """A scale for each tensor proportional to the RMS of its values.
 
     A large tensor is then perturbed in proportion to its size, whatever its own. Scales are
@@ -28,6 +28,8 @@ def rms_scales(parameters: Mapping[str, torch.Tensor]) -> dict[str, float]:
 
     Args:
         parameters: Trainable values by name, any floating dtype.
+        relative: Leave them as they are instead, so that ``eps`` is a share of the weights' size:
+            0.1 perturbs each tensor by a tenth of its own, in models large and small.
 
     Returns:
         Factor on z by name.
@@ -38,11 +40,16 @@ def rms_scales(parameters: Mapping[str, torch.Tensor]) -> dict[str, float]:
     Example:
         >>> rms_scales({"a": torch.full((4,), 3.0), "b": torch.full((4,), 4.0)})
         {'a': 0.84765625, 'b': 1.1328125}
+        >>> rms_scales({"a": torch.full((4,), 3.0), "b": torch.full((4,), 4.0)}, relative=True)
+        {'a': 3.0, 'b': 4.0}
     """
-    return scales_from({name: (square(v), v.numel()) for name, v in parameters.items()})
+    squares = {name: (square(v), v.numel()) for name, v in parameters.items()}
+    return scales_from(squares, relative)
 
 
-def scales_from(squares: Mapping[str, tuple[float, int]]) -> dict[str, float]:
+def scales_from(
+    squares: Mapping[str, tuple[float, int]], relative: bool = False
+) -> dict[str, float]:
     """The same from each tensor's sum of squares (:func:`square`) and number of elements."""
     squares = {name: pair for name, pair in squares.items() if pair[1]}
     if not squares:
@@ -55,8 +62,9 @@ def scales_from(squares: Mapping[str, tuple[float, int]]) -> dict[str, float]:
             )
     sums, counts = zip(*squares.values(), strict=True)
     overall = math.sqrt(sum(sums) / sum(counts)) or 1.0
+    unit = overall if relative else 1.0
     return {
-        name: _eight_bits(max(math.sqrt(total / count) / overall, RMS_FLOOR))
+        name: _eight_bits(unit * max(math.sqrt(total / count) / overall, RMS_FLOOR))
         for name, (total, count) in squares.items()
     }
 
