@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from temporaries import MostFp32
 
 from zo_offload import exact_head
 from zo_offload.exact_head import exact_linear
@@ -27,6 +28,14 @@ def test_equals_the_product_in_float64(monkeypatch, dtype, rows: int, with_bias:
     assert found.dtype == torch.float32
     assert found.shape == (2, 5, 1001)
     assert torch.allclose(found.double(), expected, rtol=0, atol=2e-5)
+
+
+def test_one_part_of_the_weight_is_there_at_once(monkeypatch: pytest.MonkeyPatch):
+    x, weight, _ = inputs(torch.bfloat16)
+    monkeypatch.setitem(exact_head.CHUNK_BYTES, "cpu", 100 * 4 * 48)
+    with torch.inference_mode(), MostFp32() as seen:
+        out = exact_linear(x, weight)
+    assert out.numel() < seen.most <= out.numel() + x.numel() + 100 * 48
 
 
 def test_autocast_does_not_round_it():

@@ -42,6 +42,7 @@ def exact_linear(
         for first in range(0, count, rows):
             part = weight[first : first + rows].float()
             torch.mm(flat, part.t(), out=out[:, first : first + len(part)])
+            del part  # or two are there at once
         if bias is not None:
             out += bias
         return out.view(*x.shape[:-1], count)

@@ -8,6 +8,10 @@ from zo_offload import ops
 from zo_offload.ops import Segment, Span
 from zo_offload.units import Unit
 
+# Elements taken over at once. glibc keeps for a thread the room of its temporaries, also when asked
+# to give back what is free; the rank that asks the disk has a thread for every rank of the machine.
+AT_ONCE = 1 << 18
+
 
 def exact(span: Span, segment: Segment, wire: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
     """fp32 values of a parameter, on the CPU; of what is frozen, those that the forward sees."""
@@ -70,21 +74,22 @@ def fill(
         _fill_packed(span, values, span.wire(wire))
         return
     for segment in span.segments:
-        part, given = _part(segment), values[segment.name]
-        if span.trainable:
-            resting = span.rest(rest)
-            resting = resting[part] if span.rest_bytes else resting
-            ops.store_master(span, _flat(given, wire.device), span.wire(wire)[part], resting)
-        else:
-            ops.encode(span.dtype, _flat(given, wire.device), span.wire(wire)[part])
+        for part, given in _fp32(segment, values, wire.device):
+            if span.trainable:
+                resting = span.rest(rest)
+                resting = resting[part] if span.rest_bytes else resting
+                ops.store_master(span, given, span.wire(wire)[part], resting)
+            else:
+                ops.encode(span.dtype, given, span.wire(wire)[part])
 
 
 def _fill_packed(span: Span, values: Mapping[str, torch.Tensor], wire: torch.Tensor) -> None:
     """Write what a codec makes of a span, packed on the CPU: the device has no room for both."""
     host = torch.device("cpu")
     elements = torch.zeros(span.elements, dtype=span.dtype)
-    for segment in span.segments:  # no fp32 copy outlives its turn
-        ops.encode(span.dtype, _flat(values[segment.name], host), elements[_part(segment)])
+    for segment in span.segments:
+        for part, given in _fp32(segment, values, host):
+            ops.encode(span.dtype, given, elements[part])
     on_host = wire.device == host
     packed = wire if on_host else torch.zeros(span.packed_bytes, dtype=torch.uint8)
     ops.pack(span.layout, elements, packed)
@@ -92,8 +97,16 @@ def _fill_packed(span: Span, values: Mapping[str, torch.Tensor], wire: torch.Ten
         wire.copy_(packed)
 
 
-def _flat(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    return values.reshape(-1).to(device).float()
+def _fp32(
+    segment: Segment, values: Mapping[str, torch.Tensor], device: torch.device
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """A parameter on a device, part by part, and where it lies among the span's elements."""
+    flat = values[segment.name].reshape(-1)
+    assert flat.numel() == segment.numel
+    for first in range(0, segment.numel, AT_ONCE):
+        some = flat[first : first + AT_ONCE]
+        start = segment.start + first
+        yield slice(start, start + some.numel()), some.to(device).float()
 
 
 def _part(segment: Segment) -> slice:
