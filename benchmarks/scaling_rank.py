@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+import transformers.models.opt.modeling_opt  # noqa: F401  # code, which is no part of a model's memory
 from distributed.worker import socket_bytes
 from programs import serve
 
