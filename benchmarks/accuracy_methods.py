@@ -113,23 +113,23 @@ def lora(**more: Any) -> dict[str, Any]:
 
 
 RELATIVE = {"eps": 0.1, "direction_scale": "relative"}
-DOWN = {**RELATIVE, "probes": 4, **kinds("down_proj")}
+OUT = {**RELATIVE, "probes": 4, **kinds("o_proj", "down_proj")}
 METHODS = {
     "mezo": Method((2e-5, 4e-5, 8e-5), 2, published, stratified=False, note="as published"),
     "all": Method((2e-5, 6e-5, 2e-4), 2, streamed, {"eps": 1e-3}),
     "all rms": Method((3e-5, 1e-4, 3e-4), 2, streamed, {"eps": 1e-3, "direction_scale": "rms"}),
-    "vector": Method((3.0, 10.0, 30.0), 8, streamed, {**DOWN, **kinds("vector")}),
+    "vector": Method((3.0, 10.0, 30.0), 8, streamed, {**OUT, **kinds("vector")}),
     "lora": Method(
         (1e-3, 3e-3, 1e-2), 8, streamed,
         {"eps": 1e-2, "probes": 4, "trainable": {"mode": "peft", "peft_config": {
             "peft_type": "LORA", **lora()}}},
     ),
-    "down_proj": Method((6.0, 12.0, 24.0), 8, streamed, DOWN),
-    "down_proj shuffled": Method((3.0, 6.0, 12.0), 8, streamed, DOWN, stratified=False),
-    "down_proj 1 probe": Method((3.0, 6.0, 12.0), 2, streamed, {**DOWN, "probes": 1}),
-    "down_proj one-sided": Method(
+    "projections": Method((6.0, 12.0, 24.0), 8, streamed, OUT),
+    "projections shuffled": Method((3.0, 6.0, 12.0), 8, streamed, OUT, stratified=False),
+    "projections 1 probe": Method((3.0, 6.0, 12.0), 2, streamed, {**OUT, "probes": 1}),
+    "projections one-sided": Method(
         (12.0, 24.0, 48.0), 8, streamed,
-        {**DOWN, "probes": 8, "estimator": "one_sided", "eps": 0.05},
+        {**OUT, "probes": 8, "estimator": "one_sided", "eps": 0.05},
     ),
     "first order": Method((3e-5, 1e-4, 3e-4), 3, backpropagated, note="AdamW"),
     "first order lora": Method((3e-4, 1e-3, 3e-3), 3, backpropagated, lora(), note="AdamW"),

@@ -20,7 +20,7 @@ from zo_offload.ops.layout import CODECS, layout_of
 from zo_offload.wording import hint
 
 BLOCK = "zeroth_order"
-KINDS = ("down_proj", "vector")
+KINDS = ("down_proj", "o_proj", "vector")
 _UNITS = {"": 0, "B": 0, "KiB": 1, "MiB": 2, "GiB": 3, "TiB": 4}
 
 
@@ -76,7 +76,7 @@ def _parse_patterns(value: Any) -> Any:
 def _parse_kinds(value: Any) -> Any:
     known = isinstance(value, list | tuple) and all(each in KINDS for each in value)
     if not (known and value):
-        raise ValueError(f"expected a list of {' and '.join(map(repr, KINDS))}")
+        raise ValueError(f"expected a list of some of {', '.join(map(repr, KINDS))}")
     return tuple(value)
 
 

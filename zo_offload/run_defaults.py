@@ -1,6 +1,6 @@
 """The JSON of a run whose command names none: what learnt most from a forward, measured.
 
-Down projections learn most (docs/results.md, "What moves decides how much a forward says").
+The matrices that add to what flows between blocks learn most (docs/results.md, "What moves decides how much a forward says").
 Where what moves is settled already, by an adapter or by the layout of a converted model, all of it
 moves, in proportion to its size.
 """
@@ -10,14 +10,14 @@ from typing import Any
 from zo_offload.converted import is_converted
 from zo_offload.trainable.peft import base_of
 
-DOWN_PROJECTIONS: dict[str, Any] = {
+PROJECTIONS: dict[str, Any] = {
     "train_batch_size": 16,
     "optimizer": {"type": "ZO", "params": {"lr": 10.0}},
     "zeroth_order": {
         "eps": 0.1,
         "probes": 4,
         "direction_scale": "relative",
-        "trainable": {"kinds": ["down_proj"]},
+        "trainable": {"kinds": ["o_proj", "down_proj"]},
         "offload_param": {"device": "cpu"},
     },
 }
@@ -39,4 +39,4 @@ def default_config(model: str) -> dict[str, Any]:
         model: Directory or id.
     """
     settled = is_converted(model) or base_of(model) is not None
-    return EVERYTHING if settled else DOWN_PROJECTIONS
+    return EVERYTHING if settled else PROJECTIONS

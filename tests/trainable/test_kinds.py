@@ -37,6 +37,19 @@ def test_down_projections_are_those_that_narrow(row: str):
     assert all(any(name.startswith(unit) for name in found) for unit in ROWS[row].units)
 
 
+@pytest.mark.parametrize("row", ROWS.keys() - {"plain", "mamba"})
+def test_output_projections_are_one_in_every_attention(row: str):
+    """As many as there are value projections, or joint ones of queries, keys and values."""
+    net = ROWS[row].build()
+    values = r"(v_proj|c_attn|query_key_value|\.value|\.v|in_proj|value_proj)\.weight$"
+    expected = [name for name, _ in net.named_parameters() if re.search(values, name)]
+    found = by_kind(net, ["o_proj"])
+    assert len(found) == len(expected) > 0
+    assert not found & by_kind(net, ["down_proj"])
+    narrow = {name: p.shape for name, p in net.named_parameters() if name in found}
+    assert len({shape for shape in narrow.values()}) <= (2 if row in ("clip", "swin") else 1)
+
+
 @pytest.mark.parametrize(
     ("row", "ending"),
     [
@@ -66,7 +79,7 @@ def test_kinds_choose_together_with_names_and_layers():
 def test_what_is_of_no_kind_is_refused():
     with pytest.raises(ConfigError, match="none of 2 parameters is known as a down projection"):
         by_kind(nn.Sequential(nn.Linear(2, 2)), ["down_proj"])
-    with pytest.raises(ConfigError, match="kinds: expected a list of 'down_proj' and 'vector'"):
+    with pytest.raises(ConfigError, match="kinds: expected a list of some of 'down_proj', 'o_proj', 'vector'"):
         parse_config({"zeroth_order": {"trainable": {"kinds": ["up_proj"]}}})
     with pytest.raises(ConfigError, match=r'trainable.kinds: is of "mode": "full"'):
         parse_config({"zeroth_order": {"trainable": {"mode": "peft", "kinds": ["vector"]}}})

@@ -10,7 +10,20 @@ from zo_offload.errors import ConfigError
 
 _PATH = f"{BLOCK}.trainable"
 
-# As transformers names the matrix that leads from a block's widest layer back to the model's width.
+# As transformers names the matrices that add to what flows from block to block.
+_OUTPUT_PROJECTIONS = (
+    "*attn.out_proj.weight",  # OPT, BART, Whisper, CLIP, GPT-J, torch's own transformer
+    "*.attention.out_proj.weight",  # GPT-Neo
+    "*.o_proj.weight",  # Llama, Qwen, Mistral, Gemma, Phi-3, ViT, Swin
+    "*.attention.dense.weight",  # GPT-NeoX, ALBERT
+    "*.self_attention.dense.weight",  # Bloom, Falcon
+    "*.self_attn.dense.weight",  # Phi
+    "*.attn.c_proj.weight",  # GPT-2, StarCoder
+    "*.attention.output.dense.weight",  # BERT, RoBERTa, DeBERTa
+    "*.SelfAttention.o.weight",  # T5
+    "*.EncDecAttention.o.weight",
+    "*.attention.out_lin.weight",  # DistilBERT
+)
 _DOWN_PROJECTIONS = (
     "*.fc2.weight",  # OPT, Phi, BART, Whisper, CLIP, ViT, Swin
     "*.down_proj.weight",  # Llama, Qwen, Mistral, Gemma, Phi-3, OLMo
@@ -34,15 +47,24 @@ def _is_down_projection(name: str, parameter: nn.Parameter) -> bool:
     return known and not any(fnmatchcase(name, pattern) for pattern in _OF_ATTENTION)
 
 
+def _is_output_projection(name: str, parameter: nn.Parameter) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in _OUTPUT_PROJECTIONS)
+
+
 def _is_vector(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 1
 
 
 KINDS: Mapping[str, Callable[[str, nn.Parameter], bool]] = {
     "down_proj": _is_down_projection,
+    "o_proj": _is_output_projection,
     "vector": _is_vector,
 }
-_TOLD = {"down_proj": "a down projection", "vector": "a vector"}
+_TOLD = {
+    "down_proj": "a down projection",
+    "o_proj": "an output projection of attention",
+    "vector": "a vector",
+}
 
 
 def by_kind(model: nn.Module, kinds: Sequence[str]) -> set[str]:
@@ -50,8 +72,9 @@ def by_kind(model: nn.Module, kinds: Sequence[str]) -> set[str]:
 
     Args:
         model: Whose parameters.
-        kinds: Of `KINDS`: ``down_proj``, the matrices that lead from a block's widest layer back to
-            the model's width, by the names that transformers gives them; ``vector``, all of one
+        kinds: Of `KINDS`, by the names that transformers gives them: ``down_proj``, the matrices
+            that lead from a block's widest layer back to the model's width; ``o_proj``, those that
+            lead from attention's heads back to it; ``vector``, all of one
             dimension: weights of norms, and biases.
 
     Raises:
