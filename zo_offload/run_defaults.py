@@ -12,7 +12,7 @@ from zo_offload.trainable.peft import base_of
 
 PROJECTIONS: dict[str, Any] = {
     "train_batch_size": 16,
-    "optimizer": {"type": "ZO", "params": {"lr": 10.0}},
+    "optimizer": {"type": "ZO", "params": {"lr": 2.0}},
     "zeroth_order": {
         "eps": 0.1,
         "probes": 4,
