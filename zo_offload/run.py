@@ -262,10 +262,15 @@ def _take_steps(
 
 
 def _micro_batches(engine: Any, task: Task, step: int) -> Iterator[Any]:
-    """This rank's of a step: g, g + G, ... of all, for group g of G."""
+    """This rank's of a step: g, g + G, ... of all, for group g of G.
+
+    Examples of like length go together, so that little is padding; a step's mean is of them all.
+    """
     division, size = engine.stepper.division, engine.train_micro_batch_size_per_gpu()
     examples, seed = task.train, engine.stepper.config.seed
     chosen = batch_at(seed, step, engine.train_batch_size(), len(examples), task.classes)
+    if size < len(chosen):
+        chosen.sort(key=lambda index: getattr(examples[index], "num_tokens", 0))
     starts = range(0, len(chosen), size)
     for first in starts[division.data_rank :: division.num_data_ranks]:
         yield task.way.collate([examples[index] for index in chosen[first : first + size]])

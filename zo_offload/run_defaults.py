@@ -1,8 +1,8 @@
 """The JSON of a run whose command names none: what learnt most from a forward, measured.
 
-The matrices that add to what flows between blocks learn most (docs/results.md, "What moves decides how much a forward says").
-Where what moves is settled already, by an adapter or by the layout of a converted model, all of it
-moves, in proportion to its size.
+The matrices that add to what flows between blocks learn most (docs/choosing.md). Where what moves
+is settled already, by an adapter or by the layout of a converted model, all of it moves, in
+proportion to its size.
 """
 
 from typing import Any

@@ -1,9 +1,11 @@
 """Tasks from the command line: trained, measured, continued, refused."""
 
+import itertools
 import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from cli.common import assert_one_line, invoke
 from transformers import AutoModelForCausalLM, OPTConfig
 
 from tasks.suite_rows import DATA, ROWS
+from zo_offload import run
 from zo_offload.errors import ConfigError
 from zo_offload.reporter import Reporter
 from zo_offload.run import RunOptions
@@ -236,3 +239,38 @@ def test_batches_hold_classes_in_proportion(tmp_path: Path, made: Made):
     plain = Task(replace(options, order="shuffled"), training=True)
     plain.encode(Reporter())
     assert plain.classes is None
+
+
+def test_micro_batches_are_of_like_length(tmp_path: Path, made: Made):
+    """And hold together what one batch would."""
+    rows = [f"a film {'and so on ' * (index * 7 % 9)}\t{index % 2}" for index in range(16)]
+    for part in ("train", "dev"):
+        (tmp_path / f"{part}.tsv").write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
+    options = RunOptions(
+        str(made.model),
+        train=str(tmp_path / "train.tsv"),
+        dev=str(tmp_path / "dev.tsv"),
+        template="{sentence} It was",
+        labels=" a, b",
+    )
+    task = Task(options, training=True)
+    task.encode(Reporter())
+
+    def lengths(size: int, rank: int = 0, ranks: int = 1) -> list[list[int]]:
+        engine = SimpleNamespace(
+            stepper=SimpleNamespace(
+                config=SimpleNamespace(seed=3),
+                division=SimpleNamespace(data_rank=rank, num_data_ranks=ranks),
+            ),
+            train_batch_size=lambda: 8,
+            train_micro_batch_size_per_gpu=lambda: size,
+        )
+        found = run._micro_batches(engine, task, step=0)
+        return [batch["attention_mask"].sum(dim=1).tolist() for batch in found]
+
+    (whole,), quarters = lengths(8), lengths(2)  # a row an option
+    assert whole != sorted(whole)
+    assert sorted(length for each in quarters for length in each) == sorted(whole)
+    assert all(max(a) <= max(b) for a, b in itertools.pairwise(quarters))
+    assert max(quarters[0]) < max(quarters[-1])
+    assert [*lengths(2, 0, 2), *lengths(2, 1, 2)] == [*quarters[0::2], *quarters[1::2]]
