@@ -127,6 +127,7 @@ METHODS = {
     "projections": Method((6.0, 12.0, 24.0), 8, streamed, OUT),
     "projections shuffled": Method((3.0, 6.0, 12.0), 8, streamed, OUT, stratified=False),
     "projections 1 probe": Method((3.0, 6.0, 12.0), 2, streamed, {**OUT, "probes": 1}),
+    "projections natural": Method((15.0, 30.0, 60.0), 8, streamed, {**OUT, "natural": 0.1}),
     "projections one-sided": Method(
         (12.0, 24.0, 48.0), 8, streamed,
         {**OUT, "probes": 8, "estimator": "one_sided", "eps": 0.05},

@@ -391,6 +391,15 @@ def test_aio_is_deepspeeds_own_block():
         ({"update": {"type": "adamw"}}, "update.type: expected .sgd., .momentum. or .adam."),
         ({"estimator": "one_sided"}, "probes: .*compares.*write at least 2, found 1"),
         ({"fitness": "rank"}, "fitness: expected 'raw', 'standardized' or 'ranks'"),
+        ({"natural": 0.1}, "natural: weighs .* write probes from 2 to 64, found 1"),
+        ({"natural": 0.1, "probes": 65}, "natural: .* from 2 to 64, found 65"),
+        ({"natural": 0.1, "probes": 4, "fitness": "ranks"}, 'natural: .*"raw", found "ranks"'),
+        (
+            {"natural": 0.1, "probes": 4, "replica": {"probe_parallel": 2}},
+            "natural: .*probe_parallel 2 puts them on different ones; write 1",
+        ),
+        ({"natural": 0, "probes": 4}, "natural: expected at least 1e-06, found 0"),
+        ({"natural": "much", "probes": 4}, 'natural: expected a number, found "much"'),
         ({"on_nonfinite": "go on"}, "on_nonfinite: expected 'stop' or 'skip'"),
         (
             {"estimator": "one_sided", "probes": 5, "replica": {"probe_parallel": 2}},

@@ -32,6 +32,7 @@ from zo_offload.config_trainable import TrainableConfig, check_trainable
 from zo_offload.config_update import UpdateConfig, momentum_of
 from zo_offload.errors import ConfigError
 from zo_offload.estimator import LEAST_PROBES, SIGNS
+from zo_offload.natural import LEAST_DAMPING, MOST_PROBES
 from zo_offload.offload.aio import BLOCK_BYTES
 from zo_offload.wording import hint
 
@@ -96,6 +97,7 @@ class ZOConfig(Strict):
     probes: Annotated[int, Field(ge=1, le=2**14)] = 1
     estimator: Literal["spsa", "one_sided"] = "spsa"
     fitness: Literal["raw", "standardized", "ranks"] = "raw"
+    natural: Annotated[float, Field(ge=LEAST_DAMPING, allow_inf_nan=False)] | None = None
     clip: Limit | None = None
     on_nonfinite: Literal["stop", "skip"] = "stop"
     direction: Literal["rademacher", "gaussian"] = "rademacher"
@@ -152,6 +154,8 @@ def parse_config(config: Mapping[str, Any]) -> ZOConfig:
         raise ConfigError(_explain(error, beside)) from None
     _check_tier(parsed)
     _check_estimator(parsed)
+    if parsed.natural is not None:
+        _check_natural(parsed)
     _check_replica(parsed)
     check_trainable(parsed.trainable, parsed.wire, parsed.update.lag, parsed.master)
     momentum_of(parsed.update, parsed.trainable.mode)
@@ -203,6 +207,25 @@ def _check_estimator(parsed: ZOConfig) -> None:
         raise ConfigError(
             f'{BLOCK}.probes: "estimator": "{parsed.estimator}" compares a step\'s probes with '
             f"each other; write at least {least}, found {parsed.probes}"
+        )
+
+
+def _check_natural(parsed: ZOConfig) -> None:
+    if not 2 <= parsed.probes <= MOST_PROBES:
+        raise ConfigError(
+            f"{BLOCK}.natural: weighs a step's probes against each other; write probes from 2 to "
+            f"{MOST_PROBES}, found {parsed.probes}"
+        )
+    if parsed.fitness != "raw":
+        raise ConfigError(
+            f'{BLOCK}.natural: compares the losses of single examples as they are; write "fitness":'
+            f' "raw", found "{parsed.fitness}"'
+        )
+    if parsed.replica.probe_parallel > 1:
+        raise ConfigError(
+            f"{BLOCK}.natural: compares a micro-batch's probes on one rank, and "
+            f"replica.probe_parallel {parsed.replica.probe_parallel} puts them on different ones; "
+            "write 1"
         )
 
 

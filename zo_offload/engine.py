@@ -297,9 +297,9 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
         self._profile(batches[0])
         self.tput_timer.start()
         with self._timed("forward"):
-            rows = self.stepper.measure(batches, self.stepper.my_draws())
+            measured = self.stepper.measure_mine(batches)
         with self._timed("backward"):
-            self._window.book_whole(rows)
+            self._window.book_whole(measured)
         self.micro_steps += len(batches) - 1
         self.step()
         assert self.last_result is not None
@@ -406,13 +406,19 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
     # -- inside --
 
     def _refuse_part(self) -> None:
-        """Whether this rank runs all lanes, so that it knows their midpoint."""
+        """Whether this rank runs all lanes, so that it knows their midpoint, and it is enough."""
         parallel = self.stepper.division.probe_parallel
         if parallel > 1:
             raise ModelError(
                 "forward: what it returns is the midpoint of all lanes, and with "
                 f"zeroth_order.replica.probe_parallel {parallel} a rank runs some of them only; "
                 "call train_batch(), or write 1"
+            )
+        if self.stepper.config.natural is not None:
+            raise ModelError(
+                "forward: what backward() books is a batch's loss, and zeroth_order.natural "
+                f"{self.stepper.config.natural:g} compares single examples; call train_batch(), or "
+                "leave the key out"
             )
 
     def _profile(self, batch: Any) -> None:

@@ -3,7 +3,7 @@
 An objective may be anything that returns a number; nothing needs a gradient.
 """
 
-from collections.abc import Callable, Hashable, Mapping, MutableMapping
+from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -75,6 +75,42 @@ def loss_sum(loss: Any) -> tuple[float, float]:
         total = total.double()
         total = float(total.mean() if not isinstance(loss, tuple) else total.sum())
     return float(total), float(weight)
+
+
+def example_losses(losses: Sequence[Any]) -> list[list[float]]:
+    """What an objective returned in the lanes of a micro-batch, example by example, as float64.
+
+    Raises:
+        TaskError: It is no loss an example, or lanes differ in how many there are.
+
+    Example:
+        >>> example_losses([torch.tensor([1.0, 2.0]), torch.tensor([1.5, 2.5])])
+        [[1.0, 2.0], [1.5, 2.5]]
+    """
+    found = [_of_examples(loss) for loss in losses]
+    counts = sorted({len(lane) for lane in found})
+    if len(counts) > 1:
+        raise TaskError(
+            "zeroth_order.natural: compares examples between lanes, and the objective returned "
+            f"{counts[0]} losses in one lane of a micro-batch and {counts[-1]} in another; return "
+            "one for every example, whatever the outputs are"
+        )
+    return found
+
+
+def _of_examples(loss: Any) -> list[float]:
+    if isinstance(loss, torch.Tensor) and loss.dim() == 1:
+        return loss.double().tolist()
+    found = type(loss).__name__
+    if isinstance(loss, tuple):
+        found = "a (sum, weight) pair"
+    elif isinstance(loss, torch.Tensor):
+        found = f"a tensor of shape {list(loss.shape)}"
+    raise TaskError(
+        "zeroth_order.natural: compares single examples, and the objective returned "
+        f"{found}; pass objective=fn(model, batch, outputs) that returns a loss an example, "
+        "shape [examples], or leave the key out"
+    )
 
 
 def move_to(batch: Any, device: torch.device) -> Any:

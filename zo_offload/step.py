@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zo_offload import direction, estimator, loss_noise, update
+from zo_offload import direction, estimator, loss_noise, natural, update
 from zo_offload.agreement import Agreement
 from zo_offload.config import ZOConfig
 from zo_offload.config_update import momentum_of
@@ -26,7 +26,7 @@ from zo_offload.journal.header import as_stored, canonical
 from zo_offload.lanes import Call, Lanes
 from zo_offload.lazy_logits import made
 from zo_offload.loss_noise import LossNoise
-from zo_offload.objective import Objective, loss_sum, move_to, shapes_of
+from zo_offload.objective import Objective, example_losses, loss_sum, move_to, shapes_of
 from zo_offload.offload.planner import Plan
 from zo_offload.offload.residency import NVME
 from zo_offload.offload.run_files import Disk
@@ -41,7 +41,7 @@ from zo_offload.trainable.trainable import Trainable
 from zo_offload.units import IDENTITY
 from zo_offload.unmanageable import refuse_empty, refuse_taken, refuse_unmanageable
 from zo_offload.weights import Weights
-from zo_offload.window import Means, Sum, Window
+from zo_offload.window import Means, MicroBatch, Sum, Window
 from zo_offload.windowed import history_of
 
 MOST_LANES = 64
@@ -201,7 +201,7 @@ class Stepper:
             DivergedError: A loss is not finite; the step is not taken.
         """
         window = self.new_window(len(batches))
-        window.book_whole(self.measure(batches, self.my_draws()))
+        window.book_whole(self.measure_mine(batches))
         return self.descend(self.means(window), lr, weight_decay)
 
     def draws(self) -> list[tuple[int, int, Draw]]:
@@ -224,9 +224,33 @@ class Stepper:
         Returns:
             A row a micro-batch, in it a pair a draw.
         """
+        return [[loss_sum(loss) for loss in row] for row in self._losses(batches, draws)]
+
+    def measure_mine(self, batches: Sequence[Any]) -> list[MicroBatch]:
+        """Whatever the step takes from this rank's lanes on its micro-batches, in one visit.
+
+        Raises:
+            TaskError: The config compares examples, and the objective returns no loss of each.
+        """
+        draws, found = self.my_draws(), []
+        lanes = [(probe, sign) for probe, sign, _ in draws]
+        for row in self._losses(batches, draws):
+            sums = dict(zip(lanes, map(loss_sum, row), strict=True))
+            found.append(MicroBatch(sums, products=self._products(row)))
+        return found
+
+    def _losses(
+        self, batches: Sequence[Any], draws: Sequence[tuple[int, int, Draw]]
+    ) -> list[list[Any]]:
+        """What the objective gave: a row a micro-batch, in it one a draw."""
         results = self.run_lanes(batches, draws, keep_outputs=False)
-        sums = [loss_sum(loss) for loss, _ in results]  # draws outermost
-        return [sums[i :: len(batches)] for i in range(len(batches))]
+        losses = [loss for loss, _ in results]  # draws outermost
+        return [losses[i :: len(batches)] for i in range(len(batches))]
+
+    def _products(self, losses: Sequence[Any]) -> Sequence[float]:
+        if self.config.natural is None:
+            return ()
+        return natural.mean_products(example_losses(losses), self.config.estimator)
 
     def new_window(self, num_micro_batches: int) -> Window:
         """Empty books for the step that is next."""
@@ -349,7 +373,11 @@ class Stepper:
             losses = [means.caller_loss + sign * eps * slopes[k] for k in probes for sign in signs]
             return slopes, losses
         config, losses = self.config, list(means.lanes.values())  # in (probe, sign) order
-        grads = estimator.projected_grads(losses, config.eps, config.estimator, config.fitness)
+        name = config.estimator
+        grads = estimator.projected_grads(losses, config.eps, name, config.fitness)
+        if config.natural is not None:
+            usable = estimator.usable(losses, name)
+            grads = natural.preconditioned(grads, means.products, config.natural, usable, name)
         return [g + slope for g, slope in zip(grads, slopes, strict=True)], losses
 
     def bit_header(self) -> dict[str, Any]:
@@ -361,6 +389,7 @@ class Stepper:
         """
         assert self.step == 0
         config = self.config
+        damping = {} if config.natural is None else {"natural": config.natural}
         return {
             "base_sha256": self.weights.base_sha256 or self._digest(),
             "seed": config.seed,
@@ -368,6 +397,7 @@ class Stepper:
             "probes": config.probes,
             "estimator": config.estimator,
             "fitness": config.fitness,
+            **damping,
             "clip": self.clip if math.isfinite(self.clip) else None,
             "direction": config.direction,
             "direction_scale": config.direction_scale,

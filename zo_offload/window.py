@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from zo_offload.errors import ModelError
+from zo_offload.natural import pairs
 from zo_offload.replica import Booked, Division
 
 Lane = tuple[int, int]  # probe, sign
@@ -24,11 +25,13 @@ class MicroBatch:
         lanes: Loss of each lane as (total, weight), times the factor of the caller's arithmetic.
         slopes: What came through logits: a projected gradient by probe.
         caller_loss: The loss that the caller passed to ``backward``.
+        products: Of examples' differences, as ``natural.mean_products`` gives them.
     """
 
     lanes: dict[Lane, Sum] = field(default_factory=dict)
     slopes: dict[int, float] = field(default_factory=dict)
     caller_loss: float = 0.0
+    products: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,13 @@ class Means:
         lanes: Loss by (probe, sign); empty where the loss was computed outside the lanes.
         slopes: By probe; empty where nothing came through logits.
         caller_loss: What the caller passed to ``backward``.
+        products: Of examples' differences; empty where they are not compared.
     """
 
     lanes: dict[Lane, float]
     slopes: dict[int, float] = field(default_factory=dict)
     caller_loss: float = 0.0
+    products: Sequence[float] = ()
 
 
 @dataclass
@@ -113,10 +118,9 @@ class Window:
         """A projected gradient that reached the lanes through their logits."""
         self._open.slopes[probe] = self._open.slopes.get(probe, 0.0) + slope
 
-    def book_whole(self, rows: Sequence[Sequence[Sum]]) -> None:
-        """All micro-batches at once: of each, this rank's lanes' ``(total, weight)`` in order."""
-        mine = self.division.mine(self.lanes)
-        self.micro_batches = [MicroBatch(dict(zip(mine, row, strict=True))) for row in rows]
+    def book_whole(self, micro_batches: Sequence[MicroBatch]) -> None:
+        """All micro-batches at once: of each, what this rank's lanes found."""
+        self.micro_batches = list(micro_batches)
         self._caller_averages = False
 
     def booked(self) -> Booked:
@@ -124,12 +128,12 @@ class Window:
         lanes, probes = self._columns()
         lanes = self.division.mine(lanes)
         rows = [self._row(each, lanes, probes) for each in self.micro_batches]
-        return Booked.of(_names(lanes, probes), rows)
+        return Booked.of([*_names(lanes, probes), *self._product_names], rows)
 
     @property
     def names(self) -> list[str]:
         """Of all columns, those of other ranks' lanes too."""
-        return _names(*self._columns())
+        return [*_names(*self._columns()), *self._product_names]
 
     def means(self, values: Sequence[float]) -> Means:
         """What the means of :meth:`booked`'s columns are."""
@@ -141,6 +145,7 @@ class Window:
             {lane: next(rest) for lane in lanes},
             {probe: next(rest) for probe in probes},
             0.0 if lanes else next(rest),
+            tuple(rest),
         )
 
     @property
@@ -154,12 +159,20 @@ class Window:
         probes = sorted({probe for each in self.micro_batches for probe in each.slopes})
         return lanes, probes
 
+    @property
+    def _product_names(self) -> list[str]:
+        if not any(each.products for each in self.micro_batches):
+            return []
+        probes = 1 + max(probe for probe, _ in self.lanes)
+        return [f"product of probes {k} and {other}" for k, other in pairs(probes)]
+
     def _row(self, each: MicroBatch, lanes: Sequence[Lane], probes: Sequence[int]) -> list[Sum]:
         row = [each.lanes.get(lane, (0.0, 1.0)) for lane in lanes]
         if not all(other.lanes for other in self.micro_batches):  # some came through logits alone
             row = [(total / weight if weight else 0.0, 1.0) for total, weight in row]
         row += [(each.slopes.get(probe, 0.0), 1.0) for probe in probes]
-        return row if lanes else [*row, (each.caller_loss, 1.0)]
+        row += [] if lanes else [(each.caller_loss, 1.0)]
+        return [*row, *((product, 1.0) for product in each.products)]
 
 
 def _names(lanes: Sequence[Lane], probes: Sequence[int]) -> list[str]:

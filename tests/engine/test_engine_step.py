@@ -65,6 +65,26 @@ def test_micro_batches_and_whole_batches_draw_the_same_random_numbers(make_engin
     assert single.last_result == whole.last_result
 
 
+def of_each(model, data, outputs):
+    return functional.cross_entropy(outputs.logits, data["labels"], reduction="none")
+
+
+def test_examples_are_compared_in_train_batch_and_forward_is_refused(make_engine):
+    plain = make_engine(ds=config(2, 2), objective=of_each)
+    natural = make_engine(
+        ds=config(2, 2, zeroth_order={"natural": 0.1}), objective=of_each, measure_noise=True
+    )
+    batches = [batch(0), batch(1)]
+    losses = [engine.train_batch(iter(batches)) for engine in (plain, natural)]
+    assert losses[0] == losses[1]
+    length = natural.get_global_grad_norm()
+    assert 0.0 < length < 0.9 * plain.get_global_grad_norm()
+    with pytest.raises(ModelError, match=r"forward: .* zeroth_order.natural 0.1 .*train_batch"):
+        natural(**batch())
+    with torch.no_grad():
+        assert natural(**batch()).loss > 0
+
+
 def test_off_the_boundary_nothing_moves(make_engine):
     engine = make_engine(ds=config(gas=2))
     before = weights(engine)
