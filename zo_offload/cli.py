@@ -6,6 +6,7 @@ it has said that it is starting.
 
 import errno
 import functools
+import json
 import logging
 import math
 import os
@@ -31,7 +32,7 @@ from zo_offload.cli_options import (
     TRAIN_OPTIONS,
     takes,
 )
-from zo_offload.errors import ZOError
+from zo_offload.errors import ConfigError, ZOError
 from zo_offload.reporter import Item, Reporter
 from zo_offload.wording import one_line
 
@@ -101,8 +102,13 @@ def main() -> None:
 @main.command()
 @takes(*TASK_OPTIONS, *TRAIN_OPTIONS)
 @fails_in_one_line
-def train(local_rank: int | None, **options: Any) -> None:
+def train(local_rank: int | None, find_lr: bool, trial_steps: int | None, **options: Any) -> None:
     """Fine-tune a model on a task, and export it."""
+    if find_lr:
+        _find_lr(trial_steps, options)
+        return
+    if trial_steps is not None:
+        raise ConfigError("--trial-steps: goes with --find-lr, which is not given")
     try:
         with reporter() as bar:
             with bar.phase("starting"):
@@ -120,6 +126,21 @@ def train(local_rank: int | None, **options: Any) -> None:
     print(f"{summary.metric} after: {summary.accuracy_after:.4f}")
     for line in summary_lines(summary, chosen.output):
         print(line)
+
+
+def _find_lr(trial_steps: int | None, options: dict[str, Any]) -> None:
+    with reporter() as bar:
+        with bar.phase("starting"):
+            _quiet()
+            from zo_offload import run
+            from zo_offload.find_lr import command, report
+        found = command.find(command.FindOptions(run.RunOptions(**options), trial_steps), bar)
+    if found is None:  # the first rank speaks
+        return
+    console.print(report.table(found))
+    for line in report.lines(found):
+        print(line)
+    print(json.dumps(report.as_dict(found)))
 
 
 @main.command(name="eval")
@@ -302,6 +323,8 @@ def summary_lines(summary: "Summary", directory: str) -> list[str]:
         "metrics": f"{directory.rstrip('/')}/metrics.csv",
         "curve": f"{directory.rstrip('/')}/curve.png",
     }
+    if summary.eps_warning is not None:
+        rows["eps"] = summary.eps_warning
     return [f"  {name:<23}{value}" for name, value in rows.items()]
 
 

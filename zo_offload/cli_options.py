@@ -61,6 +61,10 @@ TRAIN_OPTIONS = (
                       "there are classes), or as they come."),
     click.option("--eval-every", type=click.IntRange(min=1),
                  help="Steps between evaluations (default: a tenth of --steps, at least 10)."),
+    click.option("--find-lr", is_flag=True,
+                 help="Do not train: try learning rates for --steps, and propose one."),
+    click.option("--trial-steps", type=COUNT,
+                 help="With --find-lr: of a try (default: a fiftieth of --steps, 20 to 100)."),
 )
 EVAL_OPTIONS = (
     TRAIN,

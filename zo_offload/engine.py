@@ -27,6 +27,7 @@ from zo_offload.config import load_json
 from zo_offload.deepspeed_json import ScheduledScalars, Settings, read_settings, unstarted_scheduler
 from zo_offload.engine_files import SavesAndLoads
 from zo_offload.engine_outputs import ReturnsMidpoints
+from zo_offload.eps_watch import MOST_NOISE, EpsWatch
 from zo_offload.errors import ConfigError, ModelError
 from zo_offload.integrations.hf import load_model
 from zo_offload.loader import Loader, Share
@@ -40,7 +41,6 @@ from zo_offload.window import Window
 
 logger = logging.getLogger(__name__)
 
-MOST_NOISE = 0.5
 EXCHANGE = "zeroth_order_scalars"  # as the comms logger names it
 
 
@@ -124,6 +124,8 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
         last_result: What the latest step found and did.
         loss_noise: Rounding noise of the losses against the signal of a step, measured on the first
             batch.
+        eps_watch: Sees whether losses differ enough from one another; its ``finding`` says what is
+            wrong with eps.
     """
 
     def __init__(
@@ -162,6 +164,7 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
             self._remove_hooks()
             self.last_result = None
             self.loss_noise: LossNoise | None = None
+            self.eps_watch = watch_of(stepper)
             self._window = self._new_window()
             self._repeating_loader = None
             self._snapshots = None
@@ -390,6 +393,8 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
         with self._logged_exchange():
             means = self.stepper.means(self._window)
         self.last_result = self.stepper.descend(means, lr, decay, samples)
+        if means.lanes and not means.slopes:  # else losses are made of slopes
+            self._watch_eps(self.last_result)
         self._window = self._new_window()
         self.optimizer.step()  # moves nothing; schedulers want to see it before their own
         self._step_applied = True
@@ -480,6 +485,8 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
             return  # the step itself says what is wrong
         self.loss_noise = found
         logger.info("noise over signal of L+ - L-: %.3g (signal %.3g)", found.ratio, found.signal)
+        if found.is_stepwise:
+            return  # what it takes for rounding are the objective's own steps
         if found.ratio > MOST_NOISE:
             logger.warning(
                 "rounding drowns the signal: noise over signal of L+ - L- is %.2g at eps %g; "
@@ -487,6 +494,20 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
                 found.ratio,
                 self.stepper.config.eps,
             )
+        else:
+            self.eps_watch.noise = found.noise
+
+    def _watch_eps(self, result: StepResult) -> None:
+        """Once: say that eps is too small to be seen in the losses.
+
+        This is the place for whatever else is to be done then, beside ``on_nonfinite``.
+        """
+        watch = self.eps_watch
+        if result.skipped or watch.finding is not None:
+            return
+        found = watch.observe(result.step, result.lane_losses, result.measured_grads)
+        if found is not None:
+            logger.warning("step %d: %s", found.step, found.text)
 
     def _pull(self, data_iter: Iterator | None) -> list[Any]:
         if data_iter is None:
@@ -507,6 +528,14 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
             yield
         finally:
             self._stop_timers(names)
+
+
+def watch_of(stepper: Stepper) -> EpsWatch:
+    """What looks at a run's losses."""
+    spans = (span for unit in stepper.weights.map.everything for span in unit.spans)
+    double = any(span.dtype == torch.float64 for span in spans)
+    config = stepper.config
+    return EpsWatch(config.eps, len(config.signs), significand=53 if double else 24)
 
 
 def _scalars(settings: Settings, parameters: Any) -> ScheduledScalars:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from zo_offload.eps_watch import is_stepwise
+
 NUM_POINTS = 7
 ORDER = 4
 
@@ -24,10 +26,13 @@ class LossNoise:
     Attributes:
         noise: Standard deviation of the rounding in ``L+ - L-``.
         signal: Root mean square of ``L+ - L-``, noise taken off: ``2 eps |projected_grad|``.
+        is_stepwise: Whether the objective takes few values, as an accuracy does: the loss is not a
+            smooth function plus rounding, and the two numbers say nothing.
     """
 
     noise: float
     signal: float
+    is_stepwise: bool = False
 
     @property
     def ratio(self) -> float:
@@ -58,7 +63,8 @@ def estimate(rows: Sequence[Sequence[float]]) -> LossNoise:
     variance = sum(_noise_variance(row) for row in rows) / len(rows)
     squared = sum((row[-1] - row[0]) ** 2 for row in rows) / len(rows)
     noise = math.sqrt(2.0 * variance)
-    return LossNoise(noise, math.sqrt(max(squared - noise**2, 0.0)))
+    signal = math.sqrt(max(squared - noise**2, 0.0))
+    return LossNoise(noise, signal, is_stepwise([loss for row in rows for loss in row]))
 
 
 def _noise_variance(values: Sequence[float]) -> float:

@@ -75,6 +75,7 @@ class Summary:
     rank_bytes_per_step: int | None
     noise_over_signal: float | None
     metric: str = "accuracy"
+    eps_warning: str | None = None
 
 
 def train(options: RunOptions, reporter: Reporter) -> Summary | None:
@@ -86,8 +87,8 @@ def train(options: RunOptions, reporter: Reporter) -> Summary | None:
     Raises:
         ZOError: With one line for the user; whatever was saved stays as it is.
     """
-    replica = _ranks()
-    config, task, asked = replica.all_or_none(lambda: _asked_for(options))
+    replica = connected()
+    config, task, asked = replica.all_or_none(lambda: asked_for(options))
     directory = Path(options.output)
     with ExitStack() as stack:
 
@@ -99,7 +100,7 @@ def train(options: RunOptions, reporter: Reporter) -> Summary | None:
 
         if replica.share(claim) == FINISHED:
             return _read_summary(directory / "summary.json") if replica.is_first else None
-        engine = _start_engine(replica, task, config, reporter, options.steps, directory)
+        engine = start_engine(replica, task, config, reporter, options.steps, directory)
         try:
             return _run(engine, task, options, journal_path(config, directory), reporter)
         finally:
@@ -108,16 +109,16 @@ def train(options: RunOptions, reporter: Reporter) -> Summary | None:
 
 def evaluate_model(options: TaskOptions, reporter: Reporter) -> Evaluation:
     """Accuracy and mean loss of a model on a data set; its weights stream as in training."""
-    replica = _ranks()
+    replica = connected()
     config, task = replica.all_or_none(lambda: _task(options))
-    engine = _start_engine(replica, task, config, reporter)
+    engine = start_engine(replica, task, config, reporter)
     try:
         return evaluate_on_ranks(engine, task, reporter)
     finally:
         engine.destroy()
 
 
-def _ranks() -> Replica:
+def connected() -> Replica:
     """This rank among those that were launched; one alone need not be connected to find a typo."""
     if launched.num_ranks() == 1:
         return Replica()
@@ -127,7 +128,7 @@ def _ranks() -> Replica:
     return process_group.replica()
 
 
-def _asked_for(options: RunOptions) -> tuple[dict[str, Any], Task, dict[str, Any]]:
+def asked_for(options: RunOptions) -> tuple[dict[str, Any], Task, dict[str, Any]]:
     """Config, task, and what makes this run this run: all that needs no weights."""
     if not 1 <= options.steps <= MOST_STEPS:
         raise ConfigError(f"--steps: expected 1 to {MOST_STEPS:,}, found {options.steps}")
@@ -204,7 +205,7 @@ def _warn_of_size(size: int, at_once: int, num_examples: int) -> None:
         )  # fmt: skip
 
 
-def _start_engine(
+def start_engine(
     replica: Replica,
     task: Task,
     config: Mapping[str, Any],
@@ -212,6 +213,7 @@ def _start_engine(
     steps: int | None = None,
     directory: Path | None = None,
 ) -> Any:
+    """An engine for a task, without a journal; every rank calls it."""
     from torch.optim.lr_scheduler import LambdaLR
 
     config = _without_journal(config)
@@ -255,13 +257,13 @@ def _take_steps(
                 reporter.on_evaluation(step, *held, metric=metrics.metric)
         if step < steps:
             began = time.perf_counter()
-            engine.train_batch(_micro_batches(engine, task, step))
+            engine.train_batch(micro_batches(engine, task, step))
             if metrics is not None:
                 metrics.add_step(engine.stepper.journal.last, time.perf_counter() - began)
             reporter.on_step(step, engine.last_result.loss)
 
 
-def _micro_batches(engine: Any, task: Task, step: int) -> Iterator[Any]:
+def micro_batches(engine: Any, task: Task, step: int) -> Iterator[Any]:
     """This rank's of a step: g, g + G, ... of all, for group g of G.
 
     Examples of like length go together, so that little is padding; a step's mean is of them all.
@@ -294,9 +296,23 @@ def _summarize(engine: Any, metrics: Metrics, journal: Path, taken: int) -> Summ
         peak_device_bytes=weights.arena.peak_bytes,
         host_bytes=weights.host_bytes,
         rank_bytes_per_step=engine.stepper.replica.step_bytes // taken if taken else None,
-        noise_over_signal=_finite(noise.ratio) if noise else None,
+        noise_over_signal=_finite(noise.ratio) if noise and not noise.is_stepwise else None,
         metric=metrics.metric,
+        eps_warning=_eps_warning(engine),
     )
+
+
+def _eps_warning(engine: Any) -> str | None:
+    """What was wrong with eps, also where another process took the steps that showed it."""
+    from zo_offload.engine import watch_of
+
+    watch = engine.eps_watch
+    if watch.finding is None:
+        watch = watch_of(engine.stepper)
+        for record in engine.stepper.journal.records:
+            grads = [probe.projected_grad for probe in record.probes]
+            watch.observe(record.step, record.losses, grads)
+    return watch.finding.text if watch.finding else None
 
 
 def _finite(value: float) -> float | None:

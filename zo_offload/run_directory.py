@@ -9,6 +9,9 @@ from typing import Any
 from zo_offload import files
 from zo_offload.errors import ConfigError
 
+FOUND = ("find_lr.json", "find_lr.png")
+"""What a search for the learning rate leaves, beside which a run may begin."""
+
 
 def what_is_asked(
     options: Mapping[str, Any], config: Mapping[str, Any], digests: Mapping[str, str]
@@ -38,7 +41,7 @@ def holds(directory: Path, asked: Mapping[str, Any]) -> bool:
     except OSError as error:
         raise ConfigError(f"--output: cannot use {directory}: {error.strerror}") from error
     if text is None:
-        if entries - {files.LOCK, record.name + files.ASIDE}:
+        if entries - {files.LOCK, record.name + files.ASIDE, *FOUND}:
             raise ConfigError(
                 f"--output: {directory} is not empty and holds no run; choose another"
             )

@@ -452,12 +452,20 @@ class Stepper:
             for number in range(directions)
             for coefficient in points
         ]
-        at_once = self._placing.num_draws  # no more forwards alive than in a step
-        parts = [draws[i : i + at_once] for i in range(0, len(draws), at_once)]
-        sums = [pair for part in parts for pair in self.measure([batch], part)[0]]
+        (sums,) = self.measure_few([batch], draws)
         losses = [total / weight if weight else math.nan for total, weight in sums]
         rows = [losses[i : i + len(points)] for i in range(0, len(losses), len(points))]
         return loss_noise.estimate(rows)
+
+    def measure_few(
+        self, batches: Sequence[Any], draws: Sequence[tuple[int, int, Draw]]
+    ) -> list[list[Sum]]:
+        """As :meth:`measure`, in visits with no more forwards alive than in a step."""
+        at_once = self._placing.num_draws
+        parts = [
+            self.measure(batches, draws[i : i + at_once]) for i in range(0, len(draws), at_once)
+        ]
+        return [[pair for row in rows for pair in row] for rows in zip(*parts, strict=True)]
 
     def forward(self, batch: Any) -> Any:
         """The model's output on the current weights."""

@@ -265,7 +265,7 @@ def test_micro_batches_are_of_like_length(tmp_path: Path, made: Made):
             train_batch_size=lambda: 8,
             train_micro_batch_size_per_gpu=lambda: size,
         )
-        found = run._micro_batches(engine, task, step=0)
+        found = run.micro_batches(engine, task, step=0)
         return [batch["attention_mask"].sum(dim=1).tolist() for batch in found]
 
     (whole,), quarters = lengths(8), lengths(2)  # a row an option
