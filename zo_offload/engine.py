@@ -27,7 +27,7 @@ from zo_offload.config import load_json
 from zo_offload.deepspeed_json import ScheduledScalars, Settings, read_settings, unstarted_scheduler
 from zo_offload.engine_files import SavesAndLoads
 from zo_offload.engine_outputs import ReturnsMidpoints
-from zo_offload.eps_watch import MOST_NOISE, EpsWatch
+from zo_offload.eps_watch import MOST_NOISE
 from zo_offload.errors import ConfigError, ModelError
 from zo_offload.integrations.hf import load_model
 from zo_offload.loader import Loader, Share
@@ -164,7 +164,7 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
             self._remove_hooks()
             self.last_result = None
             self.loss_noise: LossNoise | None = None
-            self.eps_watch = watch_of(stepper)
+            self.eps_watch = stepper.new_watch()
             self._window = self._new_window()
             self._repeating_loader = None
             self._snapshots = None
@@ -528,14 +528,6 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
             yield
         finally:
             self._stop_timers(names)
-
-
-def watch_of(stepper: Stepper) -> EpsWatch:
-    """What looks at a run's losses."""
-    spans = (span for unit in stepper.weights.map.everything for span in unit.spans)
-    double = any(span.dtype == torch.float64 for span in spans)
-    config = stepper.config
-    return EpsWatch(config.eps, len(config.signs), significand=53 if double else 24)
 
 
 def _scalars(settings: Settings, parameters: Any) -> ScheduledScalars:

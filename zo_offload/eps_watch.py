@@ -20,8 +20,7 @@ from typing import Literal
 
 WINDOW = 20  # steps that are looked at together; as many without any slope are dead
 COARSE = 2.0  # steps of fp32: of the middle difference, at most
-COARSE_MOST = 16.0  # of the larger ones; beyond, the objective is one of few values
-LARGER = 0.9  # share of differences below those
+COARSE_MOST = 16.0  # of the largest; beyond, the objective is one of few values
 MOST_NOISE = 0.5  # over signal
 LARGEST_DENOMINATOR = 512
 
@@ -104,9 +103,9 @@ class EpsWatch:
             )
         spreads = [s for losses, _ in self._seen for s in self._spreads(losses)]
         size = spacing(median(map(abs, everything)), self.significand)
-        middle, larger = median(spreads), sorted(spreads)[math.ceil(LARGER * len(spreads)) - 1]
+        middle, largest = median(spreads), max(spreads)
         equal = sum(spread == 0 for spread in spreads)
-        if middle <= COARSE * size and larger <= COARSE_MOST * size:
+        if middle <= COARSE * size and largest <= COARSE_MOST * size:
             return Finding(
                 "coarse",
                 step,

@@ -304,11 +304,9 @@ def _summarize(engine: Any, metrics: Metrics, journal: Path, taken: int) -> Summ
 
 def _eps_warning(engine: Any) -> str | None:
     """What was wrong with eps, also where another process took the steps that showed it."""
-    from zo_offload.engine import watch_of
-
     watch = engine.eps_watch
     if watch.finding is None:
-        watch = watch_of(engine.stepper)
+        watch = engine.stepper.new_watch()
         for record in engine.stepper.journal.records:
             grads = [probe.projected_grad for probe in record.probes]
             watch.observe(record.step, record.losses, grads)

@@ -19,6 +19,7 @@ from zo_offload.agreement import Agreement
 from zo_offload.config import ZOConfig
 from zo_offload.config_update import momentum_of
 from zo_offload.converted import converted_of, mark_converted
+from zo_offload.eps_watch import EpsWatch
 from zo_offload.errors import DivergedError
 from zo_offload.generators import lane_seed
 from zo_offload.journal import Flags, Journal, Probe, Record
@@ -443,6 +444,12 @@ class Stepper:
         self.weights.history = self._history
         if journal.path is not None if persists is None else persists:
             self.weights.adopt(self._identity())
+
+    def new_watch(self) -> EpsWatch:
+        """What looks at the losses of a run's steps."""
+        spans = (span for unit in self.weights.map.everything for span in unit.spans)
+        double = any(span.dtype == torch.float64 for span in spans)
+        return EpsWatch(self.config.eps, len(self.config.signs), significand=53 if double else 24)
 
     def measure_noise(self, batch: Any, directions: int = 2) -> LossNoise:
         """Rounding noise of the losses on a batch, against the signal of a step; takes no step."""

@@ -18,7 +18,6 @@ import torch
 from zo_offload import estimator
 from zo_offload.config import BLOCK, parse_config
 from zo_offload.config_update import MOST_LAG
-from zo_offload.engine import watch_of
 from zo_offload.errors import DivergedError
 from zo_offload.find_lr.slopes import Losses, Slopes, slopes_of
 from zo_offload.journal import Journal
@@ -86,7 +85,7 @@ class Trials:
             for unit in weights.map.everything
             if weights.goal(unit, self.steps) > 0
         ]
-        self.watch = watch_of(self.stepper)
+        self.watch = self.stepper.new_watch()
 
     def begin(self, number: int) -> None:
         """Stand at the beginning again, for a round."""
