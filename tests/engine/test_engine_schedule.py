@@ -275,3 +275,37 @@ def test_noise_is_not_measured_on_a_loss_that_is_not_finite(make_engine, caplog)
     assert "drowns" not in caplog.text
     rates(engine, 1)
     assert engine.loss_noise is not None
+
+
+def test_an_accuracy_is_not_taken_for_rounding(make_engine, caplog):
+    caplog.set_level(logging.WARNING, "zo_offload")
+
+    def misses(model: Any, batch: Any, outputs: Any) -> torch.Tensor:
+        return (outputs.logits.argmax(-1) != batch["labels"]).float()
+
+    engine = make_engine(objective=misses, measure_noise=True)
+    losses = [float(engine.train_batch(iter([batch(step)]))) for step in range(25)]
+    assert {loss * 8 % 1 for loss in losses} == {0.0}
+    assert engine.loss_noise.is_stepwise
+    assert engine.eps_watch.finding is None
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(("eps", "kind"), [(1e-3, None), (2e-8, "coarse"), (1e-14, "dead")])
+def test_an_eps_too_small_for_its_losses_is_told_once(make_engine, caplog, eps, kind):
+    engine = make_engine(ds=config(zeroth_order={"eps": eps}))
+    for step in range(45):
+        engine.train_batch(iter([batch(step)]))
+    found = engine.eps_watch.finding
+    assert (found.kind if found else None) == kind
+    assert caplog.text.count("raise eps") == (kind is not None)
+
+
+def test_a_loss_computed_from_logits_is_not_looked_at(make_engine):
+    engine = make_engine(ds=config(zeroth_order={"eps": 1e-14}))
+    for step in range(25):
+        given = batch(step)
+        out = engine(x=given["x"])
+        engine.backward(torch.nn.functional.cross_entropy(out.logits, given["labels"]))
+        engine.step()
+    assert engine.eps_watch.finding is None

@@ -92,8 +92,10 @@ def _claimed(directory: Path) -> Iterator[None]:
                 "directory that is empty, or holds what it found; give another"
             )
         with files.locked(directory):
-            yield
-            (directory / files.LOCK).unlink()
+            try:
+                yield
+            finally:
+                (directory / files.LOCK).unlink()
     except BlockingIOError:
         raise ConfigError(
             f"--output: another process is at work in {directory}; wait for it, or choose another"
