@@ -45,7 +45,7 @@ class Task:
         self._asked = read_asked(options, training)
         self.model_name = options.model
         self.digests = self._asked.digests
-        self.order = self._order()
+        self.order: Order = self._order()
         self.metric = self._asked.manner.metrics[0]
         self.train: list[Any] = []
         self.dev: list[Any] = []

@@ -71,7 +71,9 @@ def test_the_run_afterwards_has_the_bits_of_one_without(task, finished, found, t
 def test_a_run_is_not_mixed_with_what_is_found(task, finished):
     before = tree(finished.directory)
     done = invoke([*task.arguments(finished.directory), "--find-lr"])
-    assert_one_line(done, "--output: .* holds curve.png and more; --find-lr writes into a directory")
+    assert_one_line(
+        done, "--output: .* holds curve.png and more; --find-lr writes into a directory"
+    )
     assert tree(finished.directory) == before
 
 
