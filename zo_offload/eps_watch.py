@@ -59,7 +59,7 @@ class EpsWatch:
     Example:
         >>> watch = EpsWatch(eps=1e-9)
         >>> for step in range(20):
-        ...     found = watch.observe(step, [0.61 + step, 0.61 + step], [0.0])
+        ...     found = watch.observe(step, [0.6931472 + step] * 2, [0.0])
         >>> found.kind, watch.finding is found
         ('dead', True)
     """
