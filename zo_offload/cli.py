@@ -310,6 +310,7 @@ class Bar(Reporter):
 def summary_lines(summary: "Summary", directory: str) -> list[str]:
     """What a run found, and where its files lie."""
     noise, sent = summary.noise_over_signal, summary.rank_bytes_per_step
+    equal = summary.equal_share
     rows = {
         summary.metric: f"{summary.accuracy_before:.4f} -> {summary.accuracy_after:.4f}",
         "dev loss": f"{as_loss(summary.loss_before)} -> {as_loss(summary.loss_after)}",
@@ -318,6 +319,7 @@ def summary_lines(summary: "Summary", directory: str) -> list[str]:
         "weights on the host": as_bytes(summary.host_bytes),
         "sent between ranks": "not measured" if sent is None else f"{sent} bytes a step",
         "noise over signal": "not measured" if noise is None else f"{noise:.2g}",
+        "equal losses": "not counted" if equal is None else f"{100 * equal:.3g} % of the probes",
         "model directory": f"{directory.rstrip('/')}/model",
         "journal": summary.journal,
         "metrics": f"{directory.rstrip('/')}/metrics.csv",

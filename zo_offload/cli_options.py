@@ -59,6 +59,10 @@ TRAIN_OPTIONS = (
     click.option("--order", type=click.Choice(["stratified", "shuffled"]),
                  help="Of examples: batches that hold every class in proportion (default, where "
                       "there are classes), or as they come."),
+    click.option("--objective", type=click.Choice(["loss", "accuracy", "f1", "exact_match"]),
+                 default="loss", show_default=True,
+                 help="What is trained on: accuracy, of label words, choices and classes; f1 and "
+                      "exact_match, of generated answers."),
     click.option("--eval-every", type=click.IntRange(min=1),
                  help="Steps between evaluations (default: a tenth of --steps, at least 10)."),
     click.option("--find-lr", is_flag=True,

@@ -123,7 +123,7 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
         stepper: Everything below DeepSpeed.
         last_result: What the latest step found and did.
         loss_noise: Rounding noise of the losses against the signal of a step, measured on the first
-            batch.
+            batch; None of an objective that is not smooth.
         eps_watch: Sees whether losses differ enough from one another; its ``finding`` says what is
             wrong with eps.
     """
@@ -477,8 +477,11 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
                 self.timers(name).stop()
 
     def _measure_noise(self, batch: Any) -> None:
-        """Once, on the first finite losses: say how well a step can be told from rounding."""
-        if self.loss_noise is not None:
+        """Once, on the first finite losses: say how well a step can be told from rounding.
+
+        What moves in jumps by nature is no smooth function plus rounding.
+        """
+        if self.loss_noise is not None or not self.stepper.objective.smooth:
             return
         found = self.stepper.measure_noise(batch)
         if not math.isfinite(found.noise):

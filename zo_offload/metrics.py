@@ -16,7 +16,7 @@ from pathlib import Path
 
 from zo_offload.estimator import mean_loss
 from zo_offload.files import naming, write_file
-from zo_offload.journal import Record
+from zo_offload.journal import Flags, Record
 from zo_offload.journal.files import write_whole
 from zo_offload.tasks import Evaluation
 
@@ -31,10 +31,18 @@ class Metrics:
         path: The CSV file; made, or reconciled with the journal.
         records: The journal's.
         metric: What the column ``accuracy`` holds, and is called in the file.
+        objective: What the column ``loss`` is: the loss, or one less this score.
     """
 
-    def __init__(self, path: Path, records: Sequence[Record], metric: str = "accuracy") -> None:
+    def __init__(
+        self,
+        path: Path,
+        records: Sequence[Record],
+        metric: str = "accuracy",
+        objective: str = "loss",
+    ) -> None:
         self.metric = metric
+        self.objective = objective if objective == "loss" else f"1 - {objective}"
         kept = {int(row["step"]): row for row in _read(path, metric)}
         self.rows = [kept.get(record.step, {}) | _row(record) for record in records]
         last = kept.get(len(self.rows), {})
@@ -105,8 +113,8 @@ def draw_curve(metrics: Metrics, path: Path) -> None:
     evaluations = metrics.evaluations()
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     left = figure.subplots()
-    left.plot(steps, losses, color="0.8", linewidth=0.8, label="loss of a step")
-    left.plot(steps, _smooth(losses), color="tab:blue", label="loss, smoothed")
+    left.plot(steps, losses, color="0.8", linewidth=0.8, label=f"{metrics.objective} of a step")
+    left.plot(steps, _smooth(losses), color="tab:blue", label=f"{metrics.objective}, smoothed")
     left.plot(
         [s for s, _, _ in evaluations],
         [loss for _, _, loss in evaluations],
@@ -116,7 +124,7 @@ def draw_curve(metrics: Metrics, path: Path) -> None:
         label="dev loss",
     )
     left.set_xlabel("steps")
-    left.set_ylabel("loss", color="tab:blue")
+    left.set_ylabel(" and ".join(dict.fromkeys([metrics.objective, "loss"])), color="tab:blue")
     left.set_ylim(bottom=0, top=_top(losses, [loss for _, _, loss in evaluations]))
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     right = left.twinx()
@@ -133,6 +141,12 @@ def draw_curve(metrics: Metrics, path: Path) -> None:
     names = [str(line.get_label()) for line in lines]
     figure.legend(lines, names, loc="outside upper center", ncols=4, frameon=False)
     figure.savefig(path, dpi=120)
+
+
+def equal_share(records: Sequence[Record]) -> float | None:
+    """The share of probes whose lanes had equal losses, of steps that were not skipped."""
+    tried = [p.projected_grad for r in records if not r.flags & Flags.SKIPPED for p in r.probes]
+    return sum(not grad for grad in tried) / len(tried) if tried else None
 
 
 def _row(record: Record) -> dict[str, str]:

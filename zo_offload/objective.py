@@ -45,10 +45,15 @@ class Objective:
         loss: ``fn(model, batch, outputs)`` to a per-example tensor (its mean counts, with weight 1)
             or to ``(sum, weight)``. Need not be differentiable.
         forward: ``fn(model, batch)`` to outputs.
+        smooth: Whether it changes little where weights change little. An accuracy or a reward moves
+            in jumps: then lanes may well be equal, and nobody looks for rounding in its steps.
+        name: In a journal's header, so that no run goes on with another; empty for the task's loss.
     """
 
     loss: Callable[[nn.Module, Any, Any], Any] = model_loss
     forward: Callable[[nn.Module, Any], Any] = call_with
+    smooth: bool = True
+    name: str = ""
 
 
 def loss_sum(loss: Any) -> tuple[float, float]:

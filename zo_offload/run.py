@@ -31,7 +31,7 @@ from zo_offload import files, launched
 from zo_offload.config import BLOCK, load_json, parse_config
 from zo_offload.errors import ConfigError
 from zo_offload.journal import Journal
-from zo_offload.metrics import Metrics, draw_curve
+from zo_offload.metrics import Metrics, draw_curve, equal_share
 from zo_offload.replica import Replica
 from zo_offload.reporter import Reporter
 from zo_offload.run_defaults import default_config
@@ -60,7 +60,11 @@ class RunOptions(TaskOptions):
 
 @dataclass(frozen=True)
 class Summary:
-    """What a finished run found. Bytes are of weights; accuracies, of the task's `metric`."""
+    """What a finished run found. Bytes are of weights; accuracies, of the task's `metric`.
+
+    Attributes:
+        equal_share: Of all probes tried, those whose lanes had equal losses: they move nothing.
+    """
 
     journal: str
     steps: int
@@ -76,6 +80,7 @@ class Summary:
     noise_over_signal: float | None
     metric: str = "accuracy"
     eps_warning: str | None = None
+    equal_share: float | None = None
 
 
 def train(options: RunOptions, reporter: Reporter) -> Summary | None:
@@ -154,7 +159,7 @@ def _run(
     try:
         if replica.is_first:
             records = Journal.read(journal).records if journal.exists() else ()
-            metrics = Metrics(directory / "metrics.csv", records, task.metric)
+            metrics = Metrics(directory / "metrics.csv", records, task.metric, options.objective)
         lost = metrics is not None and bool(metrics.rows) and metrics.evaluation(0) is None
         if _on_every_rank(replica, lost):  # the file was lost, the base is at hand
             found = evaluate_on_ranks(engine, task, reporter)
@@ -299,6 +304,7 @@ def _summarize(engine: Any, metrics: Metrics, journal: Path, taken: int) -> Summ
         noise_over_signal=_finite(noise.ratio) if noise and not noise.is_stepwise else None,
         metric=metrics.metric,
         eps_warning=_eps_warning(engine),
+        equal_share=equal_share(engine.stepper.journal.records),
     )
 
 

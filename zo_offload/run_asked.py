@@ -38,6 +38,7 @@ class TaskOptions:
     kind: Kind | None = None
     per_class: int | None = None
     order: Order | None = None
+    objective: str = "loss"
 
 
 @dataclass(frozen=True)

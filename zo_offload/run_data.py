@@ -22,6 +22,7 @@ from zo_offload.tasks import (
     drawn,
     read_examples,
 )
+from zo_offload.tasks.aims import LOSS
 from zo_offload.tasks.chosen import check_mask, is_task_file
 
 BY_PROMPT = ("dev", "template", "labels")
@@ -54,8 +55,9 @@ def read_asked(options: TaskOptions, training: bool) -> Asked:
 def recorded(options: TaskOptions, order: Order) -> dict[str, Any]:
     """What of the options makes a run this run.
 
-    What a task brought with it is left out where there is none, so that runs from before there
-    were tasks can be continued. So is the order of examples where it is the one of those runs.
+    What a task brought with it is left out where there is none, and so are an objective that is the
+    task's loss and an order that is as examples come, so that runs from before there were these
+    can be continued.
 
     Args:
         options: Of the command.
@@ -69,6 +71,8 @@ def recorded(options: TaskOptions, order: Order) -> dict[str, Any]:
     for name in ("kind", "per_class"):
         if told[name] is None:
             del told[name]
+    if told["objective"] == LOSS:
+        del told["objective"]
     if options.task is None and options.data is None:
         told = {k: v for k, v in told.items() if k not in ("task", "data_seed", *BY_TASK)}
     return told

@@ -11,6 +11,7 @@ from zo_offload.reporter import Reporter
 from zo_offload.run_asked import Order, TaskOptions
 from zo_offload.run_data import read_asked, recorded
 from zo_offload.tasks import Rendered, Way, causal_way, masked_way
+from zo_offload.tasks.aims import check_objective
 from zo_offload.tasks.classify import image_way
 from zo_offload.tasks.pictures import are_made_up, in_the_models_order
 from zo_offload.tasks.shots import told, with_demonstrations
@@ -43,6 +44,7 @@ class Task:
     def __init__(self, options: TaskOptions, training: bool = False) -> None:
         self._options = options
         self._asked = read_asked(options, training)
+        check_objective(options.objective, self._asked.manner)
         self.model_name = options.model
         self.digests = self._asked.digests
         self.order: Order = self._order()
@@ -56,6 +58,7 @@ class Task:
         (self._look if self._asked.kind == "image" else self._tokenize)(reporter)
         if self.order == "stratified":
             self.classes = tuple(one.right[0] for one in self.train)
+        self.way = self.way.minimising(self._options.objective)
 
     def load_model(self, spill: Sequence[str | Path]) -> Any:
         """The model that the task's way leads through."""

@@ -391,7 +391,9 @@ class Stepper:
         assert self.step == 0
         config = self.config
         damping = {} if config.natural is None else {"natural": config.natural}
+        objective = {"objective": self.objective.name} if self.objective.name else {}
         return {
+            **objective,
             "base_sha256": self.weights.base_sha256 or self._digest(),
             "seed": config.seed,
             "eps": config.eps,
@@ -474,10 +476,10 @@ class Stepper:
         ]
         return [[pair for row in rows for pair in row] for rows in zip(*parts, strict=True)]
 
-    def forward(self, batch: Any) -> Any:
-        """The model's output on the current weights."""
+    def forward(self, batch: Any, by: Callable[[nn.Module, Any], Any] | None = None) -> Any:
+        """The model's output on the current weights, ``by`` a call that is not the objective's."""
         moved = move_to(batch, self._device)
-        run = partial(self.objective.forward, self.model, moved)
+        run = partial(by or self.objective.forward, self.model, moved)
         return self.lanes.run_one(run, [shapes_of(moved)])
 
     def evaluate(self, batch: Any) -> tuple[float, float]:

@@ -17,6 +17,7 @@ By name, or by a file of one's own:
     loss = way.objective.loss(model, batch, way.objective.forward(model, way.collate(encoded)))
 """
 
+from zo_offload.tasks.aims import OBJECTIVES, Aim, reward_objective
 from zo_offload.tasks.chosen import chosen_task
 from zo_offload.tasks.encode import Batch, Encoded, collate, encode, encode_rendered
 from zo_offload.tasks.evaluate import (
@@ -62,8 +63,10 @@ from zo_offload.tasks.way import Way, causal_way, masked_way
 __all__ = [
     "MASKED_TASKS",
     "METRICS",
+    "OBJECTIVES",
     "REWARDS",
     "TASKS",
+    "Aim",
     "Batch",
     "Counts",
     "Decoding",
@@ -105,6 +108,7 @@ __all__ = [
     "predict",
     "read_examples",
     "read_task",
+    "reward_objective",
     "score",
     "split_file",
     "stratified_order",

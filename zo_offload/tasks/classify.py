@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from zo_offload.objective import Objective
+from zo_offload.tasks.aims import aims_of_options
 from zo_offload.tasks.encode import Batch
 from zo_offload.tasks.judge import Verdict
 from zo_offload.tasks.pictures import Picture, decoded
@@ -33,6 +34,7 @@ def image_way(processor: Any) -> Way:
         judge=partial(judge_classes, collate=collated),
         metrics=("accuracy",),
         num_rows=len,
+        aims=aims_of_options(image_forward, collated, class_misses),
     )
 
 
@@ -69,6 +71,12 @@ def class_loss(model: nn.Module | None, batch: Batch, outputs: Any) -> torch.Ten
     """Cross-entropy, fp32 [examples]: the engine's `objective`."""
     logits = outputs.logits.float()
     return functional.cross_entropy(logits, batch["targets"].to(logits.device), reduction="none")
+
+
+def class_misses(model: nn.Module | None, batch: Batch, outputs: Any) -> torch.Tensor:
+    """1 where the class of the highest logit is wrong, else 0: fp32 [examples]."""
+    found = outputs.logits.argmax(dim=-1)
+    return (found != batch["targets"].to(found.device)).float()
 
 
 def judge_classes(stepper: Any, pictures: Sequence[Picture], collate: Any) -> list[Verdict]:

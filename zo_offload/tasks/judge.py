@@ -9,7 +9,7 @@ from zo_offload.objective import move_to
 from zo_offload.tasks.encode import Batch, Encoded, collate
 from zo_offload.tasks.evaluate import Evaluation
 from zo_offload.tasks.generate import Decoding
-from zo_offload.tasks.objective import answer_losses, option_loss, predict
+from zo_offload.tasks.objective import answer_losses, option_forward, option_loss, predict
 from zo_offload.tasks.scores import METRICS, OF_TEXTS
 
 
@@ -45,7 +45,7 @@ def judge_options(
 def judge_answers(stepper: Any, examples: Sequence[Encoded], decoding: Decoding) -> list[Verdict]:
     """What is decoded greedily, and the language-model loss of the answer to learn from."""
     batch = collate(examples)
-    losses, weights = _losses(batch, stepper.forward(batch), "answer")
+    losses, weights = _losses(batch, stepper.forward(batch, option_forward), "answer")
     asked = move_to(decoding.collate(examples), stepper.device)
     ids = stepper.run_model(lambda: decoding.generate(stepper.model, asked))
     return list(map(Verdict, losses, weights, decoding.texts(ids)))

@@ -4,12 +4,13 @@ A `Way` is made of functions, so that another kind of model is another function 
 and `masked_way`, and nothing else.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zo_offload.objective import Objective
+from zo_offload.tasks.aims import LOSS, Aim, aims_of_answers, aims_of_options
 from zo_offload.tasks.encode import Batch, Encoded, collate, encode_rendered, num_rows
 from zo_offload.tasks.generate import Decoding
 from zo_offload.tasks.judge import Verdict, judge_answers, judge_options
@@ -34,6 +35,7 @@ class Way:
         judge: `(stepper, examples)` to a verdict on each, for a batch.
         metrics: Of all verdicts; the first is the task's score.
         num_rows: That a batch of examples takes in the model.
+        aims: What else can be minimised, by name, with the micro-batches for it.
     """
 
     encode: Callable[..., list[Any]]
@@ -42,6 +44,17 @@ class Way:
     judge: Callable[[Any, Sequence[Any]], list[Verdict]]
     metrics: tuple[str, ...]
     num_rows: Callable[[Sequence[Any]], int] = num_rows
+    aims: Mapping[str, Aim] = field(default_factory=dict)
+
+    def minimising(self, name: str) -> "Way":
+        """The same way, with another objective.
+
+        Args:
+            name: `loss`, or one of `aims`.
+        """
+        if name == LOSS:
+            return self
+        return replace(self, collate=self.aims[name].collate, objective=self.aims[name].objective)
 
 
 def causal_way(manner: Manner, tokenizer: "PreTrainedTokenizerBase") -> Way:
@@ -51,14 +64,17 @@ def causal_way(manner: Manner, tokenizer: "PreTrainedTokenizerBase") -> Way:
     if manner.generates:
         decoding = Decoding(tokenizer, manner.max_new_tokens, manner.stop)
         judge = partial(judge_answers, decoding=decoding)
+        aims = aims_of_answers(decoding)
     else:
         judge = partial(judge_options, train_on=manner.train_on)
+        aims = aims_of_options(option_forward, collate)
     return Way(
         encode=partial(_encode, tokenizer=tokenizer, max_new_tokens=room),
         collate=collate_answers if manner.train_on == "answer" else collate,
         objective=Objective(loss=loss, forward=option_forward),
         judge=judge,
         metrics=manner.metrics,
+        aims=aims,
     )
 
 
@@ -79,6 +95,7 @@ def masked_way(manner: Manner, tokenizer: "PreTrainedTokenizerBase") -> Way:
         objective=Objective(loss=loss, forward=mask_forward),
         judge=partial(judge_options, train_on=manner.train_on, collate=collated),
         metrics=manner.metrics,
+        aims=aims_of_options(mask_forward, collated),
     )
 
 
