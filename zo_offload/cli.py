@@ -113,11 +113,13 @@ def train(local_rank: int | None, find_lr: bool, trial_steps: int | None, **opti
         with reporter() as bar:
             with bar.phase("starting"):
                 _quiet()
-                from zo_offload import run
+                from zo_offload import run, run_first_order
             chosen = run.RunOptions(**options)
-            summary = run.train(chosen, bar)
+            by = run_first_order if chosen.first_order else run
+            summary = by.train(chosen, bar)
     except KeyboardInterrupt:
-        raise Interrupted("interrupted; the same command continues the run") from None
+        again = "begins it anew" if options["first_order"] else "continues the run"
+        raise Interrupted(f"interrupted; the same command {again}") from None
     if summary is None:  # the first rank speaks
         return
     if not bar.trained:
@@ -320,8 +322,14 @@ def summary_lines(summary: "Summary", directory: str) -> list[str]:
         "sent between ranks": "not measured" if sent is None else f"{sent} bytes a step",
         "noise over signal": "not measured" if noise is None else f"{noise:.2g}",
         "equal losses": "not counted" if equal is None else f"{100 * equal:.3g} % of the probes",
-        "model directory": f"{directory.rstrip('/')}/model",
         "journal": summary.journal,
+    }
+    if summary.first_order:
+        head = {name: rows[name] for name in (summary.metric, "dev loss", "model")}
+        held = f"{as_bytes(summary.peak_device_bytes)} with gradients and moments"
+        rows = head | {"weights in memory": held}
+    rows |= {
+        "model directory": f"{directory.rstrip('/')}/model",
         "metrics": f"{directory.rstrip('/')}/metrics.csv",
         "curve": f"{directory.rstrip('/')}/curve.png",
     }

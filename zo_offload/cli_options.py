@@ -63,6 +63,10 @@ TRAIN_OPTIONS = (
                  default="loss", show_default=True,
                  help="What is trained on: accuracy, of label words, choices and classes; f1 and "
                       "exact_match, of generated answers."),
+    click.option("--first-order", type=click.Choice(["full", "lora"]),
+                 help="A baseline: train by backprop instead, with AdamW in memory, all weights or "
+                      "a LoRA adapter."),
+    click.option("--lr", type=POSITIVE, help="Of --first-order; else the JSON's."),
     click.option("--eval-every", type=click.IntRange(min=1),
                  help="Steps between evaluations (default: a tenth of --steps, at least 10)."),
     click.option("--find-lr", is_flag=True,

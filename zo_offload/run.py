@@ -56,6 +56,8 @@ class RunOptions(TaskOptions):
     steps: int = 0
     output: str = ""
     eval_every: int | None = None
+    first_order: str | None = None
+    lr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,11 @@ class Summary:
 
     Attributes:
         equal_share: Of all probes tried, those whose lanes had equal losses: they move nothing.
+        first_order: What backprop trained, where it did: then bytes on the device are of
+            weights, gradients and moments together.
     """
 
-    journal: str
+    journal: str | None
     steps: int
     accuracy_before: float
     accuracy_after: float
@@ -81,6 +85,7 @@ class Summary:
     metric: str = "accuracy"
     eps_warning: str | None = None
     equal_share: float | None = None
+    first_order: str | None = None
 
 
 def train(options: RunOptions, reporter: Reporter) -> Summary | None:
@@ -104,7 +109,7 @@ def train(options: RunOptions, reporter: Reporter) -> Summary | None:
             return b""
 
         if replica.share(claim) == FINISHED:
-            return _read_summary(directory / "summary.json") if replica.is_first else None
+            return read_summary(directory / "summary.json") if replica.is_first else None
         engine = start_engine(replica, task, config, reporter, options.steps, directory)
         try:
             return _run(engine, task, options, journal_path(config, directory), reporter)
@@ -137,6 +142,8 @@ def asked_for(options: RunOptions) -> tuple[dict[str, Any], Task, dict[str, Any]
     """Config, task, and what makes this run this run: all that needs no weights."""
     if not 1 <= options.steps <= MOST_STEPS:
         raise ConfigError(f"--steps: expected 1 to {MOST_STEPS:,}, found {options.steps}")
+    if options.lr is not None:
+        raise ConfigError("--lr: goes with --first-order; else the JSON's optimizer.params.lr says")
     config, task = _task(options, training=True)
     return config, task, what_is_asked(recorded(options, task.order), config, task.digests)
 
@@ -172,7 +179,7 @@ def _run(
                 f"--steps: {journal} holds {engine.global_steps} already, found {options.steps}"
             )
         first = engine.global_steps
-        _take_steps(engine, task, options, metrics, reporter)
+        take_steps(engine, task, options, metrics, reporter)
     finally:
         if metrics is not None:
             metrics.close()
@@ -180,7 +187,7 @@ def _run(
         replica.wait_for_all()
         return None
     with reporter.phase(f"exporting to {directory / 'model'}"):
-        _export(engine, task, directory / "model")
+        export_model(engine, task, directory / "model")
     draw_curve(metrics, directory / "curve.png")
     summary = _summarize(engine, metrics, journal, options.steps - first)
     files.write_file(directory / "summary.json", as_json(asdict(summary)))
@@ -243,9 +250,10 @@ def start_engine(
     return engine
 
 
-def _take_steps(
+def take_steps(
     engine: Any, task: Task, options: RunOptions, metrics: Metrics | None, reporter: Reporter
 ) -> None:
+    """All that are left, with the evaluations between them."""
     steps, replica = options.steps, engine.stepper.replica
     every = options.eval_every or max(LEAST_EVAL_EVERY, steps // NUM_EVALUATIONS)
     reporter.on_start(engine.global_steps, steps)
@@ -294,14 +302,14 @@ def _summarize(engine: Any, metrics: Metrics, journal: Path, taken: int) -> Summ
         steps=steps,
         accuracy_before=before[0],
         accuracy_after=after[0],
-        loss_before=_finite(before[1]),
-        loss_after=_finite(after[1]),
+        loss_before=finite(before[1]),
+        loss_after=finite(after[1]),
         model_parameters=weights.map.num_parameters,
         model_bytes=weights.map.forward_bytes,
         peak_device_bytes=weights.arena.peak_bytes,
         host_bytes=weights.host_bytes,
         rank_bytes_per_step=engine.stepper.replica.step_bytes // taken if taken else None,
-        noise_over_signal=_finite(noise.ratio) if noise and not noise.is_stepwise else None,
+        noise_over_signal=finite(noise.ratio) if noise and not noise.is_stepwise else None,
         metric=metrics.metric,
         eps_warning=_eps_warning(engine),
         equal_share=equal_share(engine.stepper.journal.records),
@@ -319,12 +327,13 @@ def _eps_warning(engine: Any) -> str | None:
     return watch.finding.text if watch.finding else None
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
     """JSON has no other numbers."""
     return value if math.isfinite(value) else None
 
 
-def _read_summary(path: Path) -> Summary:
+def read_summary(path: Path) -> Summary:
+    """Of a finished run."""
     try:
         return Summary(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -355,7 +364,7 @@ def _as_written(config: Mapping[str, Any], model: str) -> dict[str, Any]:
     return {**config, BLOCK: {k: v for k, v in block.items() if k not in done}}
 
 
-def _export(engine: Any, task: Task, directory: Path) -> None:
+def export_model(engine: Any, task: Task, directory: Path) -> None:
     """Write the model aside, then give it its name."""
     from safetensors import SafetensorError
 

@@ -68,8 +68,8 @@ def recorded(options: TaskOptions, order: Order) -> dict[str, Any]:
         del told[name]
     if order != "shuffled":
         told["order"] = order
-    for name in ("kind", "per_class"):
-        if told[name] is None:
+    for name in ("kind", "per_class", "first_order", "lr"):
+        if told.get(name, "") is None:
             del told[name]
     if told["objective"] == LOSS:
         del told["objective"]

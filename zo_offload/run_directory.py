@@ -45,7 +45,7 @@ def holds(directory: Path, asked: Mapping[str, Any]) -> bool:
             raise ConfigError(
                 f"--output: {directory} is not empty and holds no run; choose another"
             )
-        _refuse_journal(journal_path(asked["config"], directory))
+        _refuse_journal(asked, directory)
         return False
     try:
         held = json.loads(text)
@@ -56,8 +56,8 @@ def holds(directory: Path, asked: Mapping[str, Any]) -> bool:
         raise ConfigError(f"{record}: damaged; restore it, or choose another --output")
     if held == asked:
         return True
-    if held is None or not journal.exists():  # nothing was learnt yet
-        _refuse_journal(journal_path(asked["config"], directory))
+    if held is None or not _has_learnt(held, journal, directory):
+        _refuse_journal(asked, directory)
         return False
     raise ConfigError(
         f"--output: {directory} holds another run: {next(_differences(held, asked))}; "
@@ -65,8 +65,14 @@ def holds(directory: Path, asked: Mapping[str, Any]) -> bool:
     )
 
 
-def _refuse_journal(path: Path) -> None:
-    if path.exists():
+def _has_learnt(held: Mapping[str, Any], journal: Path, directory: Path) -> bool:
+    """A run by backprop has no journal, and keeps what it found in its metrics."""
+    return (directory / "metrics.csv" if held.get("first_order") else journal).exists()
+
+
+def _refuse_journal(asked: Mapping[str, Any], directory: Path) -> None:
+    path = journal_path(asked["config"], directory)
+    if path.exists() and not asked.get("first_order"):  # which has none
         raise ConfigError(
             f"zeroth_order.journal.path: {path} exists already, from another run; choose another"
         )

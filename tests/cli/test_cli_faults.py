@@ -384,7 +384,7 @@ def test_memory_that_runs_out_is_one_line(
     def fail(*_: Any) -> None:
         raise MEMORY[name]
 
-    monkeypatch.setattr("zo_offload.run._take_steps", fail)
+    monkeypatch.setattr("zo_offload.run.take_steps", fail)
     assert_one_line(invoke(own.arguments(tmp_path / "run")), "^Error: out of memory")
 
 

@@ -58,7 +58,7 @@ def test_a_kill_at_a_point(task: Task, finished: Finished, tmp_path, at: At):
 
 def test_two_kills_while_the_model_is_exchanged(task: Task, finished: Finished, tmp_path):
     command = task.arguments(tmp_path / "run")
-    first = Child(command, tmp_path / "log", At("zo_offload.run", "_export", 1))
+    first = Child(command, tmp_path / "log", At("zo_offload.run", "export_model", 1))
     assert first.wait() == -signal.SIGKILL
     second = Child(command, tmp_path / "log", At("shutil", "rmtree", 2))
     assert second.wait() == -signal.SIGKILL
