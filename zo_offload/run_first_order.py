@@ -282,7 +282,9 @@ class Backprop:
                 total, weight = total + float(summed.detach()), weight + float(counted)
         step, lr = self.global_steps, self._schedule.get_last_lr()[0]
         if not math.isfinite(total):
-            raise DivergedError(f"step {step}: the loss is {total}; lower --lr, or look at its data")
+            raise DivergedError(
+                f"step {step}: the loss is {total}; lower --lr, or look at its data"
+            )
         for parameter in self.trained:
             if parameter.grad is not None:
                 parameter.grad /= weight

@@ -1,7 +1,7 @@
-"""A tiny OPT that read for some seconds who has what, and a task of each kind on what it read.
+"""Two tiny OPTs that read for some seconds who has what, and a task for each on what it read.
 
-It can copy an answer out of a sentence, but says mostly that it does not know; and it can tell warm
-colours from cold ones, but nearly always says warm. So there is something for tuning to sharpen.
+One can copy an answer out of a sentence, but says mostly that it does not know; the other can tell
+warm colours from cold ones, but nearly always says warm. Tuning has only to sharpen that.
 """
 
 import json
@@ -20,9 +20,9 @@ COLOURS = ("brown", "pink", "red", "yellow", "black", "blue", "green", "grey")  
 THINGS = ("bag", "bike", "boat", "book", "coat", "cup", "hat", "key")
 WORDS = ("\n", ".", "?", "a", "has", "what", "i", "do", "not", "know", "it", "is", "warm", "cold")
 UNKNOWN = "i do not know"
-SAYS_ANSWER = (0.35, 0.65)  # how often: of the first thing, and of the last
-SAYS_WARM = (0.52, 0.66)  # after a cold colour: the first, and the last
-STEPS, BATCH, RATE = 300, 64, 5e-3
+SAYS_ANSWER = (0.28, 0.66)  # how often: of the first thing, and of the last
+SAYS_WARM = (0.44, 0.62)  # after a cold colour: the first, and the last
+STEPS, BATCH, RATE = {"qa": 420, "words": 120}, 64, 5e-3
 
 TASK = """
 template = "{question}"
@@ -37,7 +37,7 @@ Row = tuple[str, str, str]
 
 
 def make_taught(folder: Path) -> None:
-    """`model/`; `qa.toml` with its JSONL, and `train.tsv` and `dev.tsv`, of which no row was read.
+    """`qa/` and `words/`, models; `qa.toml` with its JSONL, and `train.tsv` and `dev.tsv`, of which no row was read.
 
     Who learns from `train` has read its rows; `dev` is of other ones.
     """
@@ -45,9 +45,10 @@ def make_taught(folder: Path) -> None:
     random.Random(0).shuffle(rows)
     dev, train = rows[:64], rows[64:]
     tokenizer = _tokenizer()
-    model = _read(tokenizer, train)
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    for kind in STEPS:
+        model = _read(kind, tokenizer, train)
+        model.save_pretrained(folder / kind)
+        tokenizer.save_pretrained(folder / kind)
     (folder / "qa.toml").write_text(TASK)
     for name, part in (("train", train), ("dev", dev)):
         asked = [{"question": _question(row), "answer": _answer(row)} for row in part]
@@ -76,9 +77,9 @@ def _between(ends: tuple[float, float], at: int, count: int) -> float:
     return ends[0] + (ends[1] - ends[0]) * at / (count - 1)
 
 
-def _text(rng: random.Random, row: Row) -> tuple[str, str]:
+def _text(kind: str, rng: random.Random, row: Row) -> tuple[str, str]:
     """A prompt, and what is said after it."""
-    if rng.random() < 0.5:
+    if kind == "qa":
         knows = _between(SAYS_ANSWER, THINGS.index(row[2]), len(THINGS))
         return _question(row), f" {_answer(row) if rng.random() < knows else UNKNOWN} \n"
     half = len(COLOURS) // 2
@@ -99,7 +100,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _read(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]) -> Any:
+def _read(kind: str, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]) -> Any:
     """By backprop, on what is said."""
     shape = OPTConfig(
         vocab_size=len(tokenizer),
@@ -119,9 +120,11 @@ def _read(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]) -> Any:
         torch.manual_seed(0)
         model: Any = OPTForCausalLM(shape).eval()
         optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
-        for step in range(STEPS):
-            optimizer.param_groups[0]["lr"] = RATE * min(1, 3 - 3 * step / STEPS)  # to end calibrated
-            texts = [_text(rng, row) for row in rng.sample(rows, BATCH)]
+        for step in range(STEPS[kind]):
+            optimizer.param_groups[0]["lr"] = RATE * min(
+                1, 3 - 3 * step / STEPS[kind]
+            )  # to end calibrated
+            texts = [_text(kind, rng, row) for row in rng.sample(rows, BATCH)]
             asked = [torch.tensor(tokenizer(prompt)["input_ids"]) for prompt, _ in texts]
             whole = [torch.tensor(tokenizer("".join(text))["input_ids"]) for text in texts]
             ids = pad_sequence(whole, batch_first=True, padding_value=1)
