@@ -1,4 +1,4 @@
-"""``zo-offload train --first-order full|lora``: plain AdamW by backprop, the ceiling to compare with.
+"""``zo-offload train --first-order full|lora``: AdamW by backprop, the ceiling to compare with.
 
 Task, data, batches in their order, evaluations and files are those of a zeroth-order run, and its
 loop takes the steps. The trainer is plain torch (and ``peft``), without DeepSpeed: weights in fp32,

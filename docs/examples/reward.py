@@ -1,7 +1,7 @@
 """Train a causal LM by a reward on what it answers: python reward.py MODEL QUESTIONS.jsonl OUTPUT.
 
 A line of QUESTIONS is {"question": "...", "answer": "..."}; every fourth is held out. An answer
-ends with its line. The reward here is the exact match, and a third of the F1 where words are missing.
+ends with its line. The reward here is the exact match, or a third of the F1 where that is more.
 """
 
 import json

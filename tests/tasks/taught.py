@@ -37,9 +37,9 @@ Row = tuple[str, str, str]
 
 
 def make_taught(folder: Path) -> None:
-    """`qa/` and `words/`, models; `qa.toml` with its JSONL, and `train.tsv` and `dev.tsv`, of which no row was read.
+    """`qa/` and `words/`, models; `qa.toml` with its JSONL, and `train.tsv` and `dev.tsv`.
 
-    Who learns from `train` has read its rows; `dev` is of other ones.
+    The rows of `train` have been read, those of `dev` have not.
     """
     rows = [(name, colour, thing) for name in NAMES for colour in COLOURS for thing in THINGS]
     random.Random(0).shuffle(rows)

@@ -1,4 +1,4 @@
-"""Scores as what is minimised: they rise, they count as losses do, and what does not fit is named."""
+"""Scores as what is minimised: they rise, count as losses do, and what does not fit is named."""
 
 import csv
 import json
