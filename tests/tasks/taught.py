@@ -121,9 +121,8 @@ def _read(kind: str, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]) ->
         model: Any = OPTForCausalLM(shape).eval()
         optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
         for step in range(STEPS[kind]):
-            optimizer.param_groups[0]["lr"] = RATE * min(
-                1, 3 - 3 * step / STEPS[kind]
-            )  # to end calibrated
+            falling = 3 - 3 * step / STEPS[kind]  # at the end, so that odds are what was read
+            optimizer.param_groups[0]["lr"] = RATE * min(1, falling)
             texts = [_text(kind, rng, row) for row in rng.sample(rows, BATCH)]
             asked = [torch.tensor(tokenizer(prompt)["input_ids"]) for prompt, _ in texts]
             whole = [torch.tensor(tokenizer("".join(text))["input_ids"]) for text in texts]
