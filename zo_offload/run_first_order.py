@@ -86,7 +86,7 @@ def train(options: RunOptions, reporter: Reporter) -> Summary:
     check_files(parsed)
     settings = _settings(options, config, parsed)
     task = Task(options, training=True)
-    asked = what_is_asked(recorded(options), config, task.digests)
+    asked = what_is_asked(recorded(options, task.order), config, task.digests)
     directory = Path(options.output)
     written = directory / "summary.json"
     if holds(directory, asked) and written.exists():

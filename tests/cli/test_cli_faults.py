@@ -144,8 +144,8 @@ MODELS = {
         r"fc1.bias is \[64\], config.json makes it \[96\]",
     ),
     "not causal": (
-        model_file("config.json", b'{"model_type": "vit"}'),
-        "the model could not be loaded: ValueError: Unrecognized configuration class .*ViTConfig",
+        model_file("config.json", b'{"model_type": "t5"}'),
+        "the model could not be loaded: ValueError: Unrecognized configuration class .*T5Config",
     ),
     "torn header": (
         model_file("model.safetensors", lambda content: content[:100]),

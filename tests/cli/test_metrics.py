@@ -134,6 +134,8 @@ CURVES = {
 def test_curves_that_are_hard_to_draw(tmp_path, name: str):
     losses, evaluations = CURVES[name]
     rows = [{"step": str(i), "loss": str(loss)} for i, loss in enumerate(losses)]
-    metrics: Any = SimpleNamespace(metric="accuracy", rows=rows, evaluations=lambda: evaluations)
+    metrics: Any = SimpleNamespace(
+        metric="accuracy", objective="loss", rows=rows, evaluations=lambda: evaluations
+    )
     draw_curve(metrics, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 5000

@@ -23,7 +23,7 @@ def kind_of(name: str | Path) -> Kind:
         config, _ = PreTrainedConfig.get_config_dict(str(base_of(name) or name))
     except (OSError, ValueError):
         return "causal"
-    return kind_of_config(config)
+    return kind_of_config(config) if isinstance(config, Mapping) else "causal"
 
 
 def kind_of_config(config: Mapping[str, Any]) -> Kind:
