@@ -21,8 +21,8 @@ THINGS = ("bag", "bike", "boat", "book", "coat", "cup", "hat", "key")
 WORDS = ("\n", ".", "?", "a", "has", "what", "i", "do", "not", "know", "it", "is", "warm", "cold")
 UNKNOWN = "i do not know"
 SAYS_ANSWER = (0.28, 0.66)  # how often: of the first thing, and of the last
-SAYS_WARM = (0.44, 0.62)  # after a cold colour: the first, and the last
-STEPS, BATCH, RATE = {"qa": 420, "words": 120}, 64, 5e-3
+SAYS_WARM = (0.35, 0.75)  # after a cold colour: the first, and the last
+STEPS, BATCH, RATE = {"qa": 420, "words": 250}, 64, 5e-3
 
 TASK = """
 template = "{question}"

@@ -22,41 +22,44 @@ from zo_offload.tasks.aims import check_objective
 from zo_offload.tasks.reader import Example
 
 REWARD = Path(__file__).resolve().parents[2] / "docs" / "examples" / "reward.py"
-CONFIG = {
-    "train_batch_size": 32,
-    "optimizer": {"type": "ZO", "params": {"lr": 2e-2}},
-    "zeroth_order": {
-        "eps": 3e-2,
+WIDTHS = {"qa": (3e-2, 2e-2), "words": (1e-1, 1e-1)}  # eps and rate
+
+
+def config_of(eps: float, lr: float) -> dict:
+    block = {
+        "eps": eps,
         "probes": 4,
         "trainable": {"parameters": ["*.fc2.weight"]},
         "offload_param": {"device": "cpu"},
-    },
-}
+    }
+    optimizer = {"type": "ZO", "params": {"lr": lr}}
+    return {"train_batch_size": 32, "optimizer": optimizer, "zeroth_order": block}
 
 
 @pytest.fixture(scope="session")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("taught")
     make_taught(folder)
-    (folder / "ds.json").write_text(json.dumps(CONFIG))
+    for kind, widths in WIDTHS.items():
+        (folder / f"{kind}.json").write_text(json.dumps(config_of(*widths)))
     return folder
 
 
 def classifying(taught: Path, output: Path, *more: str) -> list[str]:
     files = [f"--train={taught / 'train.tsv'}", f"--dev={taught / 'dev.tsv'}"]
     prompt = [f"--template={TEMPLATE}", f"--labels={LABELS}"]
-    model = [f"--model={taught / 'words'}", f"--config={taught / 'ds.json'}"]
+    model = [f"--model={taught / 'words'}", f"--config={taught / 'words.json'}"]
     return ["train", *model, *files, *prompt, f"--output={output}", *more]
 
 
 def answering(taught: Path, output: Path, *more: str) -> list[str]:
-    model = [f"--model={taught / 'qa'}", f"--config={taught / 'ds.json'}"]
+    model = [f"--model={taught / 'qa'}", f"--config={taught / 'qa.json'}"]
     return ["train", *model, f"--task={taught / 'qa.toml'}", f"--output={output}", *more]
 
 
 def test_accuracy_is_trained_on(taught: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     run = tmp_path / "run"
-    command = classifying(taught, run, "--objective=accuracy", "--steps=30", "--eval-every=30")
+    command = classifying(taught, run, "--objective=accuracy", "--steps=50", "--eval-every=50")
     done = invoke(command)
     assert done.exit_code == 0, done.output
     found = values(done.stdout)
@@ -76,7 +79,7 @@ def test_accuracy_is_trained_on(taught: Path, tmp_path: Path, caplog: pytest.Log
     assert json.loads((run / "run.json").read_text())["objective"] == "accuracy"
     assert journal.header.fields["objective"] == "accuracy"
     assert f"{run}: this run is finished" in invoke(command).stdout
-    other = classifying(taught, run, "--steps=30", "--eval-every=30")
+    other = classifying(taught, run, "--steps=50", "--eval-every=50")
     assert_one_line(invoke(other), 'holds another run: objective was "accuracy", is now null')
 
 
