@@ -108,7 +108,7 @@ def merit(found: dict[str, Moments], counts: list[int], pattern: str) -> dict[st
     for name, moments in found.items():
         if not re.search(pattern, name):
             continue
-        mean = sum(moments.by_class) / total
+        mean = torch.stack(moments.by_class).sum(0) / total
         spread = float((moments.squares / total - mean * mean).sum())
         means = [each / count for each, count in zip(moments.by_class, counts, strict=True)]
         signal += float(mean.square().sum()) - spread / total

@@ -186,9 +186,10 @@ def batch_sizes(config: Mapping[str, Any]) -> tuple[int, int]:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(f"{name}: expected a whole number from 1, found {value!r}")
     batch, micro_batch, parts = (config.get(name) for name in COUNTS)
-    if batch is None and micro_batch is None:
-        raise ConfigError(f"{COUNTS[0]}: missing; give it, or {COUNTS[1]}")
-    batch = batch or micro_batch * (parts or 1)
+    if batch is None:
+        if micro_batch is None:
+            raise ConfigError(f"{COUNTS[0]}: missing; give it, or {COUNTS[1]}")
+        batch = micro_batch * (parts or 1)
     micro_batch = micro_batch or batch // (parts or 1)
     if micro_batch * (parts or batch // micro_batch) != batch:
         raise ConfigError(
@@ -294,8 +295,8 @@ class Backprop:
         self._optimizer.zero_grad()
         self._schedule.step()
         loss = total / weight
-        self.journal.append(Record(step, (), (loss,), eps=0.0, lr=lr))
-        self.last_result = StepResult(step, loss, (), (), (loss,), lr)
+        self.journal.append(Record(step, (), (loss,), eps=0.0, lr=float(lr)))
+        self.last_result = StepResult(step, loss, (), (), (loss,), float(lr))
 
     def forward(self, batch: Any, by: Any = None) -> Any:
         """The model's output on the current weights."""

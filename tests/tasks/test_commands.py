@@ -226,9 +226,12 @@ def test_batches_hold_classes_in_proportion(tmp_path: Path, made: Made):
     rows = [f"a film {index}\t{int(index % 4 == 0)}" for index in range(32)]
     for part in ("train", "dev"):
         (tmp_path / f"{part}.tsv").write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
-    files = {part: str(tmp_path / f"{part}.tsv") for part in ("train", "dev")}
     options = RunOptions(
-        str(made.model), template="{sentence} It was", labels=" bad, good", **files
+        str(made.model),
+        train=str(tmp_path / "train.tsv"),
+        dev=str(tmp_path / "dev.tsv"),
+        template="{sentence} It was",
+        labels=" bad, good",
     )
     task = Task(options, training=True)
     task.encode(Reporter())

@@ -71,7 +71,7 @@ def misses(model: nn.Module | None, batch: Batch, outputs: Any) -> torch.Tensor:
 
 def aims_of_options(
     forward: Callable[[nn.Module, Any], Any],
-    collate: Callable[[Sequence[Encoded]], Batch],
+    collate: Callable[[Sequence[Any]], Batch],
     loss: Callable[[nn.Module | None, Any, Any], torch.Tensor] = misses,
 ) -> Mapping[str, Aim]:
     """By name, of a task that chooses.
