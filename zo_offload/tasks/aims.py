@@ -19,7 +19,7 @@ from torch import nn
 
 from zo_offload.errors import ConfigError
 from zo_offload.objective import Objective
-from zo_offload.tasks.encode import Batch, Encoded
+from zo_offload.tasks.encode import Batch
 from zo_offload.tasks.generate import Decoding, Reward
 from zo_offload.tasks.objective import hits
 from zo_offload.tasks.scores import REWARDS
