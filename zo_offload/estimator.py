@@ -9,6 +9,8 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 
+from zo_offload.in_order import total
+
 SIGNS = {"spsa": (+1, -1), "one_sided": (+1,)}
 """Of the lanes of a direction, in their order."""
 
@@ -71,7 +73,7 @@ def mean_loss(losses: Sequence[float]) -> float:
         1.0
     """
     finite = [loss for loss in losses if math.isfinite(loss)]
-    return sum(finite) / len(finite) if finite else math.nan
+    return total(finite) / len(finite) if finite else math.nan
 
 
 def spsa(plus: Sequence[float], minus: Sequence[float], eps: float) -> list[float]:
@@ -121,7 +123,7 @@ def one_sided(losses: Sequence[float], eps: float) -> list[float]:
         towards Adam-scale speed", arXiv 2506.09034. Deviation: there the loss at W is subtracted.
     """
     num_probes = len(losses)
-    mean = sum(losses) / num_probes
+    mean = total(losses) / num_probes
     return [num_probes / (num_probes - 1) * (loss - mean) / eps for loss in losses]
 
 
@@ -158,7 +160,7 @@ def standardized(losses: Sequence[float]) -> list[float]:
         Dang et al. (2025), arXiv 2506.09034: the step is divided by this deviation.
     """
     spread = statistics.stdev(losses) if len(losses) > 1 else 0.0
-    mean = sum(losses) / len(losses)
+    mean = total(losses) / len(losses)
     return [(loss - mean) / spread if spread else 0.0 for loss in losses]
 
 

@@ -20,6 +20,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from zo_offload.errors import JournalError
+from zo_offload.in_order import total
 
 TAIL = 0.01
 """Share of all weight that a window may leave out where none is written."""
@@ -147,7 +148,7 @@ def after(momentum: Momentum, moments: Moments, grads: Sequence[float]) -> Momen
     if momentum.adam is None:
         return moments
     beta2 = momentum.adam.beta2
-    square = sum((g / len(grads)) * (g / len(grads)) for g in grads)
+    square = total((g / len(grads)) * (g / len(grads)) for g in grads)
     return Moments(
         moments.first * momentum.beta,
         moments.second * beta2,

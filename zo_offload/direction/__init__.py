@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 
 from zo_offload.errors import ModelError
+from zo_offload.in_order import total as added
 
 NAMES = ("rademacher", "gaussian")
 PART = 1 << 24  # elements that are summed at once
@@ -61,7 +62,7 @@ def scales_from(
                 f'to {total}): is the checkpoint whole? "direction_scale": "none" needs no sums'
             )
     sums, counts = zip(*squares.values(), strict=True)
-    overall = math.sqrt(sum(sums) / sum(counts)) or 1.0
+    overall = math.sqrt(added(sums) / sum(counts)) or 1.0
     unit = overall if relative else 1.0
     return {
         name: _eight_bits(unit * max(math.sqrt(total / count) / overall, RMS_FLOOR))
@@ -72,7 +73,7 @@ def scales_from(
 def square(values: torch.Tensor) -> float:
     """Sum of squares in float64, a part at a time: a table of a large model takes gigabytes."""
     parts = values.detach().reshape(-1).split(PART)
-    return sum(float(part.double().square().sum()) for part in parts)
+    return added(float(part.double().square().sum()) for part in parts)
 
 
 def _eight_bits(value: float) -> float:
