@@ -70,7 +70,7 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
     due = {math.ceil(steps * point / POINTS) for point in range(1, POINTS + 1)}
     curve, seconds = [], 0.0
     learner = method.learn(method, folder, rows, job.seed, steps, job.lr)
-    with closing(learner):  # type: ignore[type-var]
+    with closing(learner):
         began = time.perf_counter()
         for step, forward in enumerate(stopped_where_it_diverges(learner), start=1):
             seconds += time.perf_counter() - began

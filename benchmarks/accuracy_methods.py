@@ -5,7 +5,7 @@ count model calls on one batch of 16; a step of backpropagation counts as three 
 costs about two forwards).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from zo_offload.tasks import Batch, batch_at, collate, option_forward, option_lo
 
 BATCH = 16
 Forward = Callable[[Batch], Any]
-Learner = Iterator[Forward]  # yields what evaluates, after each step
+Learner = Generator[Forward, None, None]  # yields what evaluates, after each step
 
 
 @dataclass(frozen=True)

@@ -222,17 +222,17 @@ def test_an_order_by_class_needs_classes(tmp_path: Path):
     assert Task(replace(by_class, order="shuffled"), training=True).order == "shuffled"
 
 
+def labelled(made: Made, folder: Path, rows: list[str]) -> RunOptions:
+    """A run on sentences with labels, the same ones to learn from and to measure."""
+    path = folder / "rows.tsv"
+    path.write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
+    prompt = {"template": "{sentence} It was", "labels": " bad, good"}
+    return replace(RunOptions(str(made.model), train=str(path), dev=str(path)), **prompt)
+
+
 def test_batches_hold_classes_in_proportion(tmp_path: Path, made: Made):
     rows = [f"a film {index}\t{int(index % 4 == 0)}" for index in range(32)]
-    for part in ("train", "dev"):
-        (tmp_path / f"{part}.tsv").write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
-    options = RunOptions(
-        str(made.model),
-        train=str(tmp_path / "train.tsv"),
-        dev=str(tmp_path / "dev.tsv"),
-        template="{sentence} It was",
-        labels=" bad, good",
-    )
+    options = labelled(made, tmp_path, rows)
     task = Task(options, training=True)
     task.encode(Reporter())
     assert task.classes is not None
@@ -247,15 +247,7 @@ def test_batches_hold_classes_in_proportion(tmp_path: Path, made: Made):
 def test_micro_batches_are_of_like_length(tmp_path: Path, made: Made):
     """And hold together what one batch would."""
     rows = [f"a film {'and so on ' * (index * 7 % 9)}\t{index % 2}" for index in range(16)]
-    for part in ("train", "dev"):
-        (tmp_path / f"{part}.tsv").write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
-    options = RunOptions(
-        str(made.model),
-        train=str(tmp_path / "train.tsv"),
-        dev=str(tmp_path / "dev.tsv"),
-        template="{sentence} It was",
-        labels=" a, b",
-    )
+    options = labelled(made, tmp_path, rows)
     task = Task(options, training=True)
     task.encode(Reporter())
 

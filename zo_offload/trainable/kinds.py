@@ -74,11 +74,11 @@ def by_kind(model: nn.Module, kinds: Sequence[str]) -> set[str]:
         model: Whose parameters.
         kinds: Of `KINDS`, by the names that transformers gives them: ``down_proj``, the matrices
             that lead from a block's widest layer back to the model's width; ``o_proj``, those that
-            lead from attention's heads back to it; ``vector``, all of one
-            dimension: weights of norms, and biases.
+            lead from attention's heads back to it; ``vector``, all of one dimension: weights of
+            norms, and biases. A model need not have each.
 
     Raises:
-        ConfigError: There is none of a kind.
+        ConfigError: It has none of any.
 
     Example:
         >>> net = nn.ModuleDict({"fc1": nn.Linear(2, 8), "fc2": nn.Linear(8, 2)})
@@ -86,13 +86,11 @@ def by_kind(model: nn.Module, kinds: Sequence[str]) -> set[str]:
         ['0.fc1.bias', '0.fc2.bias', '0.fc2.weight']
     """
     named = list(model.named_parameters())
-    found: set[str] = set()
-    for kind in kinds:
-        matched = {name for name, parameter in named if KINDS[kind](name, parameter)}
-        if not matched:
-            raise ConfigError(
-                f'{_PATH}.kinds: "{kind}": none of {len(named)} parameters is known as '
-                f"{_TOLD[kind]}; leave kinds out, and choose by name ({_PATH}.parameters)"
-            )
-        found |= matched
+    found = {name for name, p in named if any(KINDS[kind](name, p) for kind in kinds)}
+    if not found:
+        told = " or ".join(_TOLD[kind] for kind in kinds)
+        raise ConfigError(
+            f"{_PATH}.kinds: none of {len(named)} parameters is known as {told}; choose by name "
+            f"({_PATH}.parameters in the JSON)"
+        )
     return found
