@@ -400,7 +400,11 @@ def test_aio_is_deepspeeds_own_block():
         ),
         ({"natural": 0, "probes": 4}, "natural: expected at least 1e-06, found 0"),
         ({"natural": "much", "probes": 4}, 'natural: expected a number, found "much"'),
-        ({"on_nonfinite": "go on"}, "on_nonfinite: expected 'stop' or 'skip'"),
+        ({"guard": {"nonfinite": "go on"}}, "nonfinite: expected 'stop', 'skip' or 'rollback'"),
+        (
+            {"guard": {"divergence": "rollback", "most_rollbacks": 64}, "probes": 1024},
+            "most_rollbacks: .*1024 directions.*65,536; write at most 63, found 64",
+        ),
         (
             {"estimator": "one_sided", "probes": 5, "replica": {"probe_parallel": 2}},
             r"2 ranks cannot share the 5 lanes of a micro-batch \(5 probes, one sign\)",

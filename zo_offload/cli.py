@@ -333,6 +333,10 @@ def summary_lines(summary: "Summary", directory: str) -> list[str]:
         "metrics": f"{directory.rstrip('/')}/metrics.csv",
         "curve": f"{directory.rstrip('/')}/curve.png",
     }
+    if summary.skipped_steps:
+        rows["skipped steps"] = f"{summary.skipped_steps}: their losses were not finite or too high"
+    if summary.rollbacks:
+        rows["roll backs"] = f"{summary.rollbacks}: a smaller learning rate is worth a try"
     if summary.eps_warning is not None:
         rows["eps"] = summary.eps_warning
     return [f"  {name:<23}{value}" for name, value in rows.items()]

@@ -28,10 +28,12 @@ from zo_offload.config_fields import (
     Wire,
     parse_bytes,
 )
+from zo_offload.config_guard import ROLLBACK, GuardConfig
 from zo_offload.config_trainable import TrainableConfig, check_trainable
 from zo_offload.config_update import UpdateConfig, momentum_of
 from zo_offload.errors import ConfigError
 from zo_offload.estimator import LEAST_PROBES, SIGNS
+from zo_offload.journal.record import MAX_PROBES
 from zo_offload.natural import LEAST_DAMPING, MOST_PROBES
 from zo_offload.offload.aio import BLOCK_BYTES
 from zo_offload.wording import hint
@@ -99,7 +101,7 @@ class ZOConfig(Strict):
     fitness: Literal["raw", "standardized", "ranks"] = "raw"
     natural: Annotated[float, Field(ge=LEAST_DAMPING, allow_inf_nan=False)] | None = None
     clip: Limit | None = None
-    on_nonfinite: Literal["stop", "skip"] = "stop"
+    guard: GuardConfig = GuardConfig()
     direction: Literal["rademacher", "gaussian"] = "rademacher"
     direction_scale: Literal["none", "rms", "relative"] = "none"
     trainable: TrainableConfig = TrainableConfig()
@@ -154,6 +156,7 @@ def parse_config(config: Mapping[str, Any]) -> ZOConfig:
         raise ConfigError(_explain(error, beside)) from None
     _check_tier(parsed)
     _check_estimator(parsed)
+    _check_guard(parsed)
     if parsed.natural is not None:
         _check_natural(parsed)
     _check_replica(parsed)
@@ -207,6 +210,17 @@ def _check_estimator(parsed: ZOConfig) -> None:
         raise ConfigError(
             f'{BLOCK}.probes: "estimator": "{parsed.estimator}" compares a step\'s probes with '
             f"each other; write at least {least}, found {parsed.probes}"
+        )
+
+
+def _check_guard(parsed: ZOConfig) -> None:
+    guard, most = parsed.guard, MAX_PROBES // parsed.probes - 1
+    rolls = ROLLBACK in (guard.nonfinite, guard.explosion, guard.divergence)
+    if rolls and guard.most_rollbacks > most:
+        raise ConfigError(
+            f"{BLOCK}.guard.most_rollbacks: each goes on along {parsed.probes} directions of its "
+            f"own a step, of which there are {MAX_PROBES:,}; write at most {most}, found "
+            f"{guard.most_rollbacks}"
         )
 
 

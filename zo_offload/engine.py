@@ -28,7 +28,7 @@ from zo_offload.deepspeed_json import ScheduledScalars, Settings, read_settings,
 from zo_offload.engine_files import SavesAndLoads
 from zo_offload.engine_outputs import ReturnsMidpoints
 from zo_offload.eps_watch import MOST_NOISE
-from zo_offload.errors import ConfigError, ModelError
+from zo_offload.errors import ConfigError, DivergedError, ModelError
 from zo_offload.integrations.hf import load_model
 from zo_offload.loader import Loader, Share
 from zo_offload.loss_noise import LossNoise
@@ -501,16 +501,16 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
             self.eps_watch.noise = found.noise
 
     def _watch_eps(self, result: StepResult) -> None:
-        """Once: say that eps is too small to be seen in the losses.
-
-        This is the place for whatever else is to be done then, beside ``on_nonfinite``.
-        """
+        """Once: say that eps is too small to be seen in the losses, or stop where nothing moves."""
         watch = self.eps_watch
         if result.skipped or watch.finding is not None:
             return
         found = watch.observe(result.step, result.lane_losses, result.measured_grads)
-        if found is not None:
-            logger.warning("step %d: %s", found.step, found.text)
+        if found is None:
+            return
+        if found.kind == "dead" and self.stepper.config.guard.dead_eps == "stop":
+            raise DivergedError(f"step {found.step}: {found.text}; the step was taken")
+        logger.warning("step %d: %s", found.step, found.text)
 
     def _pull(self, data_iter: Iterator | None) -> list[Any]:
         if data_iter is None:

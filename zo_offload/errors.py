@@ -52,7 +52,21 @@ class LostRankError(ReplicaError):
 
 
 class DivergedError(ZOError):
-    """A loss that is not a finite number."""
+    """Losses that are no finite numbers, or go where they should not."""
+
+
+class RolledBackError(DivergedError):
+    """The journal stands where all was well; a new engine on it goes on from there.
+
+    This one's weights are ahead of the journal, and it takes no further step.
+
+    Attributes:
+        text: What was found and done.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"{text}; make a new engine on this journal, which goes on from there")
+        self.text = text
 
 
 class KernelError(ZOError):

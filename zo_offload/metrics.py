@@ -149,6 +149,11 @@ def equal_share(records: Sequence[Record]) -> float | None:
     return sum(not grad for grad in tried) / len(tried) if tried else None
 
 
+def num_skipped(records: Sequence[Record]) -> int:
+    """Steps that were recorded and not applied."""
+    return sum(bool(record.flags & Flags.SKIPPED) for record in records)
+
+
 def _row(record: Record) -> dict[str, str]:
     loss = mean_loss(record.losses)
     if not record.probes:  # backprop

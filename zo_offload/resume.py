@@ -49,6 +49,7 @@ def rewind(
         journal.append(replace(record, branch=journal.branch))
     if snapshot is not None:
         snapshot.restore(stepper.weights)
+    stepper.guard.ended = None  # weights are where the journal is
 
 
 def begin_with(stepper: Stepper, source: Journal, weights: Path | None) -> None:

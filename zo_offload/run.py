@@ -29,9 +29,9 @@ from typing import Any
 
 from zo_offload import files, launched
 from zo_offload.config import BLOCK, load_json, parse_config
-from zo_offload.errors import ConfigError
+from zo_offload.errors import ConfigError, RolledBackError
 from zo_offload.journal import Journal
-from zo_offload.metrics import Metrics, draw_curve, equal_share
+from zo_offload.metrics import Metrics, draw_curve, equal_share, num_skipped
 from zo_offload.replica import Replica
 from zo_offload.reporter import Reporter
 from zo_offload.run_defaults import default_config
@@ -66,6 +66,8 @@ class Summary:
 
     Attributes:
         equal_share: Of all probes tried, those whose lanes had equal losses: they move nothing.
+        skipped_steps: Recorded and not applied, as their losses were not finite or far too high.
+        rollbacks: How often the run went back to a better step.
         first_order: What backprop trained, where it did: then bytes on the device are of
             weights, gradients and moments together.
     """
@@ -85,6 +87,8 @@ class Summary:
     metric: str = "accuracy"
     eps_warning: str | None = None
     equal_share: float | None = None
+    skipped_steps: int = 0
+    rollbacks: int = 0
     first_order: str | None = None
 
 
@@ -110,11 +114,15 @@ def train(options: RunOptions, reporter: Reporter) -> Summary | None:
 
         if replica.share(claim) == FINISHED:
             return read_summary(directory / "summary.json") if replica.is_first else None
-        engine = start_engine(replica, task, config, reporter, options.steps, directory)
-        try:
-            return _run(engine, task, options, journal_path(config, directory), reporter)
-        finally:
-            engine.destroy()
+        journal = journal_path(config, directory)
+        while True:
+            engine = start_engine(replica, task, config, reporter, options.steps, directory)
+            try:
+                return _run(engine, task, options, journal, reporter)
+            except RolledBackError as error:
+                logger.warning("%s", error.text)
+            finally:
+                engine.destroy()
 
 
 def evaluate_model(options: TaskOptions, reporter: Reporter) -> Evaluation:
@@ -296,7 +304,7 @@ def _summarize(engine: Any, metrics: Metrics, journal: Path, taken: int) -> Summ
     before, after = metrics.evaluation(0), metrics.evaluation(steps)
     assert before is not None
     assert after is not None
-    noise = engine.loss_noise
+    noise, records = engine.loss_noise, engine.stepper.journal.records
     return Summary(
         journal=str(journal),
         steps=steps,
@@ -312,7 +320,9 @@ def _summarize(engine: Any, metrics: Metrics, journal: Path, taken: int) -> Summ
         noise_over_signal=finite(noise.ratio) if noise and not noise.is_stepwise else None,
         metric=metrics.metric,
         eps_warning=_eps_warning(engine),
-        equal_share=equal_share(engine.stepper.journal.records),
+        equal_share=equal_share(records),
+        skipped_steps=num_skipped(records),
+        rollbacks=records.stream,
     )
 
 

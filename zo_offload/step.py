@@ -20,8 +20,8 @@ from zo_offload.config import ZOConfig
 from zo_offload.config_update import momentum_of
 from zo_offload.converted import converted_of, mark_converted
 from zo_offload.eps_watch import EpsWatch
-from zo_offload.errors import DivergedError
 from zo_offload.generators import lane_seed
+from zo_offload.guard import Guard
 from zo_offload.journal import Flags, Journal, Probe, Record
 from zo_offload.journal.header import as_stored, canonical
 from zo_offload.lanes import Call, Lanes
@@ -92,6 +92,7 @@ class Stepper:
         trainable: What moves.
         division: Which lanes of which micro-batches this rank runs.
         agreement: Compares this rank's weights with the others'.
+        guard: Acts on losses that go wrong.
 
     Example:
         >>> from torch import nn
@@ -207,11 +208,17 @@ class Stepper:
 
     def draws(self) -> list[tuple[int, int, Draw]]:
         """This step's ``(probe, sign, draw)`` in lane order."""
+        seed, eps, numbers = self.config.seed, self.config.eps, self._numbers()
         return [
-            (probe, sign, Draw(self.config.seed, self.step, probe, sign * self.config.eps))
+            (probe, sign, Draw(seed, self.step, numbers[probe], sign * eps))
             for probe in range(self.config.probes)
             for sign in self.config.signs
         ]
+
+    def _numbers(self) -> range:
+        """Of this step's probes in the noise counter: others after each roll back."""
+        first = self.journal.records.stream * self.config.probes
+        return range(first, first + self.config.probes)
 
     def my_draws(self) -> Sequence[tuple[int, int, Draw]]:
         """Those of them whose lanes this rank runs."""
@@ -265,7 +272,7 @@ class Stepper:
             DivergedError: A loss is not finite.
         """
         booked, names = window.booked(), window.names
-        finite = self.config.on_nonfinite == "stop"
+        finite = self.config.guard.nonfinite == "stop"
         return window.means(self.replica.mean(booked, self.step, names=names, finite=finite))
 
     def run_lanes(
@@ -283,6 +290,7 @@ class Stepper:
             keep_outputs: Else there is None instead of outputs.
             first: Micro-batches of the step that earlier visits took.
         """
+        self.guard.refuse_ended()
         self.model.eval()  # whatever the caller did to it meanwhile
         moved = [move_to(batch, self._device) for batch in batches]
         calls = [
@@ -305,17 +313,23 @@ class Stepper:
 
         Args:
             means: Of the step's lanes, and what came through logits.
-            lr: Learning rate.
+            lr: Learning rate; after roll backs a part of it.
             weight_decay: Decoupled decay rate.
             samples: Consumed by the run when the step ends, for the record.
 
         Raises:
-            DivergedError: A projected gradient is not finite; the step is not taken.
+            DivergedError: Losses go wrong, and ``guard`` says to stop. The step is not taken,
+                unless it was the newest of many.
+            RolledBackError: Likewise, and the journal has gone back.
             ReplicaError: The step was taken, and ranks' weights differ.
         """
+        step = self.step
         measured, lane_losses = self._projected_grads(means)
         measured, skipped = self._screened(measured, lane_losses)
-        step = self.step
+        loss = estimator.mean_loss(lane_losses)
+        if not skipped and self.guard.before_step(loss):
+            measured, skipped = [0.0] * len(measured), True
+        lr *= self.guard.lr_share
         grads = estimator.clipped(measured, self.clip)
         coefficients = [0.0] * len(grads)
         if not skipped:
@@ -326,7 +340,7 @@ class Stepper:
             decay, owed = update.gather_decay(owed, lr, weight_decay)
         record = Record(
             step,
-            tuple(Probe(k, g, c) for k, (g, c) in enumerate(zip(grads, coefficients, strict=True))),
+            tuple(map(Probe, self._numbers(), grads, coefficients)),
             tuple(lane_losses),
             eps=self.config.eps,
             lr=lr,
@@ -339,9 +353,10 @@ class Stepper:
         )
         self.journal.append(record)
         self.agreement.after_step(step)
+        self.guard.after_step()
         return StepResult(
             step,
-            estimator.mean_loss(lane_losses),
+            loss,
             tuple(grads),
             tuple(measured),
             tuple(lane_losses),
@@ -356,10 +371,8 @@ class Stepper:
         name = self.config.estimator
         usable = estimator.usable(lane_losses, name)
         fit = {probe for probe in usable if math.isfinite(measured[probe])}
-        if len(fit) < len(measured) and self.config.on_nonfinite == "stop":
-            raise DivergedError(
-                f"step {self.step}: projected gradients {list(measured)}; nothing was changed"
-            )
+        if len(fit) < len(measured):
+            self.guard.on_nonfinite(f"projected gradients {list(measured)}")
         if len(fit) < estimator.LEAST_PROBES[name]:
             return [0.0] * len(measured), True
         return [g if probe in fit else 0.0 for probe, g in enumerate(measured)], False
@@ -441,10 +454,12 @@ class Stepper:
                 (default: if it has a file).
         """
         self.journal = journal
+        persists = journal.path is not None if persists is None else persists
+        self.guard = Guard(self.config.guard, journal, persists)
         self.weights.forget_fetched()
         self._history = history_of(journal.records, self.config.seed, self._momentum)
         self.weights.history = self._history
-        if journal.path is not None if persists is None else persists:
+        if persists:
             self.weights.adopt(self._identity())
 
     def new_watch(self) -> EpsWatch:
@@ -480,7 +495,7 @@ class Stepper:
         """The model's output on the current weights, ``by`` a call that is not the objective's."""
         moved = move_to(batch, self._device)
         run = partial(by or self.objective.forward, self.model, moved)
-        return self.lanes.run_one(run, [shapes_of(moved)])
+        return self._run_one(run, [shapes_of(moved)])
 
     def evaluate(self, batch: Any) -> tuple[float, float]:
         """``(sum, weight)`` of a batch's loss on the current weights."""
@@ -490,11 +505,15 @@ class Stepper:
             outputs = self.objective.forward(self.model, moved)
             return loss_sum(self.objective.loss(self.model, moved, outputs))
 
-        return self.lanes.run_one(run, [shapes_of(moved)])
+        return self._run_one(run, [shapes_of(moved)])
 
     def run_model(self, run: Callable[[], Any]) -> Any:
         """The result of code that calls the model (``generate``, say), on the current weights."""
-        return self.lanes.run_one(run)
+        return self._run_one(run)
+
+    def _run_one(self, run: Callable[[], Any], shapes: Sequence[Any] = ()) -> Any:
+        self.guard.refuse_ended()
+        return self.lanes.run_one(run, shapes)
 
     def close(self) -> None:
         """End threads and remove hooks; the model has its weights back."""

@@ -350,7 +350,8 @@ class Weights(Masters):
 
         As the forward sees them and where they rest, uncopied; divided parameters are put together,
         one by one. What rests on a disk stays there, and what rests packed stays so, because nobody
-        has room for all of it decoded: both read as NaN.
+        has room for all of it decoded: both read as NaN. So does everything where the record has
+        gone back behind the weights.
         Before the first step, exactly as they were given, so that a construction that fails costs
         nothing; but what rests packed in memory is let go.
         """
@@ -362,11 +363,13 @@ class Weights(Masters):
         self.forget_fetched()
         if self.map.low_rank is not None:
             self._take_own()  # others go on between two merges, where these weights leave
-        self.settle_all()
+        is_ahead = self._carried.most > len(self.history)
+        if not is_ahead:
+            self.settle_all()
         self._take_own()
         for name, (dtype, _) in self._given.items():
             parameter = self.map.parameters[name]
-            if NVME in self._tiers_of(name) or self._rests_packed(name):
+            if is_ahead or NVME in self._tiers_of(name) or self._rests_packed(name):
                 parameter.data = nothing(tuple(parameter.shape), dtype, self.arena.device)
             else:
                 parts = [self._resting_whole(place) for place in self.map.places[name]]

@@ -373,7 +373,7 @@ def test_infinite_logit_gradients_are_not_learnt_from(make_engine):
 @pytest.mark.parametrize("skip", [False, True])
 def test_a_slope_that_is_no_number_is_not_taken_for_none(make_engine, skip: bool):
     """The loss is finite, the logits behind it are not: 0 times infinity."""
-    block = {"on_nonfinite": "skip" if skip else "stop"}
+    block = {"guard": {"nonfinite": "skip" if skip else "stop"}}
     engine = make_engine(ds=config(zeroth_order=block))
     before = weights(engine)
     logits = engine(poisoned()["x"]).logits

@@ -98,7 +98,9 @@ TORCHS: list[tuple[dict[str, Any], Callable[[Any], torch.optim.Optimizer]]] = [
 def test_equals_torchs_optimizer_with_a_dense_buffer(update: dict[str, Any], make: Callable):
     """In float64, on the dense gradients that the records stand for; the third step is skipped."""
     losses = Objective(loss=Failing({4: math.nan}), forward=lambda model, batch: model(**batch))
-    config = ZOConfig.model_validate({"eps": 1e-2, "update": update, "on_nonfinite": "skip"})
+    config = ZOConfig.model_validate(
+        {"eps": 1e-2, "update": update, "guard": {"nonfinite": "skip"}}
+    )
     with closing(Stepper(net(), config, objective=losses)) as stepper:
         train(stepper, 14, decay=0.0)
         records, found = stepper.journal.records, dict(stepper.weights.masters())
@@ -256,7 +258,7 @@ def test_without_momentum_the_bits_are_those_of_plain_descent():
 
 def test_a_skipped_step_is_none():
     """It neither counts in the window nor fades what was before, and a replay knows it."""
-    block = {"eps": 1e-2, "update": {**ADAM, "window": 2}, "on_nonfinite": "skip"}
+    block = {"eps": 1e-2, "update": {**ADAM, "window": 2}, "guard": {"nonfinite": "skip"}}
     config = ZOConfig.model_validate(block)
     losses = Objective(loss=Failing({2: math.nan, 5: math.inf}), forward=lambda m, b: m(**b))
     with closing(Stepper(net(), config, objective=losses)) as stepper:

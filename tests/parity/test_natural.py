@@ -200,7 +200,7 @@ class Bad:
 @pytest.mark.parametrize("settings", SETTINGS, ids=["spsa", "one_sided"])
 def test_a_loss_that_is_no_number_takes_its_probe_out(settings: dict[str, Any]):
     bad = 2 if settings.get("estimator") == "one_sided" else 1
-    with closing(stepper(loss=Bad(), on_nonfinite="skip", **settings)) as it:
+    with closing(stepper(loss=Bad(), guard={"nonfinite": "skip"}, **settings)) as it:
         grads = it.train_step([BATCHES[0]], LR).projected_grads
     assert [k for k, grad in enumerate(grads) if grad == 0.0] == [bad]
     assert all(map(math.isfinite, grads))

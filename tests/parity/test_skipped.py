@@ -34,7 +34,7 @@ class Failing:
 
 def stepper(bad_calls: dict[int, float], **block: Any) -> Stepper:
     objective = Objective(loss=Failing(bad_calls), forward=lambda model, batch: model(**batch))
-    config = ZOConfig(on_nonfinite=block.pop("on_nonfinite", "skip"), **block)
+    config = ZOConfig(guard={"nonfinite": block.pop("nonfinite", "skip")}, **block)
     torch.manual_seed(0)
     return Stepper(Plain(num_blocks=2, width=8), config, objective=objective)
 
@@ -92,7 +92,7 @@ def test_what_is_shown_of_a_step_without_a_loss_is_no_number_and_spoils_no_other
 
 
 def test_unless_it_is_allowed_the_run_stops():
-    with closing(stepper({1: math.nan}, on_nonfinite="stop")) as it:
+    with closing(stepper({1: math.nan}, nonfinite="stop")) as it:
         with pytest.raises(DivergedError, match="the loss is nan"):
             it.train_step([vectors(16)], LR)
         assert it.step == 0

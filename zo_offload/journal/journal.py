@@ -13,7 +13,7 @@ from weakref import WeakSet
 from zo_offload.errors import JournalError
 from zo_offload.journal import files
 from zo_offload.journal.header import Header, as_stored, differences, read_header
-from zo_offload.journal.record import Record, pack_record, pack_rewind
+from zo_offload.journal.record import Flags, Record, pack_record, pack_rewind
 from zo_offload.journal.records import Records, Scan
 
 SYNC_SECONDS = 1.0  # what a power cut may lose; it is computed again
@@ -183,8 +183,12 @@ class Journal:
             self.sync()
         self.records.add(packed)
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, rolled_back: bool = False) -> None:
         """Begins a branch: steps from ``step`` on are no more, though the file keeps them.
+
+        Args:
+            step: how many first steps stay.
+            rolled_back: what follows is to go along other directions: see ``Records.stream``.
 
         Raises:
             JournalError: not so many steps, not open for writing, or the system refuses.
@@ -194,7 +198,8 @@ class Journal:
                 f"{self.path}: cannot rewind to step {step}: there are {self.next_step}"
             )
         branch = self.branch + 1
-        packed = pack_rewind(branch, step, self._scan.header_crc)
+        flags = Flags.ROLLED_BACK if rolled_back else Flags.NONE
+        packed = pack_rewind(branch, step, self._scan.header_crc, flags)
         if self.path is not None:
             self._write(packed, f"a rewind to step {step}")
             self.sync()

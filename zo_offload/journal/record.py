@@ -37,7 +37,8 @@ class Flags(IntFlag):
     """What else is known of a step. Bits unknown to a reader are kept, and change no replay."""
 
     NONE = 0
-    SKIPPED = 1  # a loss was not finite: nothing was applied
+    SKIPPED = 1  # nothing was applied: a loss was not finite, or far too high
+    ROLLED_BACK = 2  # of a rewind: what follows goes along other directions
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +104,10 @@ def pack_record(record: Record, header_crc: int) -> bytes:
     return _sealed(checked, header_crc)
 
 
-def pack_rewind(branch: int, step: int, header_crc: int) -> bytes:
+def pack_rewind(branch: int, step: int, header_crc: int, flags: Flags = Flags.NONE) -> bytes:
     """The bytes that begin a branch: of what was recorded before, steps 0 to ``step - 1`` stay."""
     counts = (0, 0)  # probes, losses
-    body = (record_bytes(*counts), REWIND, branch, 0, *counts, step, 0, 0, 0.0, 0.0, 1.0, 1.0)
+    body = (record_bytes(*counts), REWIND, branch, flags, *counts, step, 0, 0, 0.0, 0.0, 1.0, 1.0)
     return _sealed(BODY.pack(*body), header_crc)
 
 

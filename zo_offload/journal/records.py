@@ -44,6 +44,7 @@ class Records(Sequence[Record]):
         self._starts = array("Q")  # byte offset of each step's record in data
         self._hashing = Lock()
         self._hashed, self._hasher = 0, hashlib.sha256()  # of the first steps
+        self._next_stream: int | None = None  # after a roll back, until a step is recorded
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -99,6 +100,19 @@ class Records(Sequence[Record]):
         return min(len(self), len(other))
 
     @property
+    def stream(self) -> int:
+        """Which directions the next step goes along; after each roll back others.
+
+        Probe k of K is number ``stream * K + k`` in the noise counter.
+        """
+        if self._next_stream is not None:
+            return self._next_stream
+        if not self:
+            return 0
+        probes = self[-1].probes
+        return probes[0].number // len(probes) if probes else 0
+
+    @property
     def num_bytes(self) -> int:
         """Length of all records in the file."""
         return len(self._data)
@@ -112,10 +126,13 @@ class Records(Sequence[Record]):
         """Takes the packed record of step ``len(self)``; the journal has written it."""
         start = len(self._data)
         self._data += packed  # before the index, so that a reading thread never looks past the end
+        self._next_stream = None
         self._starts.append(start)
 
     def rewind(self, packed: bytes, branch: int, step: int) -> None:
         """Takes a packed rewind: steps from ``step`` on are no more, and ``branch`` begins."""
+        flags, _ = record.MOVES.unpack_from(packed)
+        self._next_stream = self.stream + 1 if flags & Flags.ROLLED_BACK else None
         self._data += packed
         with self._hashing:
             del self._starts[step:]
