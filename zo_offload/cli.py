@@ -34,10 +34,11 @@ from zo_offload.cli_options import (
 )
 from zo_offload.errors import ConfigError, ZOError
 from zo_offload.reporter import Item, Reporter
+from zo_offload.stopping import Stopped
 from zo_offload.wording import one_line
 
 if TYPE_CHECKING:
-    from zo_offload.run import Summary
+    from zo_offload.run import RunOptions, Summary
 
 # Read when torch loads its thread pools. Every lane has one, and idle pools that spin would take
 # the cores from the lane that runs, and from whatever else the machine does.
@@ -120,6 +121,9 @@ def train(local_rank: int | None, find_lr: bool, trial_steps: int | None, **opti
     except KeyboardInterrupt:
         again = "begins it anew" if options["first_order"] else "continues the run"
         raise Interrupted(f"interrupted; the same command {again}") from None
+    except Stopped as stopped:
+        _say_stopped(stopped, chosen)
+        return
     if summary is None:  # the first rank speaks
         return
     if not bar.trained:
@@ -128,6 +132,13 @@ def train(local_rank: int | None, find_lr: bool, trial_steps: int | None, **opti
     print(f"{summary.metric} after: {summary.accuracy_after:.4f}")
     for line in summary_lines(summary, chosen.output):
         print(line)
+
+
+def _say_stopped(stopped: Stopped, chosen: "RunOptions") -> None:
+    if launched.rank():
+        return
+    done = f" after {stopped.steps} of {chosen.steps} steps" if stopped.steps is not None else ""
+    print(f"{chosen.output}: stopped{done}; the same command continues the run")
 
 
 def _find_lr(trial_steps: int | None, options: dict[str, Any]) -> None:
@@ -258,6 +269,10 @@ class Bar(Reporter):
             yield
         finally:
             self._progress.remove_task(task)
+
+    def say(self, line: str) -> None:
+        """A line above the bars."""
+        console.print(line)
 
     def counted(self, name: str, items: Iterable[Item], count: int) -> Iterator[Item]:
         """A bar that fills up with the items."""

@@ -27,6 +27,9 @@ class Reporter:
         """Something that may take seconds."""
         yield
 
+    def say(self, line: str) -> None:
+        """Something that the user did was heard."""
+
     def counted(self, name: str, items: Iterable[Item], count: int) -> Iterator[Item]:
         """The items, as they are asked for."""
         yield from items

@@ -38,6 +38,7 @@ from zo_offload.run_defaults import default_config
 from zo_offload.run_directory import as_json, claimed, holds, journal_path, what_is_asked
 from zo_offload.run_evaluation import evaluate_on_ranks
 from zo_offload.run_task import Task, TaskOptions, recorded
+from zo_offload.stopping import Stopping
 from zo_offload.tasks import Evaluation, batch_at
 from zo_offload.trainable.choose import check_files
 
@@ -100,6 +101,7 @@ def train(options: RunOptions, reporter: Reporter) -> Summary | None:
 
     Raises:
         ZOError: With one line for the user; whatever was saved stays as it is.
+        Stopped: The user has asked for it; the same command continues.
     """
     replica = connected()
     config, task, asked = replica.all_or_none(lambda: asked_for(options))
@@ -115,10 +117,11 @@ def train(options: RunOptions, reporter: Reporter) -> Summary | None:
         if replica.share(claim) == FINISHED:
             return read_summary(directory / "summary.json") if replica.is_first else None
         journal = journal_path(config, directory)
+        stopping = stack.enter_context(Stopping(reporter, alone=replica.world_size == 1))
         while True:
             engine = start_engine(replica, task, config, reporter, options.steps, directory)
             try:
-                return _run(engine, task, options, journal, reporter)
+                return _run(engine, task, options, journal, reporter, stopping)
             except RolledBackError as error:
                 logger.warning("%s", error.text)
             finally:
@@ -167,7 +170,12 @@ def _task(options: TaskOptions, training: bool = False) -> tuple[dict[str, Any],
 
 
 def _run(
-    engine: Any, task: Task, options: RunOptions, journal: Path, reporter: Reporter
+    engine: Any,
+    task: Task,
+    options: RunOptions,
+    journal: Path,
+    reporter: Reporter,
+    stopping: Stopping,
 ) -> Summary | None:
     replica, directory = engine.stepper.replica, Path(options.output)
     metrics: Metrics | None = None
@@ -187,7 +195,7 @@ def _run(
                 f"--steps: {journal} holds {engine.global_steps} already, found {options.steps}"
             )
         first = engine.global_steps
-        take_steps(engine, task, options, metrics, reporter)
+        take_steps(engine, task, options, metrics, reporter, stopping)
     finally:
         if metrics is not None:
             metrics.close()
@@ -259,7 +267,12 @@ def start_engine(
 
 
 def take_steps(
-    engine: Any, task: Task, options: RunOptions, metrics: Metrics | None, reporter: Reporter
+    engine: Any,
+    task: Task,
+    options: RunOptions,
+    metrics: Metrics | None,
+    reporter: Reporter,
+    stopping: Stopping,
 ) -> None:
     """All that are left, with the evaluations between them."""
     steps, replica = options.steps, engine.stepper.replica
@@ -277,11 +290,12 @@ def take_steps(
                 assert held is not None
                 reporter.on_evaluation(step, *held, metric=metrics.metric)
         if step < steps:
-            began = time.perf_counter()
-            engine.train_batch(micro_batches(engine, task, step))
-            if metrics is not None:
-                metrics.add_step(engine.stepper.journal.last, time.perf_counter() - began)
-            reporter.on_step(step, engine.last_result.loss)
+            with stopping.step(replica, step):
+                began = time.perf_counter()
+                engine.train_batch(micro_batches(engine, task, step))
+                if metrics is not None:
+                    metrics.add_step(engine.stepper.journal.last, time.perf_counter() - began)
+                reporter.on_step(step, engine.last_result.loss)
 
 
 def micro_batches(engine: Any, task: Task, step: int) -> Iterator[Any]:

@@ -40,6 +40,7 @@ from zo_offload.run import (
 from zo_offload.run_directory import as_json, claimed, holds, what_is_asked
 from zo_offload.run_task import Task, recorded
 from zo_offload.step import StepResult
+from zo_offload.stopping import Stopping
 from zo_offload.trainable.choose import check_files, trainable_for
 from zo_offload.trainable.detect import is_peft_model
 
@@ -99,7 +100,8 @@ def train(options: RunOptions, reporter: Reporter) -> Summary:
         engine = _start(task, settings, _adapted(options, parsed), reporter)
         metrics = Metrics(directory / "metrics.csv", (), task.metric)
         stack.callback(metrics.close)
-        take_steps(engine, task, options, metrics, reporter)
+        stopping = Stopping(reporter, alone=True)  # not entered: there is nothing to go on from
+        take_steps(engine, task, options, metrics, reporter, stopping)
         with reporter.phase(f"exporting to {directory / 'model'}"):
             export_model(engine, task, directory / "model")
         draw_curve(metrics, directory / "curve.png")

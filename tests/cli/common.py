@@ -199,13 +199,19 @@ class Child(Forked):
         log: Its stdout; stderr goes beside it.
         at: Where it sends itself a signal.
         user: Whose rights it takes on.
+        repeat: How many signals it sends then.
     """
 
     def __init__(
-        self, arguments: Sequence[str], log: Path, at: At | None = None, user: int | None = None
+        self,
+        arguments: Sequence[str],
+        log: Path,
+        at: At | None = None,
+        user: int | None = None,
+        repeat: int = 1,
     ) -> None:
         self._errors = log.with_suffix(".err")
-        given = (list(arguments), at, user)
+        given = (list(arguments), at, user, repeat)
         super().__init__("cli.common:run_in_child", *given, out=log, errors=self._errors)
 
     def wait_until_stopped(self) -> None:
@@ -222,16 +228,23 @@ class Child(Forked):
         return self._errors.read_text()
 
 
-def run_in_child(arguments: list[str], at: At | None = None, user: int | None = None) -> None:
+def run_one_rank(arguments: list[str], rank: int, at: At) -> None:
+    """Of several, of which one sends itself a signal."""
+    run_in_child(arguments, at if int(os.environ["RANK"]) == rank else None)
+
+
+def run_in_child(
+    arguments: list[str], at: At | None = None, user: int | None = None, repeat: int = 1
+) -> None:
     if user is not None:
         os.setgid(user)
         os.setuid(user)
     if at is not None:
-        _arm(at)
+        _arm(at, repeat)
     cli.main(arguments, prog_name="zo-offload")
 
 
-def _arm(at: At) -> None:
+def _arm(at: At, repeat: int) -> None:
     module: Any = importlib.import_module(at.module)
     *path, name = at.function.split(".")
     for part in path:
@@ -242,7 +255,8 @@ def _arm(at: At) -> None:
         nonlocal calls
         calls += 1
         if calls == at.call and at.when == "before":
-            os.kill(os.getpid(), at.signal)
+            for _ in range(repeat):
+                os.kill(os.getpid(), at.signal)
         result = original(*args, **kwargs)
         if calls == at.call and at.when == "after":
             os.kill(os.getpid(), at.signal)

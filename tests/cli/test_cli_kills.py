@@ -151,26 +151,6 @@ def test_kills_while_weights_rest_on_a_disk(
     assert results(tmp_path / "run", done.stdout) == finished.results
 
 
-def test_an_interrupt_is_one_line_and_the_run_continues(task: Task, finished: Finished, tmp_path):
-    command = task.arguments(tmp_path / "run")
-    at = At("zo_offload.journal", "Journal.append", 3, "before", signal.SIGINT)
-    child = Child(command, tmp_path / "log", at)
-    assert child.wait() == 130
-    assert child.stderr == "Error: interrupted; the same command continues the run\n"
-    done = invoke(command)
-    assert "continuing after 2 steps" in done.stdout.splitlines()
-    assert results(tmp_path / "run", done.stdout) == finished.results
-
-
-def test_an_interrupt_before_the_first_step(task: Task, finished: Finished, tmp_path):
-    command = task.arguments(tmp_path / "run")
-    at = At("zo_offload.integrations.hf", "load_model", 1, "after", signal.SIGINT)
-    child = Child(command, tmp_path / "log", at)
-    assert child.wait() == 130
-    assert child.stderr == "Error: interrupted; the same command continues the run\n"
-    assert results(tmp_path / "run", invoke(command).stdout) == finished.results
-
-
 def test_two_runs_at_once_are_refused(task: Task, finished: Finished, tmp_path):
     command = task.arguments(tmp_path / "run")
     at = At("zo_offload.metrics", "Metrics.add_step", 2, "after", signal.SIGSTOP)

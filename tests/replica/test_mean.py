@@ -80,14 +80,18 @@ def test_a_bad_loss_of_another_rank_s_lane_is_named():
     step=st.integers(0, 2**40),
     short=st.booleans(),
     before=st.sampled_from([None, (1, 2), (4, 2)]),
+    stops=st.booleans(),
 )
-def test_what_travels_is_what_was_booked(rows: list, step: int, short: bool, before: Any):
+def test_what_travels_is_what_was_booked(
+    rows: list, step: int, short: bool, before: Any, stops: bool
+):
     if short:
         rows = [[tuple(float(np.float32(value)) for value in pair) for pair in row] for row in rows]
     ours = booked(rows)
-    packed = ours.pack(step, before)
+    packed = ours.pack(step, before, stops)
     header, rest = Header.read(packed[: HEADER.size]), packed[HEADER.size :]
     assert (header.step, header.shaped) == (step & STEP_BITS, before != (4, 2))
+    assert header.stops == stops
     if header.shaped:
         assert SHAPE.unpack(rest[: SHAPE.size]) == (4, 2)
         rest = rest[SHAPE.size :]

@@ -46,14 +46,18 @@ def bits(values: list[float]) -> bytes:
     pairs=st.lists(st.tuples(st.one_of(numbers, likely), weights), min_size=1, max_size=9),
     count=st.integers(1, 10_000),
     weighted=st.booleans(),
+    stops=st.booleans(),
 )
-def test_every_rank_computes_the_means_of_rank_0(pairs: list, count: int, weighted: bool):
+def test_every_rank_computes_the_means_of_rank_0(
+    pairs: list, count: int, weighted: bool, stops: bool
+):
     totals = [total for total, _ in pairs]
-    sums = Sums(totals, [weight if weighted else float(count) for _, weight in pairs])
+    sums = Sums(totals, [weight if weighted else float(count) for _, weight in pairs], stops)
     packed = sums.pack(count)
     wire = Wire(packed)
     theirs = Sums.receive(wire.receive, len(pairs), count)
     assert (bits(theirs.totals), bits(theirs.weights)) == (bits(sums.totals), bits(sums.weights))
+    assert theirs.stops == stops
     assert bits(theirs.means) == bits((np.array(totals) / np.array(sums.weights)).tolist())
     assert len(packed) <= (1 + 8 * len(pairs)) * (1 + weighted)
     with pytest.raises(Torn):

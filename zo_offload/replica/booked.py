@@ -11,7 +11,8 @@ F64 = npt.NDArray[np.float64]
 
 HEADER = struct.Struct("<H")  # low bits of the step, and flags
 SHAPE = struct.Struct("<HH")  # micro-batches, columns; behind the header where a flag says so
-STEP_BITS = 0x1FFF
+STEP_BITS = 0x0FFF
+STOPS = 0x1000  # this rank was asked to end after the step
 SHAPED = 0x2000  # the shape follows: it is not that of the message before
 WEIGHTED = 0x4000  # weights follow the totals
 SHORT = 0x8000  # all values are fp32 numbers, and travel as such
@@ -28,18 +29,21 @@ class Header:
         shaped: Whether the shape follows.
         weighted: Whether weights follow the totals.
         short: Whether values travel as fp32.
+        stops: Whether the rank was asked to end after this step.
     """
 
     step: int
     shaped: bool
     weighted: bool
     short: bool
+    stops: bool
 
     @classmethod
     def read(cls, data: bytes) -> "Header":
         """From the first bytes of a message."""
         (first,) = HEADER.unpack(data)
-        return cls(first & STEP_BITS, *(bool(first & flag) for flag in (SHAPED, WEIGHTED, SHORT)))
+        flags = (SHAPED, WEIGHTED, SHORT, STOPS)
+        return cls(first & STEP_BITS, *(bool(first & flag) for flag in flags))
 
     @property
     def dtype(self) -> str:
@@ -84,7 +88,7 @@ class Booked:
         """Micro-batches, columns."""
         return self.totals.shape
 
-    def pack(self, step: int, before: Shape | None = None) -> bytes:
+    def pack(self, step: int, before: Shape | None = None, stops: bool = False) -> bytes:
         """Two bytes, four for the shape if it is not that of the message before, and the values.
 
         Losses of one micro-batch are fp32 numbers most often, and then travel as such, in four
@@ -97,7 +101,7 @@ class Booked:
         with np.errstate(over="ignore", invalid="ignore"):
             short = np.array_equal(values.astype("<f4").astype(np.float64), values, equal_nan=True)
         shaped = self.shape != before
-        flags = SHAPED * shaped | WEIGHTED * (len(parts) > 1) | SHORT * short
+        flags = STOPS * stops | SHAPED * shaped | WEIGHTED * (len(parts) > 1) | SHORT * short
         header = HEADER.pack(step & STEP_BITS | flags)
         shape = SHAPE.pack(*self.shape) if shaped else b""
         return header + shape + values.astype("<f4" if short else "<f8").tobytes()

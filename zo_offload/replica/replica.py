@@ -11,7 +11,7 @@ column, at most 1 and 8, more where there are weights. Or with a failure, which 
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar, cast
 
@@ -28,6 +28,7 @@ from zo_offload.replica.told import (
     raise_failure,
 )
 
+STEP = "step"
 MOST_BYTES = 1 << 34  # of one message outside the steps: a journal, evaluated losses
 Result = TypeVar("Result")
 DONE, FAILED = b"\0", b"\1"
@@ -41,6 +42,8 @@ class Replica:
         link: To the others (default: there are none).
 
     Attributes:
+        stop_asked: Set it, at any instant, for all ranks to end after a step.
+        is_stopping: Whether they do, after the step whose means were found last; alike on all.
         step_bytes: What this rank has sent and received for means so far; on rank 0, in the middle
             of the star, that is all there was.
 
@@ -50,6 +53,8 @@ class Replica:
     """
 
     link: Link = field(default_factory=Alone)
+    stop_asked: bool = field(default=False, init=False)
+    is_stopping: bool = field(default=False, init=False)
     step_bytes: int = field(default=0, init=False)
     _shapes: dict[int, Shape] = field(default_factory=dict, init=False)  # by rank: sent or received
 
@@ -77,7 +82,7 @@ class Replica:
         self,
         booked: Booked,
         step: int,
-        what: str = "step",
+        what: str = STEP,
         names: Sequence[str] = (),
         alike: int = 1,
         finite: bool = True,
@@ -99,16 +104,22 @@ class Replica:
         names = names or booked.columns
         groups = self.world_size // alike * len(booked.columns) // len(names)
         count = groups * booked.shape[0]  # micro-batches of all ranks
+        is_step = what == STEP
         if self.rank:
-            self._send_counted(0, booked.pack(step, self._shapes.get(0)))
+            packed = booked.pack(step, self._shapes.get(0), is_step and self.stop_asked)
+            self._send_counted(0, packed)
             self._shapes[0] = booked.shape
-            return Sums.receive(partial(self._receive_counted, 0), len(names), count).means
+            sums = Sums.receive(partial(self._receive_counted, 0), len(names), count)
+            self.is_stopping |= sums.stops
+            return sums.means
         try:
             everyone = [booked, *(self._receive_booked(r, booked, step) for r in self._others)]
             sums = sums_of(everyone[::alike], f"{what} {step}", names, finite)
         except ZOError as error:
             self._send_failure(error)
             raise
+        sums = replace(sums, stops=is_step and self.stop_asked)
+        self.is_stopping |= sums.stops
         answer = sums.pack(count)
         for rank in self._others:
             self._send_counted(rank, answer)
@@ -209,6 +220,7 @@ class Replica:
 
     def _receive_booked(self, rank: int, ours: Booked, step: int) -> Booked:
         header = Header.read(self._receive_counted(rank, HEADER.size))
+        self.stop_asked |= header.stops
         if header.shaped:
             self._shapes[rank] = SHAPE.unpack(self._receive_counted(rank, SHAPE.size))
         theirs = (header.step, *self._shapes.get(rank, (0, 0)))

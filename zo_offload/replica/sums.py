@@ -6,7 +6,8 @@ those at the front that all share travel once: 10 bytes for two lanes, mostly, w
 16. Every rank divides by itself, by weights that travel only where they are not a plain count.
 
 A block of numbers begins with one byte: ``WEIGHTED`` where a block of weights follows, how many
-bytes are shared, how many are kept. Whatever that says, a block is no longer than the float64.
+bytes are shared, how many are kept. Whatever that says, a block is no longer than the float64. One
+byte that says neither tells that the run ends after this step, and that all bytes are kept.
 """
 
 import math
@@ -23,6 +24,7 @@ from zo_offload.replica.told import FAILURE, no_answer, raise_failure
 WEIGHTED = 0x80
 SHARED_SHIFT, MOST_SHARED = 4, 7
 KEPT = 0x0F
+STOPS = 0x0F  # in the place of how many are kept: all, and the run ends after this step
 NUMBER = struct.Struct(">d")
 
 Receive = Callable[[int], bytes]
@@ -35,6 +37,7 @@ class Sums:
     Attributes:
         totals: Of losses.
         weights: What they are sums over.
+        stops: Whether the run ends after this step, on every rank.
 
     Example:
         >>> sums = Sums([14.25, 14.75], [2.0, 2.0])
@@ -44,6 +47,7 @@ class Sums:
 
     totals: list[float]
     weights: list[float]
+    stops: bool = False
 
     @property
     def means(self) -> list[float]:
@@ -53,8 +57,8 @@ class Sums:
     def pack(self, count: int) -> bytes:
         """Totals, and weights where one of them is not ``count``, the number of micro-batches."""
         if all(weight == count for weight in self.weights):
-            return _pack(self.totals)
-        return _pack(self.totals, WEIGHTED) + _pack(self.weights)
+            return _pack(self.totals, stops=self.stops)
+        return _pack(self.totals, WEIGHTED, self.stops) + _pack(self.weights)
 
     @classmethod
     def receive(cls, receive: Receive, columns: int, count: int) -> "Sums":
@@ -67,13 +71,15 @@ class Sums:
         first = receive(1)
         if first == FAILURE[:1]:
             raise_failure(receive, first)
-        totals = _unpack(first[0] & ~WEIGHTED, receive, columns)
+        shares = first[0] & ~WEIGHTED
+        stops = shares == STOPS
+        totals = _unpack(NUMBER.size if stops else shares, receive, columns)
         if not first[0] & WEIGHTED:
-            return cls(totals, [float(count)] * columns)
+            return cls(totals, [float(count)] * columns, stops)
         weights = _unpack(receive(1)[0], receive, columns)
         if not all(weights):
             raise no_answer(first)
-        return cls(totals, weights)
+        return cls(totals, weights, stops)
 
 
 def sums_of(
@@ -120,8 +126,10 @@ def _refuse_others(totals: F64, what: str, names: Sequence[str]) -> None:
                 )
 
 
-def _pack(values: Sequence[float], flag: int = 0) -> bytes:
+def _pack(values: Sequence[float], flag: int = 0, stops: bool = False) -> bytes:
     words = [NUMBER.pack(value) for value in values]
+    if stops:
+        return bytes([flag | STOPS]) + b"".join(words)
     kept = max(len(word.rstrip(b"\0")) for word in words)
     both = enumerate(zip(min(words), max(words), strict=True))  # in the order of their bytes
     shared = next((place for place, (one, other) in both if one != other), MOST_SHARED)
