@@ -38,7 +38,7 @@ from zo_offload.stopping import Stopped
 from zo_offload.wording import one_line
 
 if TYPE_CHECKING:
-    from zo_offload.run import RunOptions, Summary
+    from zo_offload.run import Summary
 
 # Read when torch loads its thread pools. Every lane has one, and idle pools that spin would take
 # the cores from the lane that runs, and from whatever else the machine does.
@@ -122,7 +122,7 @@ def train(local_rank: int | None, find_lr: bool, trial_steps: int | None, **opti
         again = "begins it anew" if options["first_order"] else "continues the run"
         raise Interrupted(f"interrupted; the same command {again}") from None
     except Stopped as stopped:
-        _say_stopped(stopped, chosen)
+        _say_stopped(stopped, options["output"], options["steps"])
         return
     if summary is None:  # the first rank speaks
         return
@@ -134,11 +134,11 @@ def train(local_rank: int | None, find_lr: bool, trial_steps: int | None, **opti
         print(line)
 
 
-def _say_stopped(stopped: Stopped, chosen: "RunOptions") -> None:
+def _say_stopped(stopped: Stopped, output: str, steps: int) -> None:
     if launched.rank():
         return
-    done = f" after {stopped.steps} of {chosen.steps} steps" if stopped.steps is not None else ""
-    print(f"{chosen.output}: stopped{done}; the same command continues the run")
+    done = f" after {stopped.steps} of {steps} steps" if stopped.steps is not None else ""
+    print(f"{output}: stopped{done}; the same command continues the run")
 
 
 def _find_lr(trial_steps: int | None, options: dict[str, Any]) -> None:
