@@ -35,7 +35,7 @@ from zo_offload.cli_options import (
 from zo_offload.errors import ConfigError, ZOError
 from zo_offload.reporter import Item, Reporter
 from zo_offload.stopping import Stopped
-from zo_offload.wording import one_line
+from zo_offload.wording import is_out_of_memory, one_line
 
 if TYPE_CHECKING:
     from zo_offload.run import Summary
@@ -78,10 +78,8 @@ def fails_in_one_line(command: Callable) -> Callable:
             if error.is_told and launched.rank():
                 raise SystemExit(1) from error  # the first rank has said it
             _end(str(error), error, everywhere=error.is_told)
-        except MemoryError as error:
-            _end(f"out of memory {error}", error)
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
                 raise
             _end(f"out of memory: {str(error).split('Exception raised from')[0]}", error)
         except OSError as error:
@@ -413,12 +411,6 @@ class _OneLineWarnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         click.echo(f"Warning: {one_line(record.getMessage())}", err=True)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Torch has a class for it on accelerators only; on a CPU it says so in words."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return any(word in str(error) for word in words)
 
 
 def _of_rank(text: str) -> str:

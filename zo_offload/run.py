@@ -32,6 +32,7 @@ from zo_offload.config import BLOCK, load_json, parse_config
 from zo_offload.errors import ConfigError, RolledBackError
 from zo_offload.journal import Journal
 from zo_offload.metrics import Metrics, draw_curve, equal_share, num_skipped
+from zo_offload.plan import shortage
 from zo_offload.replica import Replica
 from zo_offload.reporter import Reporter
 from zo_offload.run_defaults import default_config
@@ -118,6 +119,7 @@ def train(options: RunOptions, reporter: Reporter) -> Summary | None:
             return read_summary(directory / "summary.json") if replica.is_first else None
         journal = journal_path(config, directory)
         stopping = stack.enter_context(Stopping(reporter, alone=replica.world_size == 1))
+        stack.enter_context(shortage.explained(options.model, config, task.longest))
         while True:
             engine = start_engine(replica, task, config, reporter, options.steps, directory)
             try:

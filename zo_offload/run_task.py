@@ -60,6 +60,10 @@ class Task:
             self.classes = tuple(one.right[0] for one in self.train)
         self.way = self.way.minimising(self._options.objective)
 
+    def longest(self) -> int:
+        """Tokens of the longest example; 1 where it has none, or before they are encoded."""
+        return max((getattr(one, "num_tokens", 1) for one in (*self.train, *self.dev)), default=1)
+
     def load_model(self, spill: Sequence[str | Path]) -> Any:
         """The model that the task's way leads through."""
         from zo_offload.integrations.hf import load_model

@@ -39,3 +39,14 @@ def one_line(text: object) -> str:
         'two words'
     """
     return " ".join(str(text).split())
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Torch has a class for it on accelerators only; on a CPU it says so in words.
+
+    Example:
+        >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+        True
+    """
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)

@@ -385,7 +385,9 @@ def test_memory_that_runs_out_is_one_line(
         raise MEMORY[name]
 
     monkeypatch.setattr("zo_offload.run.take_steps", fail)
-    assert_one_line(invoke(own.arguments(tmp_path / "run")), "^Error: out of memory")
+    assert_one_line(
+        invoke(own.arguments(tmp_path / "run")), r"^Error: out of memory.*; the plan counts"
+    )
 
 
 @pytest.mark.parametrize("error", [OSError("no such device"), ZOError("alone")])

@@ -118,6 +118,11 @@ class Request:
 
 
 def read_json(path: str | Path) -> tuple[Request, Budgets, torch.dtype | None]:
+    """:func:`request_of` a file."""
+    return request_of(load_json(path))
+
+
+def request_of(config: Mapping[str, Any]) -> tuple[Request, Budgets, torch.dtype | None]:
     """What a DeepSpeed JSON says of a run on one rank; its dtype is None for the model's own.
 
     Raises:
@@ -125,7 +130,6 @@ def read_json(path: str | Path) -> tuple[Request, Budgets, torch.dtype | None]:
     """
     from zo_offload.deepspeed_keys import check_keys  # imports DeepSpeed
 
-    config = load_json(path)
     check_keys(config)
     block = parse_config(config)
     if block.trainable.mode not in TRAINABLES:
