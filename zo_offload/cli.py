@@ -27,6 +27,7 @@ from zo_offload.cli_options import (
     PLAN_MEMORY,
     PLAN_OPTIONS,
     PLAN_RATES,
+    REPLAY_OPTIONS,
     SENSITIVITY_OPTIONS,
     TASK_OPTIONS,
     TRAIN_OPTIONS,
@@ -223,6 +224,28 @@ def sensitivity(**options: Any) -> None:
     found = f"{mask.num_chosen:,} of {mask.origin.candidates:,} weights"
     where = f"in {len(mask.chosen)} matrices, by {mask.origin.method}"
     print(f"{chosen.output}: {found} {where}, in {done.seconds:.1f} s")
+
+
+@main.command(name="replay")
+@takes(*REPLAY_OPTIONS)
+@fails_in_one_line
+def replay_journal(**options: Any) -> None:
+    """Rebuild the weights after a step from a run's base and journal."""
+    try:
+        with reporter() as bar:
+            with bar.phase("starting"):
+                _quiet()
+                from zo_offload.replay.command import ReplayOptions, replay
+            done = replay(ReplayOptions(**options), bar)
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; the same command continues it") from None
+    took = f"step {done.step}, in {done.seconds:.1f} s"
+    if done.was_there:
+        print(f"{done.directory}: holds the weights of step {done.step} already")
+    elif done.compared is not None:
+        print(f"{done.directory}: {done.compared} tensors are equal to the replay's, {took}")
+    else:
+        print(f"{done.directory}: {done.parameters:,} parameters, {took}")
 
 
 def reporter() -> Reporter:

@@ -110,6 +110,23 @@ SENSITIVITY_OPTIONS = (
                  help="Tokens of a piece."),
     click.option("--seed", type=int, default=0, show_default=True, help="Of random scores."),
 )
+REPLAY_OPTIONS = (
+    click.option("--base", required=True, metavar="DIR_OR_ID",
+                 help="What the run began with: a directory or model id."),
+    click.option("--journal", required=True, metavar="FILE",
+                 help="The run's journal, DIR/journal/run.journal of zo-offload train."),
+    click.option("--to", type=click.IntRange(min=0), metavar="STEP",
+                 help="Steps to take (default: all that the journal holds)."),
+    click.option("--out", required=True, metavar="DIR",
+                 help="A directory to make; the same command continues it."),
+    click.option("--verify", is_flag=True,
+                 help="Write nothing: compare --out, bit by bit, with what the replay gives."),
+    click.option("--threads", type=COUNT, metavar="N",
+                 help="Of the kernels (default: a core each)."),
+    click.option("--config", metavar="FILE",
+                 help="The run's DeepSpeed JSON; only where the journal holds no more than a digest "
+                      "of what moved: patterns, masks."),
+)
 PLAN_MEMORY = ("device_gb", "host_gb", "nvme_gb")
 PLAN_RATES = ("pcie_gbps", "nvme_gbps", "host_gbps", "tflops")
 PLAN_OPTIONS = (

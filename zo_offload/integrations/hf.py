@@ -134,11 +134,28 @@ def save_tokenizer(name: str | Path, directory: Path) -> bool:
     Raises:
         ModelError: There is one, and it cannot be loaded.
     """
-    path = Path(name)
-    if path.is_dir() and not any(each for kind in TOKENIZERS for each in path.glob(kind)):
+    if not _has_tokenizer(name):
         return False
     _tokenizer(name).save_pretrained(str(directory))
     return True
+
+
+def save_processor(name: str | Path, directory: Path) -> None:
+    """Write what makes a model's input beside it, as a run exports it; nothing where there is none.
+
+    Raises:
+        ModelError: There is one, and it cannot be loaded.
+    """
+    if kind_of(name) == "image":
+        load_image_processor(name).save_pretrained(str(directory))
+    elif _has_tokenizer(base_of(name) or name):
+        load_tokenizer(name).save_pretrained(str(directory))
+
+
+def _has_tokenizer(name: str | Path) -> bool:
+    """Whether a directory holds its files; an id may."""
+    path = Path(name)
+    return not path.is_dir() or any(each for kind in TOKENIZERS for each in path.glob(kind))
 
 
 def _tokenizer(name: str | Path) -> Any:

@@ -6,8 +6,7 @@ from typing import Any
 from torch import nn
 
 from zo_offload.errors import ModelError
-from zo_offload.trainable.trainable import Trainable
-from zo_offload.weights import Weights
+from zo_offload.trainable.trainable import Trainable, Values
 
 
 class Frozen(Trainable):
@@ -44,6 +43,6 @@ class Frozen(Trainable):
         """See :class:`Trainable`."""
         return {"trainable": {"mode": self.mode}}
 
-    def save(self, model: nn.Module, weights: Weights, directory: Path) -> None:
+    def save(self, model: nn.Module, weights: Values, directory: Path) -> None:
         """See :class:`Trainable`."""
         raise ModelError("nothing moves, so that there is nothing to save")

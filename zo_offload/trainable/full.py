@@ -10,9 +10,8 @@ from zo_offload.converted import converted_of
 from zo_offload.errors import ConfigError, ModelError
 from zo_offload.trainable.moving import Moving
 from zo_offload.trainable.selection import PATH, selected, turns
-from zo_offload.trainable.trainable import Trainable
+from zo_offload.trainable.trainable import Trainable, Values
 from zo_offload.units import block_map
-from zo_offload.weights import Weights
 
 
 class Full(Trainable):
@@ -62,7 +61,7 @@ class Full(Trainable):
             parameter.requires_grad_(True)
         self._frozen = []
 
-    def save(self, model: nn.Module, weights: Weights, directory: Path) -> None:
+    def save(self, model: nn.Module, weights: Values, directory: Path) -> None:
         """See :class:`Trainable`: a plain Hugging Face directory."""
         save_plain(model, directory)
 

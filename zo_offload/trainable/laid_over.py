@@ -10,7 +10,7 @@ from zo_offload.errors import ModelError
 from zo_offload.trainable.decoded import mark
 from zo_offload.trainable.frozen import Frozen
 from zo_offload.trainable.full import save_plain
-from zo_offload.weights import Weights
+from zo_offload.trainable.trainable import Values
 
 
 class LaidOver(Frozen):
@@ -37,7 +37,7 @@ class LaidOver(Frozen):
             )
         return super().prepare(model)
 
-    def save(self, model: nn.Module, weights: Weights, directory: Path) -> None:
+    def save(self, model: nn.Module, weights: Values, directory: Path) -> None:
         """See :class:`Trainable`: a plain Hugging Face directory, decoded, values in it."""
         save_plain(model, directory)
         mark(directory, self.mode)

@@ -20,9 +20,8 @@ from zo_offload.converted import converted_of
 from zo_offload.errors import ConfigError, ModelError
 from zo_offload.trainable.moving import Moving
 from zo_offload.trainable.selection import PATH
-from zo_offload.trainable.trainable import Trainable
+from zo_offload.trainable.trainable import Trainable, Values
 from zo_offload.views import nothing
-from zo_offload.weights import Weights
 from zo_offload.wording import hint, one_line
 
 ADAPTER = "adapter_config.json"
@@ -94,7 +93,7 @@ class Peft(Trainable):
         adapters = {name: _as_json(each.to_dict()) for name, each in adapted.peft_config.items()}
         return {"trainable": {**super().header(model)["trainable"], "adapters": adapters}}
 
-    def save(self, model: nn.Module, weights: Weights, directory: Path) -> None:
+    def save(self, model: nn.Module, weights: Values, directory: Path) -> None:
         """See :class:`Trainable`: ``adapter_config.json`` and ``adapter_model.safetensors``."""
         adapted: Any = model
         with _values(weights, self.moving.resident):  # prompts are computed when they are saved
@@ -167,6 +166,24 @@ def _peft_config(keys: Mapping[str, Any], task_type: str | None) -> Any:
         return config_class(**{"task_type": task_type, **keys})
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{PATH}.peft_config: {one_line(error)}") from error
+
+
+def written_keys(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of ``peft_config`` that make an adapter's configuration, as a header has it.
+
+    Args:
+        said: Of one adapter in :meth:`Peft.header`.
+
+    Raises:
+        ConfigError: The library does not know such an adapter.
+    """
+    config = _peft_config({"peft_type": said.get("peft_type")}, None)
+    plain = _as_json(config.to_dict())
+    return {
+        key: value
+        for key, value in said.items()
+        if key == "peft_type" or (key in plain and plain[key] != value)
+    }
 
 
 def load_adapter(model: nn.Module, directory: str | Path, where: str = "") -> Any:
@@ -257,20 +274,21 @@ def _check(model: Any) -> None:
 
 
 @contextmanager
-def _values(weights: Weights, names: Any) -> Iterator[None]:
+def _values(weights: Values, names: Any) -> Iterator[None]:
     """Let these parameters hold their values for a while; they are few."""
     parameters = {name: weights.map.parameters[name] for name in names}
+    devices = {name: parameter.device for name, parameter in parameters.items()}
     try:
         for name, parameter in parameters.items():
             parameter.data = weights.value(name)
         yield
     finally:
-        for parameter in parameters.values():
+        for name, parameter in parameters.items():
             shape, dtype = tuple(parameter.shape), parameter.dtype
-            parameter.data = nothing(shape, dtype, weights.arena.device)
+            parameter.data = nothing(shape, dtype, devices[name])
 
 
-def _state(model: nn.Module, weights: Weights) -> dict[str, torch.Tensor]:
+def _state(model: nn.Module, weights: Values) -> dict[str, torch.Tensor]:
     """What of a ``state_dict`` an adapter's files may take: all but what travels in units.
 
     An adapter's frozen parameters (AdaLoRA counts its ranks in one) lie in units as well.

@@ -4,13 +4,27 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from zo_offload.trainable.moving import ALWAYS, Moving
-from zo_offload.weights import Weights
+from zo_offload.units import ModelMap
+
+
+class Values(Protocol):
+    """Current weights, wherever they are.
+
+    Attributes:
+        map: Of the model.
+    """
+
+    map: ModelMap
+
+    def value(self, name: str) -> torch.Tensor:
+        """A parameter as the forward sees it."""
+        ...
 
 
 class Trainable(ABC):
@@ -47,7 +61,7 @@ class Trainable(ABC):
         self.undo()
 
     @abstractmethod
-    def save(self, model: nn.Module, weights: Weights, directory: Path) -> None:
+    def save(self, model: nn.Module, weights: Values, directory: Path) -> None:
         """Write what other libraries load: the current weights, as the forward computes with them.
 
         Raises:
