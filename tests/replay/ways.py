@@ -16,7 +16,7 @@ from zo_offload.journal import Journal
 from zo_offload.replay.command import ReplayOptions, replay
 from zo_offload.step import Stepper
 
-STEPS, BEFORE = 5, 3
+STEPS, BEFORE = 4, 3
 BF16 = torch.bfloat16
 
 

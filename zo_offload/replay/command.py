@@ -20,7 +20,7 @@ from zo_offload.journal.header import as_stored, canonical
 from zo_offload.replay.compare import compare, units_to_write, what_is_written
 from zo_offload.replay.pieces import Pieces
 from zo_offload.replay.setting import Setting, open_setting, read_steps
-from zo_offload.replay.shards import Shards, held, refuse_another, write_record
+from zo_offload.replay.shards import Shards, clear, held, refuse_another, write_record
 from zo_offload.reporter import Reporter
 from zo_offload.units import ModelMap
 from zo_offload.views import nothing
@@ -90,6 +90,7 @@ def replay(options: ReplayOptions, reporter: Reporter | None = None) -> Replayed
         journal = read_steps(options.journal, options.to)
     record = record_of(journal)
     if not options.verify and refuse_another(out, record):
+        clear(out.resolve(), record)
         return Replayed(out, journal.next_step, 0, was_there=True)
     if options.verify and not out.is_dir():
         raise ConfigError(f"--verify: compares what --out holds, and there is no directory {out}")
@@ -119,8 +120,8 @@ def record_of(journal: Journal) -> dict[str, Any]:
     return {
         "base": fields["base_sha256"],
         "journal": hashlib.sha256(canonical(as_stored(fields))).hexdigest(),
-        "lineage": journal.records.lineage(),
         "step": journal.next_step,
+        "lineage": journal.records.lineage(),
     }
 
 
@@ -146,7 +147,7 @@ def _write(
         rebuilt, kept = _rebuild(setting, pieces, work, reporter)
         with reporter.phase(f"exporting to {options.out}"):
             _export(options, setting, rebuilt, out, record)
-        files.remove_directory(work)
+    clear(out, record)
     return kept
 
 

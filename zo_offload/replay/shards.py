@@ -5,6 +5,7 @@ A file is written aside, synced, then renamed: one that is there is whole, and i
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,7 @@ def held(output: Path, record: Mapping[str, Any]) -> Iterator[Path]:
     """
     directory = output.with_name(output.name + WORK)
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make(directory)
         with files.locked(directory):
             _claim(directory, record)
             yield directory
@@ -41,6 +42,13 @@ def held(output: Path, record: Mapping[str, Any]) -> Iterator[Path]:
         raise ConfigError(
             f"--out: another process is at work in {directory}; wait for it, or choose another"
         ) from None
+
+
+def clear(output: Path, record: Mapping[str, Any]) -> None:
+    """Remove what a replay that is done has left beside its output."""
+    directory = output.with_name(output.name + WORK)
+    if directory.is_dir() and refuse_another(directory, record):
+        shutil.rmtree(directory)
 
 
 def refuse_another(directory: Path, record: Mapping[str, Any]) -> bool:
@@ -61,7 +69,7 @@ def refuse_another(directory: Path, record: Mapping[str, Any]) -> bool:
         raise ConfigError(
             f"--out: {directory} holds another replay: its {TOLD[key]} is "
             f"{_short(there.get(key))}, here it is {_short(record[key])}; choose another --out, or "
-            "remove it"
+            f"remove {directory}"
         )
     return True
 
@@ -155,6 +163,13 @@ def _claim(directory: Path, record: Mapping[str, Any]) -> None:
     if any(path.name != files.LOCK and path.suffix != files.ASIDE for path in directory.iterdir()):
         raise ConfigError(f"--out: {directory} holds something else; move it away")
     write_record(directory, record)
+
+
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: cannot make {directory}: {error.strerror}") from error
 
 
 def _short(value: Any) -> str:
