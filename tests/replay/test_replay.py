@@ -1,0 +1,208 @@
+"""What a replay refuses, compares, and goes on from."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from replay.ways import STEPS, WAYS, Run, content, train
+from zo_offload.errors import CheckpointError, ConfigError, JournalError, ModelError
+from zo_offload.journal import Journal
+from zo_offload.replay import command, shards
+from zo_offload.replay.command import replay
+from zo_offload.reporter import Reporter
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Tests only read it."""
+    return train(WAYS["full"], tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def by_pattern(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(WAYS["parameters"], tmp_path_factory.mktemp("by-pattern"), steps=1)
+
+
+def with_header(run: Run, path: Path, **changes: Any) -> Run:
+    """The same run, were its journal's header another; ``...`` takes a key out."""
+    fields = {**Journal.read(run.journal).header.fields, **changes}
+    Journal.create(path, {k: v for k, v in fields.items() if v is not ...}).close()
+    return replace(run, journal=path)
+
+
+def copied(source: Path, target: Path) -> Path:
+    target.mkdir()
+    for path in source.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def flipped(directory: Path, name: str, element: int) -> None:
+    """Flip the lowest bit of a weight."""
+    path = directory / "model.safetensors"
+    held = load_file(path)
+    held[name].view(-1).view(torch.int32)[element] ^= 1
+    save_file(held, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"counter": "another"}, "header.counter: found 'another', this zo_offload counts by"),
+        ({"dropout": 1}, "header.dropout: unknown to this zo_offload, and may decide bits"),
+        ({"seed": ...}, "header.seed is missing; it is no journal of a training run"),
+        ({"base_sha256": "0" * 64}, "of a run that began with 000000000000...; give that base"),
+        ({"forward": ["torch.float64"]}, "computed in torch.float64, as no precision of"),
+        ({"lag": 2, "streamed": "0" * 64}, "cannot be laid out as the run did"),
+        ({"update": {"type": "lion"}}, "header.update: .* is no update that this"),
+        ({"trainable": {"mode": "dreams"}}, "header.trainable.mode: 'dreams' is none"),
+        ({"trainable": {"mode": "full", "moves": "0"}}, "no kinds and layers of Llama.* have it"),
+        ({"trainable": {"mode": "sparse", "mask": "0"}}, "chosen by a mask, of which .*--config"),
+        (
+            {"trainable": {"mode": "full", "rotate": {"interval": 1, "groups": 9}}},
+            "not what the run trained: header.trainable",
+        ),
+    ],
+)
+def test_a_header_that_cannot_be_honoured_is_refused(
+    run: Run, tmp_path: Path, changes: dict[str, Any], words: str
+):
+    with pytest.raises(JournalError, match=words):
+        replay(with_header(run, tmp_path / "other.journal", **changes).options(tmp_path / "out"))
+    assert [path.name for path in tmp_path.iterdir()] == ["other.journal"]
+
+
+def test_a_journal_of_other_kernels_is_refused(run: Run, tmp_path: Path):
+    fields = Journal.read(run.journal).header.fields
+    Journal.create(tmp_path / "run.journal", fields, contract=2).close()
+    with pytest.raises(JournalError, match="written under kernel contract 2"):
+        replay(replace(run, journal=tmp_path / "run.journal").options(tmp_path / "out"))
+
+
+def test_more_steps_than_there_are_is_refused(run: Run, tmp_path: Path):
+    with pytest.raises(JournalError, match=f"--to 99, but it holds {STEPS} steps"):
+        replay(run.options(tmp_path / "out", to=99))
+
+
+def test_another_base_is_refused(run: Run, tmp_path: Path):
+    base = copied(run.base, tmp_path / "base")
+    flipped(base, "model.layers.1.mlp.up_proj.weight", 5)
+    with pytest.raises(JournalError, match=f"{base}: its weights have sha256 .* give that base"):
+        replay(replace(run, base=base).options(tmp_path / "out"))
+    with pytest.raises(ModelError, match="no such directory"):
+        replay(replace(run, base=tmp_path / "none").options(tmp_path / "out"))
+
+
+def test_no_steps_give_the_base(run: Run, tmp_path: Path):
+    out = run.replayed(tmp_path / "out", to=0)
+    assert content(out)["model.safetensors"] == content(run.base)["model.safetensors"]
+
+
+def test_a_pattern_needs_the_json_that_says_it(by_pattern: Run, tmp_path: Path):
+    with pytest.raises(JournalError, match="digest of what moved, .* name the run's JSON"):
+        replay(by_pattern.options(tmp_path / "out"))
+    other = tmp_path / "other.json"
+    config = json.loads(by_pattern.config.read_text())
+    config["zeroth_order"]["trainable"]["parameters"] = ["*.down_proj.*"]
+    other.write_text(json.dumps(config))
+    with pytest.raises(JournalError, match="not what the run trained: header.trainable.moves"):
+        replay(by_pattern.options(tmp_path / "out", config=str(other)))
+
+
+@pytest.mark.parametrize("element", [0, 2047])
+def test_verify_names_the_first_tensor_that_differs(run: Run, tmp_path: Path, element: int):
+    there = copied(run.exports[STEPS], tmp_path / "there")
+    flipped(there, "model.layers.0.mlp.up_proj.weight", element)
+    flipped(there, "model.layers.1.mlp.up_proj.weight", 1)
+    before = content(there)
+    words = rf"layers.0.mlp.up_proj.weight differs .* first in element {element:,}: "
+    with pytest.raises(CheckpointError, match=words):
+        replay(run.options(there, verify=True))
+    assert content(there) == before
+
+
+def test_verify_knows_another_step(run: Run):
+    with pytest.raises(CheckpointError, match="differs from the replay"):
+        replay(run.options(run.exports[STEPS], to=STEPS - 1, verify=True))
+
+
+def test_verify_compares_what_is_there(run: Run, tmp_path: Path):
+    with pytest.raises(ConfigError, match="--verify: .* there is no directory"):
+        replay(run.options(tmp_path / "none", verify=True))
+
+
+class Stopped(Exception):
+    """By a test."""
+
+
+class StopsAfter(Reporter):
+    """Ends a replay when so many units are done."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def counted(self, name: str, items: Any, count: int) -> Any:
+        for number, item in enumerate(items):
+            if number == self._count:
+                raise Stopped
+            yield item
+
+
+def test_what_is_finished_is_kept(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out = tmp_path / "out"
+    with pytest.raises(Stopped):
+        replay(run.options(out), StopsAfter(2))
+    made: list[int] = []
+    write = shards.Shards.write
+    monkeypatch.setattr(
+        shards.Shards, "write", lambda *args: (made.append(args[1].index), write(*args))
+    )
+    done = replay(run.options(out))
+    assert (done.kept, made) == (2, [1])  # of the ambient unit and two blocks
+    assert content(out) == content(run.exports[STEPS])
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert replay(run.options(out)).was_there
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_another_replay_into_the_same_place_is_refused(run: Run, tmp_path: Path, finished: bool):
+    out = tmp_path / "out"
+    if finished:
+        replay(run.options(out))
+    else:
+        with pytest.raises(Stopped):
+            replay(run.options(out), StopsAfter(1))
+    with pytest.raises(ConfigError, match=f"another replay: its step is {STEPS}, here it is 1;"):
+        replay(run.options(out, to=1))
+    other = with_header(run, tmp_path / "other.journal", seed=1)
+    with pytest.raises(ConfigError, match=r"another replay: its journal is \w{12}\.\.\., here"):
+        replay(other.options(out))
+
+
+@pytest.mark.parametrize("name", ["out", "out.replaying"])
+def test_what_is_no_replay_stays(run: Run, tmp_path: Path, name: str):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine").write_text("mine")
+    with pytest.raises(ConfigError, match="something"):
+        replay(run.options(tmp_path / "out"))
+    assert (tmp_path / name / "mine").read_text() == "mine"
+
+
+def test_two_at_work_in_one_place_are_refused(run: Run, tmp_path: Path):
+    record = command.record_of(Journal.read(run.journal))
+    with shards.held(tmp_path / "out", record), pytest.raises(ConfigError, match="at work in"):
+        replay(run.options(tmp_path / "out"))
+
+
+def test_a_full_disk_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shards, "_write", full)
+    with pytest.raises(CheckpointError, match=r"unit-00001-of-00003.* cannot write it: No space"):
+        replay(run.options(tmp_path / "out"))
