@@ -140,9 +140,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=7)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    updates = [
-        StepUpdate(1.0, (Draw(0, step, 0, 1e-6),), 0, step) for step in range(chosen.steps)
-    ]
+    updates = [StepUpdate(1.0, (Draw(0, step, 0, 1e-6),), 0, step) for step in range(chosen.steps)]
     rows: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -158,7 +156,9 @@ def main() -> None:
             out = folder / f"out-{number}"
             took, peak = replay(folder / "base", journal, out, chosen.threads)
             rate = count * chosen.steps / took
-            rows.append({"cached": cached, "large": large, "rate": rate, "took": took, "peak": peak})
+            rows.append(
+                {"cached": cached, "large": large, "rate": rate, "took": took, "peak": peak}
+            )
             print(
                 f"round {number}: kernel {cached / 1e9:.2f} in cache, {large / 1e9:.2f} on a large "
                 f"buffer, replay {rate / 1e9:.2f} G elements x steps/s; {took:.1f} s, "

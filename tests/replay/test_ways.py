@@ -21,6 +21,4 @@ def test_a_replay_is_what_the_run_exports(
     out = run.replayed(tmp_path / "out", config=config)
     assert content(out) == content(exported)
     base = tensors(run.base)
-    assert any(
-        key not in base or not value.equal(base[key]) for key, value in tensors(out).items()
-    )
+    assert any(key not in base or not value.equal(base[key]) for key, value in tensors(out).items())

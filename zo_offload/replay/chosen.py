@@ -77,7 +77,11 @@ def _named(model: nn.Module, header: Mapping[str, Any], digest: str | None) -> d
     if digest is None:
         return {}
     found = next(
-        (names for names in _choices(model, header["scales"]) if digest_of(sorted(names)) == digest),
+        (
+            names
+            for names in _choices(model, header["scales"])
+            if digest_of(sorted(names)) == digest
+        ),
         None,
     )
     return _as_patterns(model, found)
