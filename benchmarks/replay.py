@@ -12,7 +12,8 @@ Before that a real training of a small model, whose export and replay are compar
 
 The last line is JSON. ``replay_vs_kernel`` is the rate of the whole command, in elements times
 steps a second, over that of the kernel on the large buffer: loading, the digest of the base and
-the export are in it.
+the export are in it; importing is not. ``of_processor_time`` is the same by the seconds that
+processors worked, for machines that others use meanwhile.
 """
 
 import argparse
@@ -41,7 +42,16 @@ from zo_offload.ops import Draw, Segment, Span, StepUpdate
 IN_CACHE, LARGE = 1 << 17, 1 << 24  # elements, of 4 bytes
 CALLS = 16  # on what stays in cache
 LR = 1e-6
-RUN = "from zo_offload.cli import main; main()"
+RUN = """
+import json, sys, time
+import torch
+from zo_offload.replay.command import ReplayOptions, replay
+
+base, journal, out, threads = sys.argv[1:]
+began, before = time.perf_counter(), time.process_time()
+replay(ReplayOptions(base, journal, out, threads=int(threads)))
+print(json.dumps([time.perf_counter() - began, time.process_time() - before]))
+"""
 
 
 def make_model(folder: Path, layers: int, width: int, vocabulary: int) -> int:
@@ -97,11 +107,11 @@ def equal(one: Path, other: Path) -> bool:
     )
 
 
-def replay(base: Path, journal: Path, out: Path, threads: int) -> tuple[float, int]:
-    """Seconds of the command, as it says, and its peak of anonymous memory in bytes."""
-    command = ["replay", "--base", base, "--journal", journal, "--out", out, "--threads", threads]
+def replay(base: Path, journal: Path, out: Path, threads: int) -> tuple[float, float, int]:
+    """Seconds of the command, those of processors, and its peak of anonymous memory in bytes."""
+    given = map(str, (base, journal, out, threads))
     process = subprocess.Popen(
-        [sys.executable, "-c", RUN, *map(str, command)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", RUN, *given], stdout=subprocess.PIPE, text=True
     )
     peak = [0]
     poll = threading.Thread(target=_poll, args=(process, peak))
@@ -109,7 +119,8 @@ def replay(base: Path, journal: Path, out: Path, threads: int) -> tuple[float, i
     said, _ = process.communicate()
     poll.join()
     assert process.returncode == 0, said
-    return float(re.findall(r"in ([\d.]+) s", said)[-1]), peak[0]
+    wall, busy = json.loads(said.splitlines()[-1])
+    return wall, busy, peak[0]
 
 
 def _poll(process: subprocess.Popen, peak: list[int]) -> None:
@@ -120,16 +131,17 @@ def _poll(process: subprocess.Popen, peak: list[int]) -> None:
         time.sleep(0.01)
 
 
-def kernel_rate(elements: int, updates: list[StepUpdate], calls: int = 1) -> float:
-    """Elements times steps a second of calls on as many elements."""
+def kernel_rates(elements: int, updates: list[StepUpdate], calls: int = 1) -> tuple[float, float]:
+    """Elements times steps of calls on as many elements, by seconds and by processors' seconds."""
     span = Span(torch.bfloat16, (Segment("w", 0, (elements,), 0),), 0, 0)
     wire = torch.zeros(elements, dtype=torch.bfloat16)
     rest = torch.zeros(elements, dtype=torch.int16)
     ops.update(span, wire, rest, "rademacher", updates[:10])
-    began = time.perf_counter()
+    began, before = time.perf_counter(), time.process_time()
     for _ in range(calls):
         ops.update(span, wire, rest, "rademacher", updates)
-    return calls * elements * len(updates) / (time.perf_counter() - began)
+    done = calls * elements * len(updates)
+    return done / (time.perf_counter() - began), done / (time.process_time() - before)
 
 
 def main() -> None:
@@ -151,19 +163,24 @@ def main() -> None:
         seconds = make_up(folder / "base", journal, folder / "export", chosen.steps)
         print(f"{count:,} parameters, {chosen.steps} steps; the stepper took {seconds:.1f} s")
         for number in range(chosen.rounds):
-            cached = kernel_rate(IN_CACHE, updates, CALLS)
-            large = kernel_rate(LARGE, updates)
+            cached, cached_busy = kernel_rates(IN_CACHE, updates, CALLS)
+            large, large_busy = kernel_rates(LARGE, updates)
             out = folder / f"out-{number}"
-            took, peak = replay(folder / "base", journal, out, chosen.threads)
-            rate = count * chosen.steps / took
+            wall, busy, peak = replay(folder / "base", journal, out, chosen.threads)
+            rate = count * chosen.steps / wall
             rows.append(
-                {"cached": cached, "large": large, "rate": rate, "took": took, "peak": peak}
+                {
+                    "seconds": wall,
+                    "rate": rate,
+                    "kernel_in_cache": cached,
+                    "kernel_large": large,
+                    "replay_vs_kernel": rate / large,
+                    "of_processor_time": count * chosen.steps / busy / large_busy,
+                    "of_processor_time_in_cache": count * chosen.steps / busy / cached_busy,
+                    "peak_bytes": peak,
+                }
             )
-            print(
-                f"round {number}: kernel {cached / 1e9:.2f} in cache, {large / 1e9:.2f} on a large "
-                f"buffer, replay {rate / 1e9:.2f} G elements x steps/s; {took:.1f} s, "
-                f"{peak / 2**20:.0f} MiB"
-            )
+            print(f"round {number}: {json.dumps(rows[-1])}", flush=True)
             same = same and equal(folder / "export", out)
     found = {
         "machine": platform.processor() or platform.machine(),
@@ -171,12 +188,7 @@ def main() -> None:
         "threads": chosen.threads,
         "parameters": count,
         "steps": chosen.steps,
-        "seconds": round(median(row["took"] for row in rows), 2),
-        "rate": round(median(row["rate"] for row in rows)),
-        "kernel_in_cache": round(median(row["cached"] for row in rows)),
-        "kernel_large": round(median(row["large"] for row in rows)),
-        "replay_vs_kernel": round(median(row["rate"] / row["large"] for row in rows), 3),
-        "peak_bytes": round(max(row["peak"] for row in rows)),
+        **{key: round(median(row[key] for row in rows), 3) for key in rows[0]},
         "equal": same,
     }
     print(json.dumps(found))

@@ -124,8 +124,8 @@ REPLAY_OPTIONS = (
     click.option("--threads", type=COUNT, metavar="N",
                  help="Of the kernels (default: a core each)."),
     click.option("--config", metavar="FILE",
-                 help="The run's DeepSpeed JSON; only where the journal holds no more than a digest "
-                      "of what moved: patterns, masks."),
+                 help="The run's DeepSpeed JSON; only where the journal holds no more than a "
+                      "digest of what moved: patterns, masks."),
 )
 PLAN_MEMORY = ("device_gb", "host_gb", "nvme_gb")
 PLAN_RATES = ("pcie_gbps", "nvme_gbps", "host_gbps", "tflops")

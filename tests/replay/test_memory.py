@@ -53,8 +53,9 @@ def made_up(folder: Path, width: int, layers: int) -> Run:
     model: Any = of("OPTForCausalLM", **own, **settings)()
     model.to(torch.bfloat16).save_pretrained(str(folder / "base"))
     with closing(Stepper(load_model(folder / "base"), ZOConfig())) as stepper:
-        with Journal.create(folder / "run.journal", stepper.bit_header()) as journal:
-            journal.append(Record(0, (Probe(0, 1.0, 1e-3),), (0.0, 0.0), eps=1e-3, lr=1e-3))
+        header = stepper.bit_header()
+    with Journal.create(folder / "run.journal", header) as journal:
+        journal.append(Record(0, (Probe(0, 1.0, 1e-3),), (0.0, 0.0), eps=1e-3, lr=1e-3))
     return Run(folder / "base", folder / "run.journal", folder, {})
 
 

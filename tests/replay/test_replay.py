@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from replay.ways import STEPS, WAYS, Run, content, train
+from replay.ways import STEPS, WAYS, Run, content, tensors, train
 from zo_offload.errors import CheckpointError, ConfigError, JournalError, ModelError
 from zo_offload.journal import Journal
 from zo_offload.replay import command, shards
@@ -104,14 +104,23 @@ def test_no_steps_give_the_base(run: Run, tmp_path: Path):
 
 
 def test_a_pattern_needs_the_json_that_says_it(by_pattern: Run, tmp_path: Path):
-    with pytest.raises(JournalError, match="digest of what moved, .* name the run's JSON"):
+    with pytest.raises(JournalError, match=r"digest of what moved, .* name the run's JSON"):
         replay(by_pattern.options(tmp_path / "out"))
     other = tmp_path / "other.json"
     config = json.loads(by_pattern.config.read_text())
     config["zeroth_order"]["trainable"]["parameters"] = ["*.down_proj.*"]
     other.write_text(json.dumps(config))
-    with pytest.raises(JournalError, match="not what the run trained: header.trainable.moves"):
+    with pytest.raises(JournalError, match=r"not what the run trained: header.trainable.moves"):
         replay(by_pattern.options(tmp_path / "out", config=str(other)))
+
+
+def test_an_adapter_that_went_on_is_a_base(tmp_path: Path):
+    way = WAYS["lora"]
+    first = train(way, tmp_path / "first", steps=1)
+    second = train(way, tmp_path / "second", steps=2, base=first.exports[1])
+    out = second.replayed(tmp_path / "out")
+    assert tensors(out).keys() == tensors(first.exports[1]).keys()
+    assert content(out) == content(second.exports[2])
 
 
 @pytest.mark.parametrize("element", [0, 2047])
@@ -132,7 +141,7 @@ def test_verify_knows_another_step(run: Run):
 
 
 def test_verify_compares_what_is_there(run: Run, tmp_path: Path):
-    with pytest.raises(ConfigError, match="--verify: .* there is no directory"):
+    with pytest.raises(ConfigError, match=r"--verify: .* there is no directory"):
         replay(run.options(tmp_path / "none", verify=True))
 
 

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from models.table import ROWS
@@ -111,15 +111,20 @@ class Run:
         return replay(self.options(out, **more)).directory
 
 
-def train(way: Way, folder: Path, steps: int = STEPS) -> Run:
-    """Save a base, train on it, and export before the last steps and at the end."""
-    base, config, journal = folder / "base", folder / "ds.json", folder / "run.journal"
+def train(way: Way, folder: Path, steps: int = STEPS, base: Path | None = None) -> Run:
+    """Save a base, train on it, and export before the last step and at the end."""
+    folder.mkdir(exist_ok=True)
+    config, journal = folder / "ds.json", folder / "run.journal"
     row = ROWS[way.model]
-    saved: Any = row.build(way.base)
-    saved.save_pretrained(str(base))
+    if base is None:
+        base, saved = folder / "base", cast("Any", row.build(way.base))
+        saved.save_pretrained(str(base))
     config.write_text(json.dumps(way.config))
     run = Run(base, journal, config, {})
-    with Stepper(load_model(base), parse_config(way.config), dtype=way.forward) as stepper:
+    parsed = parse_config(way.config)
+    if base.name != "base":  # an adapter's directory says itself what moves
+        parsed = parse_config({"zeroth_order": {"eps": 1e-3}})
+    with Stepper(load_model(base), parsed, dtype=way.forward) as stepper:
         stepper.follow(Journal.open(journal, stepper.bit_header()))
         for step in range(1, steps + 1):
             stepper.train_step([row.batch(6)], way.lr, way.decay)

@@ -15,6 +15,7 @@ from torch import nn
 
 from zo_offload.config_trainable import TrainableConfig
 from zo_offload.errors import ConfigError, JournalError
+from zo_offload.trainable.detect import is_peft_model
 from zo_offload.trainable.kinds import KINDS, by_kind
 from zo_offload.trainable.peft import written_keys
 from zo_offload.units import block_map, in_units
@@ -62,7 +63,7 @@ def candidates(
     elif mode == "scales":
         yield {"mode": mode, **_of_matrices(model, header, said["matrices"])}
     elif mode == "peft":
-        yield {"mode": mode, "peft_config": _adapter(said)}
+        yield {"mode": mode, **({} if is_peft_model(model) else {"peft_config": _adapter(said)})}
     elif mode == "sparse":
         raise JournalError(
             "header.trainable: the weights were chosen by a mask, of which the journal holds the "
@@ -76,14 +77,8 @@ def _named(model: nn.Module, header: Mapping[str, Any], digest: str | None) -> d
     """The names whose digest it is, as patterns; nothing where all move."""
     if digest is None:
         return {}
-    found = next(
-        (
-            names
-            for names in _choices(model, header["scales"])
-            if digest_of(sorted(names)) == digest
-        ),
-        None,
-    )
+    choices = _choices(model, header["scales"])
+    found = next((names for names in choices if digest_of(names) == digest), None)
     return _as_patterns(model, found)
 
 

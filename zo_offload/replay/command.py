@@ -129,8 +129,8 @@ def _check_base(options: ReplayOptions, setting: Setting, pieces: Pieces) -> Non
     found, wanted = pieces.base_sha256(), setting.header["base_sha256"]
     if found != wanted:
         raise JournalError(
-            f"{options.base}: its weights have sha256 {found[:12]}..., and {options.journal} is of a "
-            f"run that began with {str(wanted)[:12]}...; give that base"
+            f"{options.base}: its weights have sha256 {found[:12]}..., and {options.journal} is of "
+            f"a run that began with {str(wanted)[:12]}...; give that base"
         )
 
 
