@@ -60,10 +60,10 @@ def made_up(folder: Path, width: int, layers: int) -> Run:
 
 
 def test_memory_is_of_pieces_not_of_the_model(tmp_path: Path):
-    runs = [made_up(tmp_path / "tiny", 32, 1), made_up(tmp_path / "large", 512, 12)]
+    runs = [made_up(tmp_path / "tiny", 32, 1), made_up(tmp_path / "large", 256, 20)]
     given = [[str(run.base), str(run.journal), f"{run.base}-out"] for run in runs]
     model_bytes = (runs[1].base / "model.safetensors").stat().st_size
-    assert model_bytes > 8 * SLACK
+    assert model_bytes > 3 * SLACK
     program = [sys.executable, "-c", PROGRAM, json.dumps(given)]
     # glibc maps what is large: memory that was freed is not counted
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
