@@ -35,6 +35,7 @@ class Method:
         block: Keys of ``zeroth_order``.
         stratified: Whether batches hold both classes in proportion.
         note: What it is.
+        micro_batch: Examples of a model call.
     """
 
     lrs: tuple[float, ...]
@@ -43,12 +44,16 @@ class Method:
     block: Mapping[str, Any] = field(default_factory=dict)
     stratified: bool = True
     note: str = ""
+    micro_batch: int = BATCH
 
-    def batch(self, data: Data, seed: int, step: int) -> Batch:
-        """Of a step."""
+    def batches(self, data: Data, seed: int, step: int) -> list[Batch]:
+        """Micro-batches of a step; examples of like length go together."""
         classes = data.classes if self.stratified else None
         chosen = batch_at(seed, step, BATCH, len(data.train), classes)
-        return collate([data.train[index] for index in chosen])
+        if self.micro_batch < BATCH:
+            chosen.sort(key=lambda index: data.train[index].num_tokens)
+        parts = [chosen[i : i + self.micro_batch] for i in range(0, BATCH, self.micro_batch)]
+        return [collate([data.train[index] for index in part]) for part in parts]
 
 
 def streamed(method: Method, folder: Path, data: Data, seed: int, steps: int, lr: float) -> Learner:
@@ -57,7 +62,7 @@ def streamed(method: Method, folder: Path, data: Data, seed: int, steps: int, lr
     objective = Objective(option_loss, option_forward)
     with Stepper(model(folder), config, dtype=torch.float32, objective=objective) as stepper:
         for step in range(steps):
-            stepper.train_step([method.batch(data, seed, step)], lr * (1 - step / steps))
+            stepper.train_step(method.batches(data, seed, step), lr * (1 - step / steps))
             yield stepper.forward
 
 
@@ -73,7 +78,7 @@ def published(
 
     with torch.inference_mode():
         for step in range(steps):
-            batch = method.batch(data, seed, step)
+            (batch,) = method.batches(data, seed, step)
 
             def loss(batch: Batch = batch) -> float:
                 return float(option_loss(net, batch, forward(batch)).mean())
@@ -96,7 +101,7 @@ def backpropagated(
     optimizer = torch.optim.AdamW(moved, lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     for step in range(steps):
-        batch = method.batch(data, seed, step)
+        (batch,) = method.batches(data, seed, step)
         option_loss(net, batch, option_forward(net, batch)).mean().backward()
         optimizer.step()
         schedule.step()
@@ -125,6 +130,7 @@ METHODS = {
             "peft_type": "LORA", **lora()}}},
     ),
     "projections": Method((6.0, 12.0, 24.0), 8, streamed, OUT),
+    "projections by length": Method((6.0, 12.0, 24.0), 8, streamed, OUT, micro_batch=4),
     "projections shuffled": Method((3.0, 6.0, 12.0), 8, streamed, OUT, stratified=False),
     "projections 1 probe": Method((3.0, 6.0, 12.0), 2, streamed, {**OUT, "probes": 1}),
     "projections natural": Method((15.0, 30.0, 60.0), 8, streamed, {**OUT, "natural": 0.1}),
