@@ -25,7 +25,12 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq
 GIVEN := $(foreach name,$(filter-out PYTHON WORKERS VENV BIN READY,$(.VARIABLES)),$(if $(filter command,$(origin $(name))),$(name)))
 OPTIONS = $(foreach name,$(GIVEN),--$(shell echo '$(name)' | tr A-Z_ a-z-) '$($(name))')
 
-.PHONY: help venv new-venv launchers quickstart test starts doctest lint format clean distclean
+# What disturbs a part alone; `python -m faults` disturbs whole commands, many times.
+FAULTS := tests/faults tests/journal/test_journal_faults.py tests/offload/test_nvme_faults.py \
+  tests/offload/test_nvme_kills.py tests/offload/test_nvme_power.py tests/cli/test_cli_kills.py \
+  tests/cli/test_cli_faults.py tests/distributed/test_lost_ranks.py
+
+.PHONY: help venv new-venv launchers quickstart test faults starts doctest lint format clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
@@ -38,6 +43,10 @@ quickstart: $(READY)  ## tune a model; MODEL=, TASK= and others become --model, 
 
 test: $(READY) launchers  ## run the test suite; ARGS="-k codec" goes to pytest
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not launchers" $(ARGS)
+
+faults: $(READY)  ## kill, tear, fill, corrupt and fuzz, within an hour; ARGS="--kill-points 50"
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(FAULTS)
+	cd tests && ../$(BIN)/python -m faults --workers $(WORKERS) $(ARGS)
 
 starts: $(READY) launchers  ## test the rest of the ways to start ranks, some minutes
 	$(BIN)/pytest -m launchers $(ARGS)

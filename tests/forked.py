@@ -20,7 +20,10 @@ import torch
 
 TESTS = str(Path(__file__).resolve().parent)
 # What the server imports; nothing in them may start a thread, which no fork survives.
-PRELOADED = ("cli.common", "distributed.worker", "faults.programs", "matplotlib.figure")
+PRELOADED = (
+    "cli.common", "distributed.worker", "faults.fuzz", "faults.programs", "faults.soak",
+    "matplotlib.figure",
+)  # fmt: skip
 
 
 class Forked:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from zo_offload import files
-from zo_offload.errors import CheckpointError
+from zo_offload.errors import CheckpointError, ReplicaError
 from zo_offload.journal import Journal
 from zo_offload.snapshot import write_snapshot
 from zo_offload.weights import Weights
@@ -53,9 +53,22 @@ class Checkpoint:
 
     @classmethod
     def unpack(cls, data: bytes) -> "Checkpoint":
-        """What :meth:`pack` packed."""
-        (size,) = LENGTH.unpack_from(data)
-        name, state = json.loads(data[LENGTH.size :][:size])
+        """What :meth:`pack` packed.
+
+        Raises:
+            ReplicaError: It is something else.
+            JournalError: Its journal is damaged.
+        """
+        try:
+            (size,) = LENGTH.unpack_from(data)
+            name, state = json.loads(data[LENGTH.size :][:size])
+            if not isinstance(name, str) or not isinstance(state, dict):
+                raise TypeError(f"expected a name and an object, found {name!r:.64}")
+        except (struct.error, ValueError, TypeError, RecursionError) as error:
+            raise ReplicaError(
+                f"rank 0 sent {len(data):,} bytes that hold no checkpoint ({error}); start the "
+                "same version of zo_offload on every rank"
+            ) from error
         journal = Journal.of(data[LENGTH.size + size :], f"{name}/{JOURNAL}")
         return cls(Path(name), journal, state, _weights_in(Path(name)))
 

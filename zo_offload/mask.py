@@ -185,7 +185,7 @@ def read_mask(path: Path) -> Mask:
                   for name in names}  # fmt: skip
         if tensors:
             raise ValueError(f"{next(iter(tensors))} belongs to no matrix")
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: no mask of this zo_offload: {error}") from error
     for name, each in chosen.items():
         _check(path, name, each)

@@ -11,6 +11,7 @@ import csv
 import io
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from zo_offload.journal.files import write_whole
 from zo_offload.tasks import Evaluation
 
 EVALUATION = ("accuracy", "dev_loss")
+STEP = re.compile("[0-9]{1,10}")
 COLUMNS = ("step", "loss", "lr", "projected_grad", "seconds", *EVALUATION)
 
 
@@ -203,7 +205,7 @@ def _is_whole(row: list[str]) -> bool:
         numbers = [float(value) for value in row if value]
     except ValueError:
         return False
-    return len(row) == len(COLUMNS) and row[0].isdecimal() and bool(numbers)
+    return len(row) == len(COLUMNS) and bool(STEP.fullmatch(row[0])) and bool(numbers)
 
 
 def _smooth(values: Sequence[float], keep: float = 0.95) -> list[float]:

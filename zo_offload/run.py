@@ -362,7 +362,7 @@ def read_summary(path: Path) -> Summary:
     """Of a finished run."""
     try:
         return Summary(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"{path}: damaged ({error}); remove this file, and the same command writes it again"
         ) from None

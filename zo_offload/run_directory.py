@@ -50,7 +50,7 @@ def holds(directory: Path, asked: Mapping[str, Any]) -> bool:
     try:
         held = json.loads(text)
         journal = journal_path(held["config"], directory)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         held, journal = None, journal_path({}, directory)
     if held is None and journal.exists():
         raise ConfigError(f"{record}: damaged; restore it, or choose another --output")
@@ -92,7 +92,7 @@ def claimed(directory: Path, asked: Mapping[str, Any]) -> Iterator[None]:
     """Make the directory this run's, and hold it alone meanwhile."""
     with ExitStack() as stack:
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             stack.enter_context(files.locked(directory))
             if not holds(directory, asked):  # asked again: now nobody else writes here
                 (directory / "metrics.csv").unlink(missing_ok=True)

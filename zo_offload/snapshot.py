@@ -27,6 +27,7 @@ from zo_offload.weights import Weights
 FORMAT = 3
 MANIFEST = "weights.json"
 CHUNK_BYTES = 1 << 24
+TOO_MUCH = (RecursionError, OverflowError)  # of brackets, of a number that is no integer
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def read_snapshot(directory: Path) -> Snapshot:
             )
         else:
             snapshot = None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, *TOO_MUCH) as error:
         raise CheckpointError(f"{path}: cannot be read: {type(error).__name__}: {error}") from error
     if snapshot is None:
         raise CheckpointError(

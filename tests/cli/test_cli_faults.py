@@ -332,6 +332,7 @@ def test_a_finished_run_can_be_read_without_rights_to_write():
         task = make_task(folder / "task")
         command = task.arguments(folder / "run", steps=1, eval_every=None)
         assert invoke(command).exit_code == 0
+        (folder / "run").chmod(0o755)  # its owner lets others look
         user = NOBODY if os.geteuid() == 0 else None
         child = Child(command, folder / "log", user=user)
         assert child.wait() == 0, child.stderr

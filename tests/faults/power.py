@@ -89,9 +89,7 @@ class Disk:
                 else:
                     path.write_bytes(content)
 
-    def _tree(
-        self, folder: Path, number: int, found: dict[int, bytes]
-    ) -> dict[Path, bytes | None]:
+    def _tree(self, folder: Path, number: int, found: dict[int, bytes]) -> dict[Path, bytes | None]:
         """What is left below a folder."""
         tree: dict[Path, bytes | None] = {}
         listing = self._chance.choice(self._listings.get(number, [{}]))

@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import os
 import random
 import sys
 import threading
@@ -23,6 +22,7 @@ from faults.calls import CHANGES, Calls
 from faults.mishaps import FAULTS, KILLS, Reordered, die
 from faults.power import Disk
 from zo_offload import cli
+from zo_offload.errors import ZOError
 from zo_offload.loss_noise import LossNoise
 
 PACKAGE = str(Path(zo_offload.__file__).parent)
@@ -61,7 +61,11 @@ def command(arguments: list[str], disturbance: Disturbance | None = None) -> Non
 def checkpointed(folder: str, disturbance: Disturbance | None = None) -> None:
     """A tag at every step; whatever tags there are when it begins lead on to the same end."""
     with disturbed(disturbance):
-        print(json.dumps(_checkpointed(Path(folder))))
+        try:
+            found = _checkpointed(Path(folder))
+        except ZOError as error:
+            sys.exit(f"Error: {error}")
+        print(json.dumps(found))
 
 
 def _checkpointed(folder: Path) -> dict[str, Any]:

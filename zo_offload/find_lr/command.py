@@ -84,7 +84,7 @@ def _claimed(directory: Path) -> Iterator[None]:
     """An empty directory, or one with what was found earlier; one process at a time."""
     ours = {*FOUND, *(name + files.ASIDE for name in FOUND), files.LOCK}
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         others = sorted({path.name for path in directory.iterdir()} - ours)
         if others:
             raise ConfigError(

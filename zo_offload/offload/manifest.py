@@ -4,6 +4,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zo_offload.errors import StoreError
 from zo_offload.files import sync, write_file
@@ -19,6 +22,42 @@ from zo_offload.offload.slot import (
 )
 
 MANIFEST, SLOTS, CLEAN = "store.json", "units.bin", "clean"
+MOST_PATHS, MOST_SLOTS = 1 << 10, 1 << 20
+Pages = Annotated[int, Field(ge=PAGE, lt=2**63, multiple_of=PAGE)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _Identity(_Strict):
+    run: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    base: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    codec: Annotated[str, Field(pattern=r"^[!-~]{1,16}$")]
+
+
+class _Geometry(_Strict):
+    num_paths: Annotated[int, Field(ge=1, le=MOST_PATHS)]
+    stripe_bytes: Pages
+    slot_bytes: Pages
+    num_slots: Annotated[int, Field(ge=1, le=MOST_SLOTS)]
+
+
+class _Unit(_Strict):
+    index: Annotated[int, Field(ge=-(2**31), lt=2**31)]
+    name: str
+    wire_bytes: Annotated[int, Field(ge=0, lt=2**63)]
+    rest_bytes: Annotated[int, Field(ge=0, lt=2**63)]
+    shapes: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Manifest(_Strict):
+    """What ``store.json`` says, of whatever value."""
+
+    path: Annotated[int, Field(ge=0, lt=MOST_PATHS)]
+    identity: _Identity
+    geometry: _Geometry
+    units: list[_Unit]
 
 
 @dataclass(frozen=True)
@@ -86,23 +125,37 @@ def read_manifests(
     for place, folder in enumerate(folders):
         path = folder / MANIFEST
         content = read_sealed(path, FORMAT_VERSION, identity.mend)
-        found.append(Geometry(**content["geometry"]))
-        if found[-1].num_paths != len(folders) or content["path"] != place:
+        manifest = _checked(path, content, identity.mend)
+        found.append(Geometry(**manifest.geometry.model_dump()))
+        if found[-1].num_paths != len(folders) or manifest.path != place:
             raise StoreError(
-                f"{path}: path {content['path'] + 1} of {found[-1].num_paths} of a store, named as "
+                f"{path}: path {manifest.path + 1} of {found[-1].num_paths} of a store, named as "
                 f"path {place + 1} of {len(folders)}; name all of them, in the order of its making"
             )
-        differing = differences(Identity(**content["identity"]), identity)
-        differing += _differing_units([StoredUnit(**unit) for unit in content["units"]], units)
+        differing = differences(Identity(**manifest.identity.model_dump()), identity)
+        stored = [StoredUnit(**unit.model_dump()) for unit in manifest.units]
+        differing += _differing_units(stored, units)
         if differing:
             raise StoreError(f"{path}: weights of something else: {differing[0]}; {identity.mend}")
-    assert all(geometry == found[0] for geometry in found)
+        if found[-1] != found[0]:
+            raise StoreError(
+                f"{path}: of another size than {folders[0] / MANIFEST}; {identity.mend}"
+            )
     return found[0]
+
+
+def _checked(path: Path, content: dict[str, Any], mend: str) -> _Manifest:
+    """A sum that is right says nothing of who made the file."""
+    try:
+        return _Manifest.model_validate(content)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise StoreError(f"{path}: damaged at {where}; {mend}") from error
 
 
 def manifest_run(path: Path) -> str:
     """The run that a folder's manifest names."""
-    return str(read_sealed(path, FORMAT_VERSION, AGAIN)["identity"]["run"])
+    return _checked(path, read_sealed(path, FORMAT_VERSION, AGAIN), AGAIN).identity.run
 
 
 def mark_clean(folder: Path, sequence: int, life_bytes: int) -> None:
@@ -118,7 +171,7 @@ def read_clean(folder: Path) -> tuple[int, int] | None:
     try:
         content = json.loads((folder / CLEAN).read_bytes())
         return int(content["sequence"]), int(content["life_bytes"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return None  # everything is verified then
 
 

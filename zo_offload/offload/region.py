@@ -135,6 +135,7 @@ class Region:
             file = -1
             try:
                 file = os.memfd_create("zo_offload")
+                os.fchmod(file, 0o600)
                 os.ftruncate(file, self._bytes)
             except OSError as error:
                 if file >= 0:

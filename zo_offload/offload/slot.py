@@ -158,7 +158,10 @@ def parse(block: bytes) -> SlotHeader | None:
         raise StoreError(
             f"slot format {version}, but this zo_offload reads format {FORMAT_VERSION}"
         )
-    identity = Identity(run.hex(), base.hex(), codec.rstrip(b"\0").decode())
+    name = codec.rstrip(b"\0")
+    if not name or not name.isascii():
+        raise StoreError(f"codec {name!r}: expected the name of a wire's format")
+    identity = Identity(run.hex(), base.hex(), name.decode())
     return SlotHeader(identity, unit, shapes.hex(), branch, *numbers)
 
 

@@ -57,7 +57,7 @@ def raise_as_told(data: bytes) -> NoReturn:
     """Raise an error of that kind, with those words."""
     try:
         name, message = json.loads(data)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         name, message = "", f"a rank failed, and what it says cannot be read ({data[:64]!r})"
     kind = getattr(errors, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, ZOError)):
