@@ -160,7 +160,7 @@ def _row(record: Record) -> dict[str, str]:
     loss = mean_loss(record.losses)
     if not record.probes:  # backprop
         return {"step": str(record.step), "loss": f"{loss:.6f}", "lr": f"{record.lr:.6g}"}
-    norm = sum(probe.projected_grad**2 for probe in record.probes) ** 0.5
+    norm = sum(p.projected_grad * p.projected_grad for p in record.probes) ** 0.5  # inf, no error
     sign = -1.0 if len(record.probes) == 1 and record.probes[0].projected_grad < 0 else 1.0
     return {
         "step": str(record.step),

@@ -34,8 +34,11 @@ def main(given: argparse.Namespace) -> int:
         began = time.monotonic()
         counts[name] = part()
         print(f"{name}: {counts[name]:,} in {time.monotonic() - began:.0f} s", flush=True)
+    too_few = [name for name in parts if counts[name] < getattr(given, name)]
+    if too_few:
+        print(f"fewer than were asked for: {', '.join(too_few)}")
     print(json.dumps({**counts, "lost": len(lost)}))
-    return 1 if lost else 0
+    return 1 if lost or too_few else 0
 
 
 def _trials(
@@ -53,7 +56,9 @@ def _trials(
             for number, (name, job) in enumerate(JOBS.items())
         ]
         waiting = iter(trials(benches, given.seed))
-        while happened < count:
+        for _ in range(count):  # of which many come to something
+            if happened >= count:
+                break
             some = [next(waiting) for _ in range(given.workers * 4)]
             for trial in pool.map(lambda run: run(), some):
                 happened += trial.happened

@@ -41,7 +41,7 @@ class Disturbance:
         at: The number of the call, or of the function's beginning; 0 only counts.
         mishap: A row of ``KILLS`` or ``FAULTS``.
         seed: Of chance.
-        report: A file for how many there were.
+        report: A file for how many there were; made when the mishap comes, where there is one.
     """
 
     kind: str
@@ -120,7 +120,7 @@ def disturbed(disturbance: Disturbance | None) -> Iterator[None]:
         try:
             yield
         finally:
-            if disturbance.report:
+            if disturbance.report and not disturbance.at:
                 Path(disturbance.report).write_text(str(counted()))
 
 
@@ -130,7 +130,11 @@ def _at_a_call(disturbance: Disturbance) -> Iterator[Any]:
     chance = random.Random(disturbance.seed)
 
     def happens(call: Any) -> Any:
-        return happen(call, chance) if call.number == disturbance.at else call.as_asked()
+        if call.number != disturbance.at:
+            return call.as_asked()
+        if disturbance.report:
+            Path(disturbance.report).touch()
+        return happen(call, chance)
 
     calls = Calls(disturbance.roots, happens, names)
     with calls.watching():

@@ -149,12 +149,13 @@ class Bench:
         trial = Trial(f"{self.name}, {kind} {mishap} {seed}", place)
         most = self.count(kind, mishap)
         if most:
-            at = chance.randint(1, most)
-            asked = Disturbance(kind, (str(place),), at, mishap, chance.randrange(1 << 30))
+            at = chance.randint(1, most) if kind != ORDER else 0  # all of them
+            report, seed = place.with_name(place.name + ".report"), chance.randrange(1 << 30)
+            asked = Disturbance(kind, (str(place),), at, mishap, seed, str(report))
             trial.name += f" at {at}"
             for each in self.run(place, asked):
                 self._look_at(each, trial)
-            trial.happened = 1
+                trial.happened = int(report.exists() or each.code == KILLED)
             self._finish(place, trial)
         return trial
 
