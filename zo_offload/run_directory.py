@@ -50,7 +50,8 @@ def holds(directory: Path, asked: Mapping[str, Any]) -> bool:
     try:
         held = json.loads(text)
         journal = journal_path(held["config"], directory)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        journal.exists()  # or its name is none
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError):
         held, journal = None, journal_path({}, directory)
     if held is None and journal.exists():
         raise ConfigError(f"{record}: damaged; restore it, or choose another --output")

@@ -3,6 +3,8 @@
 .venv/bin/python -m faults [--kill-points 200] [--faults 60] ...   (in tests/)
 """
 
+import conftest  # noqa: F401, I001 the environment of every test, before torch is imported
+
 import argparse
 import json
 import shutil

@@ -129,7 +129,7 @@ class Bench:
             kind = chance.choice((CALLS, CALLS, PHASES))
             mishap = chance.choice(("before", "within", "after")) if kind == CALLS else "before"
             at = chance.randint(1, self.count(kind))
-            rank = chance.randrange(self.job.ranks)
+            rank = chance.randrange(self.job.ranks) if kind == PHASES else 0  # which writes
             asked = Disturbance(kind, (str(place),), at, mishap, chance.randrange(1 << 30))
             trial.name += f"; {kind} {mishap} {at}"
             ended = self.run(place, asked, rank)
