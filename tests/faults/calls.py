@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-import safetensors.torch
+from safetensors import serialize_file
 
 WRITES = ("write", "pwrite", "pwritev")
 SYNCS = ("fsync", "fdatasync")
@@ -73,14 +73,14 @@ class Calls:
     @contextmanager
     def watching(self) -> Iterator[None]:
         opened = self._watched("open", io.open)
-        saved = self._watched(SAVE, safetensors.torch.serialize_file, place=1)
+        saved = self._watched(SAVE, serialize_file, place=1)
         with ExitStack() as stack:
             for name in IN_OS:
                 call = self._watched(name, getattr(os, name))
                 stack.enter_context(mock.patch.object(os, name, call))
             stack.enter_context(mock.patch.object(io, "open", opened))
             stack.enter_context(mock.patch.object(builtins, "open", opened))
-            stack.enter_context(mock.patch.object(safetensors.torch, "serialize_file", saved))
+            stack.enter_context(mock.patch("safetensors.torch.serialize_file", saved))
             yield
 
     def _watched(self, name: str, honest: Callable[..., Any], place: int = 0) -> Callable[..., Any]:

@@ -40,7 +40,7 @@ def test_what_is_lost_is_told(bench: Callable[[str], Bench], monkeypatch: pytest
     one = bench("checkpoints")
     assert one.expected["weights"]
     monkeypatch.setitem(one.expected, "weights", "others")
-    (fault,) = one.killed(2).faults
+    (fault,) = one.killed(3).faults
     assert fault.startswith("other results: ")
 
 
