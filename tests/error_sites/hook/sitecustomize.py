@@ -1,0 +1,43 @@
+"""Notes where each error of the package is made, while ``ZO_ERROR_SITES`` names a file.
+
+Python imports a module of this name when it starts, from ``PYTHONPATH``: so it is there in pytest's
+workers, in the server that programs are forked from, and in whatever a launcher starts. The product
+knows nothing of it. A line is ``[["file.py", line], ...], message]``, the innermost frame first;
+lines are appended whole, by any number of processes.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+NOTES = os.environ.get("ZO_ERROR_SITES")
+
+
+def note_errors(notes: str) -> None:
+    import zo_offload
+    from zo_offload.errors import ZOError
+
+    package = str(Path(zo_offload.__file__).parent) + os.sep
+
+    def noted(self: ZOError, *args: Any) -> None:
+        Exception.__init__(self, *args)
+        sites, frame = [], sys._getframe(1)
+        while frame is not None:
+            name = frame.f_code.co_filename
+            if name.startswith(package):
+                sites.append([name.removeprefix(package), frame.f_lineno])
+            frame = frame.f_back
+        line = json.dumps([sites, " ".join(map(str, args))]) + "\n"
+        notes_fd = os.open(notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            os.write(notes_fd, line.encode())
+        finally:
+            os.close(notes_fd)
+
+    ZOError.__init__ = noted
+
+
+if NOTES:
+    note_errors(NOTES)
