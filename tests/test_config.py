@@ -328,7 +328,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):
     ):
         with pytest.raises(ConfigError) as caught:
             load_json(path)
-        assert str(caught.value) == f"{path}: cannot read the config: {reason}"
+        what, _, mend = str(caught.value).partition("; ")
+        assert what == f"{path}: cannot read the config: {reason}"
+        assert mend == "give a DeepSpeed JSON that this user may read"
 
 
 def test_a_file_is_read_as_it_is(tmp_path: Path):

@@ -37,6 +37,7 @@ def made_by(optimizer: Any, parameters: Any) -> torch.optim.Optimizer:
     if not isinstance(made, torch.optim.Optimizer):
         raise ConfigError(
             f"optimizer: the function returned {type(made).__name__}, not a torch.optim.Optimizer"
+            "; return one, made of the parameters it is given"
         )
     return made
 

@@ -112,7 +112,10 @@ def save(
         if latest:
             files.write_file(directory.parent / LATEST, directory.name.encode())
     except OSError as error:
-        raise CheckpointError(f"{directory}: cannot save: {error.strerror or error}") from error
+        raise CheckpointError(
+            f"{directory}: cannot save: {error.strerror or error}"
+            "; make room there, or let this user write, and save again"
+        ) from error
 
 
 def latest_tag(directory: Path) -> str | None:
@@ -122,7 +125,10 @@ def latest_tag(directory: Path) -> str | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory / LATEST}: cannot be read: {error}") from error
+        raise CheckpointError(
+            f"{directory / LATEST}: cannot be read: {error}"
+            "; name the tag: load_checkpoint(directory, tag)"
+        ) from error
 
 
 def checked_tag(tag: object) -> str:
@@ -155,7 +161,10 @@ def load(directory: Path) -> Checkpoint:
     """
     place = files.whole_directory(directory)
     if place is None:
-        raise CheckpointError(f"{directory}: no such checkpoint")
+        raise CheckpointError(
+            f"{directory}: no such checkpoint"
+            "; give the directory that was saved to, and one of its tags"
+        )
     try:
         held = json.loads((place / STATE).read_text(encoding="utf-8"))
         version, state = held["format"], held["state"]
@@ -163,10 +172,12 @@ def load(directory: Path) -> Checkpoint:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{place}: no checkpoint of zo_offload, or damaged: {type(error).__name__}: {error}"
+            "; load another tag, or start the run anew"
         ) from error
     if version != FORMAT or not isinstance(state, dict):
         raise CheckpointError(
             f"{place / STATE}: format {version}, but this zo_offload reads format {FORMAT}"
+            "; load it with the version that wrote it"
         )
     journal = Journal.of(content, str(place / JOURNAL))
     return Checkpoint(place, journal, state, _weights_in(place))

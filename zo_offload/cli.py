@@ -108,7 +108,9 @@ def train(local_rank: int | None, find_lr: bool, trial_steps: int | None, **opti
         _find_lr(trial_steps, options)
         return
     if trial_steps is not None:
-        raise ConfigError("--trial-steps: goes with --find-lr, which is not given")
+        raise ConfigError(
+            "--trial-steps: goes with --find-lr, which is not given; give both, or neither"
+        )
     try:
         with reporter() as bar:
             with bar.phase("starting"):

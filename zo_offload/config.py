@@ -170,7 +170,7 @@ def _check_tier(parsed: ZOConfig) -> None:
     device, where = parsed.offload_param.device, parsed.update.where
     if where == "host" and device == "none":
         raise ConfigError(
-            f'{BLOCK}.update.where: "host" is for weights that rest there: write "offload_param": '
+            f'{BLOCK}.update.where: "host" is for weights that rest there; write "offload_param": '
             '{"device": "cpu"} too, or leave update.where out'
         )
     if where == "device" and device == "nvme":
@@ -182,6 +182,7 @@ def _check_tier(parsed: ZOConfig) -> None:
         raise ConfigError(
             f'{BLOCK}.offload_param.nvme_path: "device": "nvme" needs a directory on the disk, '
             "found null"
+            "; write its path"
         )
 
 
@@ -253,12 +254,15 @@ def load_json(path: str | Path) -> dict[str, Any]:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise ConfigError(f"{path}: cannot read the config: {reason}") from error
+        raise ConfigError(
+            f"{path}: cannot read the config: {reason}"
+            "; give a DeepSpeed JSON that this user may read"
+        ) from error
     try:
         config = json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         raise ConfigError(
-            f"{path}:{error.lineno}:{error.colno}: malformed JSON: {error.msg}"
+            f"{path}:{error.lineno}:{error.colno}: malformed JSON: {error.msg}; mend it there"
         ) from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from None

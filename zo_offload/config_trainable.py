@@ -74,6 +74,7 @@ def check_trainable(trainable: TrainableConfig, wire: str | None, lag: int, mast
             of = " or ".join(f'"{mode}"' for mode in modes)
             raise ConfigError(
                 f'{BLOCK}.trainable.{key}: is of "mode": {of}, found "{trainable.mode}"'
+                "; leave it out, or write that mode"
             )
     check_low_rank(trainable, lag, master)
     if trainable.mode == "scales":

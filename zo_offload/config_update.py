@@ -54,7 +54,10 @@ def momentum_of(update: UpdateConfig, mode: str) -> Momentum | None:
     for key, types in _TYPES_OF_KEYS.items():
         if update.type not in types and getattr(update, key) is not None:
             of = " or ".join(f'"{each}"' for each in types)
-            raise ConfigError(f'{BLOCK}.update.{key}: is of "type": {of}, found "{update.type}"')
+            raise ConfigError(
+                f'{BLOCK}.update.{key}: is of "type": {of}, found "{update.type}"'
+                "; leave it out, or write that type"
+            )
     if update.type == "sgd":
         return None
     if mode == "low_rank":
@@ -136,6 +139,7 @@ def _window(update: UpdateConfig, key: str, beta: float) -> int:
     if window is not None:
         raise ConfigError(
             f"{BLOCK}.update.window: at most {MOST_WINDOW} steps, found {window}: {costs}"
+            "; write no more, or leave it out"
         )
     raise ConfigError(
         f"{BLOCK}.update.{key}: {beta:g} needs a window of {least} steps to leave out less than "

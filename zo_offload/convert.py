@@ -97,7 +97,10 @@ def convert(
     refuse_what_is_there(folders)
     with reporter.phase(f"loading {model_name}"):
         if is_converted(model_name):
-            raise ConfigError(f"--model: {model_name} is a converted model already")
+            raise ConfigError(
+                f"--model: {model_name} is a converted model already"
+                "; give it to zo-offload train, or the model it was made of"
+            )
         model, kind = load_model(model_name, folders), kind_of(model_name)
     placing = Placing(model, settings.zeroth_order, CPU, settings.dtype, {})
     writer = _Writer(model, placing, reporter)

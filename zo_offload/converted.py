@@ -111,7 +111,7 @@ class Converted:
                 mend = "give the model that was converted" if chosen else f"{AGAIN}, with {CONFIG}"
                 raise StoreError(
                     f"{self.directory}: converted with {SAID.get(name, name)} {_said(theirs)}, but "
-                    f"this run has {_said(ours[name])}: use that, or {mend}"
+                    f"this run has {_said(ours[name])}; use that, or {mend}"
                 )
         folders = [self.directory / UNITS, *map(Path, self.record.folders)]
         units = [stored(each) for each in model_map.units]
@@ -215,7 +215,9 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> tuple[int,
     try:
         save_file({name: t.detach().contiguous() for name, t in tensors.items()}, path)
     except SafetensorError as error:
-        raise StoreError(f"{path}: cannot write it: {error}") from error
+        raise StoreError(
+            f"{path}: cannot write it: {error}; make room there, or let this user write"
+        ) from error
     found = measure(path)
     assert found is not None
     return found

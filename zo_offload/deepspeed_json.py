@@ -156,11 +156,17 @@ def _read_deepspeed(config: Mapping[str, Any], data_ranks: DataRanks | None) -> 
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"DeepSpeed refuses the config: {path}: {first['msg']}") from error
+        raise ConfigError(
+            f"DeepSpeed refuses the config: {path}: {first['msg']}; mend or remove what it names"
+        ) from error
     except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError) as error:
-        raise ConfigError(f"DeepSpeed refuses the config: {one_line(error)}") from error
+        raise ConfigError(
+            f"DeepSpeed refuses the config: {one_line(error)}; mend or remove what it names"
+        ) from error
     except (DeepSpeedConfigError, ValueError) as error:
-        raise ConfigError(f"DeepSpeed refuses the config: {one_line(error)}") from error
+        raise ConfigError(
+            f"DeepSpeed refuses the config: {one_line(error)}; mend or remove what it names"
+        ) from error
 
 
 def _try_scheduler(deepspeed: DeepSpeedConfig, optimizer: ScheduledScalars) -> None:
@@ -180,7 +186,10 @@ def _try_scheduler(deepspeed: DeepSpeedConfig, optimizer: ScheduledScalars) -> N
         with unstarted_scheduler():
             make(optimizer, **params)
     except Exception as error:
-        raise ConfigError(f"scheduler: {name} refuses its params: {one_line(error)}") from error
+        raise ConfigError(
+            f"scheduler: {name} refuses its params: {one_line(error)}"
+            "; write scheduler.params as DeepSpeed's class takes them"
+        ) from error
 
 
 def _optimizer_scalars(block: Any) -> tuple[float, float]:

@@ -101,7 +101,7 @@ def _check_zero(zero: Any) -> None:
     for key in ("cpu_offload", "cpu_offload_param"):
         if zero.get(key):
             raise ConfigError(
-                f"zero_optimization.{key}: write "
+                f"zero_optimization.{key}: of another optimizer; write "
                 f'"{BLOCK}": {{"offload_param": {{"device": "cpu"}}}} instead'
             )
 

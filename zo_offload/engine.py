@@ -91,10 +91,10 @@ def initialize(
     config = config if config is not None else config_params
     config = config if config is not None else getattr(args, "deepspeed_config", None)
     if config is None:
-        raise ConfigError("no config: pass config=PATH_OR_DICT with a zeroth_order block")
+        raise ConfigError("no config; pass config=PATH_OR_DICT with a zeroth_order block")
     config = dict(config) if isinstance(config, Mapping) else load_json(config)
     if model is None:
-        raise ConfigError("no model: pass a module, a directory, or a model id")
+        raise ConfigError("no model; pass a module, a directory, or a model id")
     caller_optimizer.check_kind(optimizer)
     init_distributed(distributed_port, dist_init_required)
     settings = read_settings(config)
@@ -386,7 +386,10 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
         group = self.optimizer.param_groups[0]
         lr, decay = float(group["lr"]), float(group.get("weight_decay", 0.0))
         if not math.isfinite(lr) or not math.isfinite(decay):
-            raise ConfigError(f"the optimizer's lr is {lr}, its weight_decay {decay}: not finite")
+            raise ConfigError(
+                f"the optimizer's lr is {lr}, its weight_decay {decay}: not finite"
+                "; give finite numbers (optimizer.params in the JSON, or what set them since)"
+            )
         if not self._window.is_open:
             raise ModelError("step: nothing was booked since the last one; call backward first")
         samples = self.global_samples + self.train_batch_size()

@@ -32,6 +32,7 @@ class ReturnsMidpoints:
             if not logits:
                 raise ModelError(
                     f"the model returned neither loss nor logits (found {type(outputs).__name__})"
+                    "; use train_batch() with an objective that reads what it returns"
                 )
             return outputs
         sums = [loss_sum(loss) for loss, _ in results]

@@ -38,4 +38,6 @@ def write_model(path: Path, weights: Weights, frozen: bool = True) -> None:
         aside.replace(path)
         files.sync(path.parent)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot write the model: {error}") from error
+        raise CheckpointError(
+            f"{path}: cannot write the model: {error}; make room there, or let this user write"
+        ) from error

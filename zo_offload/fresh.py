@@ -77,7 +77,10 @@ def fresh_directory(path: Path) -> Iterator[Path]:
 def _refuse_overlap(folders: Sequence[Path]) -> None:
     for (one, place), (other, around) in permutations([(f, f.resolve()) for f in folders], 2):
         if place == around:
-            raise ConfigError(f"--output and --stripe: the same directory twice: {one}, {other}")
+            raise ConfigError(
+                f"--output and --stripe: the same directory twice: {one}, {other}"
+                "; name directories that differ"
+            )
         if around in place.parents:
             raise ConfigError(
                 f"--output and --stripe: {one} lies in {other}; name directories beside each other"
@@ -90,7 +93,10 @@ def _rename(aside: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
-        raise ConfigError(f"{path}: something was made there meanwhile, and stays") from error
+        raise ConfigError(
+            f"{path}: something was made there meanwhile, and stays"
+            "; move it away, and start the same command again"
+        ) from error
 
 
 def _clear(aside: Path) -> None:

@@ -83,7 +83,7 @@ class Loader:
         if self._iterable:
             return
         if len(dataset) == 0:
-            raise ConfigError("training_data: the data set is empty")
+            raise ConfigError("training_data: the data set is empty; give one with examples")
         if len(dataset) < share.examples_per_step:
             logger.warning(
                 "training_data: one step takes %s examples, the data set holds %s: each comes "
@@ -122,6 +122,7 @@ class Loader:
                 raise ConfigError(
                     "training_data: the data set holds fewer than the "
                     f"{self.share.examples_per_step} examples of one step"
+                    "; give more, or lower train_batch_size"
                 )
             self._pass_began += seen
             if seen > skipped:

@@ -164,7 +164,9 @@ def write_mask(path: Path, mask: Mask) -> None:
         aside.replace(path)
         files.sync(path.parent)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot write the mask: {error}") from error
+        raise CheckpointError(
+            f"{path}: cannot write the mask: {error}; make room there, or let this user write"
+        ) from error
 
 
 def read_mask(path: Path) -> Mask:
@@ -186,7 +188,10 @@ def read_mask(path: Path) -> Mask:
         if tensors:
             raise ValueError(f"{next(iter(tensors))} belongs to no matrix")
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: no mask of this zo_offload: {error}") from error
+        raise CheckpointError(
+            f"{path}: no mask of this zo_offload: {error}"
+            "; give one that zo-offload sensitivity wrote"
+        ) from error
     for name, each in chosen.items():
         _check(path, name, each)
     return Mask(origin, chosen)
@@ -200,7 +205,10 @@ def check_mask(path: Path, mask: Mask, shapes: Mapping[str, tuple[int, ...]]) ->
     """
     for name, chosen in mask.chosen.items():
         if name not in shapes:
-            raise CheckpointError(f"{path}: {name} is no parameter of this model's units")
+            raise CheckpointError(
+                f"{path}: {name} is no parameter of this model's units"
+                "; give a mask of this model, and the unit it was made with"
+            )
         count = torch.Size(shapes[name]).numel()
         if int(chosen.indices[-1]) >= count:
             raise CheckpointError(
@@ -214,4 +222,7 @@ def _check(path: Path, name: str, chosen: Chosen) -> None:
     whole = indices.dtype == torch.int64 and indices.ndim == 1 and len(indices) > 0
     fits = scores.dtype == torch.float32 and scores.shape == indices.shape
     if not whole or not fits or int(indices[0]) < 0 or bool((indices.diff() <= 0).any()):
-        raise CheckpointError(f"{path}: damaged: {name} has no rising indices with a score each")
+        raise CheckpointError(
+            f"{path}: damaged: {name} has no rising indices with a score each"
+            "; make it again with zo-offload sensitivity"
+        )

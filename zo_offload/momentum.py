@@ -103,7 +103,10 @@ def from_header(said: Any) -> Momentum | None:
             return Momentum(float(said["beta1"]), window, adam)
     except (KeyError, TypeError, ValueError):
         pass
-    raise JournalError(f"header.update: {said!r} is no update that this zo_offload knows")
+    raise JournalError(
+        f"header.update: {said!r} is no update that this zo_offload knows"
+        "; use the version that wrote it"
+    )
 
 
 def least_window(beta: float, tail: float = TAIL) -> int:

@@ -65,7 +65,7 @@ def loss_sum(loss: Any) -> tuple[float, float]:
     """
     if loss is None:
         raise TaskError(
-            "the model returned no scalar loss: put labels into the batch, or pass "
+            "the model returned no scalar loss; put labels into the batch, or pass "
             "objective=fn(model, batch, outputs)"
         )
     total, weight = loss if isinstance(loss, tuple) else (loss, 1.0)

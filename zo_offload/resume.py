@@ -120,6 +120,7 @@ def _snapshot_for(
             raise CheckpointError(
                 f"{weights}: holds the weights of step {snapshot.step} of "
                 f"another history than the {target.next_step} steps of the journal beside it"
+                "; load another tag, or without weights"
             )
         snapshot.check(stepper.weights)
         return snapshot
@@ -134,7 +135,7 @@ def _snapshot_for(
     if snapshot is None:
         raise CheckpointError(
             f"the checkpoint's {target.next_step} steps share {shared} with this run, whose "
-            f"weights carry {carried} already, and it holds scalars only: load it into a new "
+            f"weights carry {carried} already, and it holds scalars only; load it into a new "
             'engine on the base weights, or save with "checkpoint": "weights"'
         )
     return snapshot

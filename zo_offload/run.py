@@ -195,6 +195,7 @@ def _run(
         if engine.global_steps > options.steps:
             raise ConfigError(
                 f"--steps: {journal} holds {engine.global_steps} already, found {options.steps}"
+                "; give at least that many, or another --output"
             )
         first = engine.global_steps
         take_steps(engine, task, options, metrics, reporter, stopping)
@@ -403,4 +404,7 @@ def export_model(engine: Any, task: Task, directory: Path) -> None:
         shutil.rmtree(directory, ignore_errors=True)
         os.replace(aside, directory)
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"cannot export to {directory}: {error}") from error
+        raise ConfigError(
+            f"cannot export to {directory}: {error}"
+            "; make room there, or let this user write, and start the same command again"
+        ) from error

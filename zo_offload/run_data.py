@@ -46,7 +46,9 @@ def read_asked(options: TaskOptions, training: bool) -> Asked:
     if kind == "image":
         return asked_of_pictures(options, training)
     if options.shots and kind != "causal":
-        raise ConfigError("--shots: demonstrations are for causal LMs, which --model is not")
+        raise ConfigError(
+            "--shots: demonstrations are for causal LMs, which --model is not; leave it out"
+        )
     if options.task is None:
         return _by_prompt(options, training, kind)
     return _by_task(options, training, kind)
@@ -82,7 +84,9 @@ def _by_prompt(options: TaskOptions, training: bool, kind: Kind) -> Asked:
     for name in BY_TASK:
         if getattr(options, name) is not None:
             other = ", or an image classifier, which --model is not" if name == "data" else ""
-            raise ConfigError(f"{flag(name)}: goes with --task, which is not given{other}")
+            raise ConfigError(
+                f"{flag(name)}: goes with --task, which is not given{other}; give both, or neither"
+            )
     if options.split is not None:
         raise ConfigError("--split: goes with --task; --dev names what is measured")
     needed = (*BY_PROMPT, "train") if training else BY_PROMPT
@@ -92,7 +96,10 @@ def _by_prompt(options: TaskOptions, training: bool, kind: Kind) -> Asked:
             f"{', '.join(missing)}: missing; give {', '.join(map(flag, needed))}, or --task"
         )
     if options.shots and options.train is None:
-        raise ConfigError("--shots: demonstrations are drawn from --train, which is not given")
+        raise ConfigError(
+            "--shots: demonstrations are drawn from --train, which is not given"
+            "; give it, or leave --shots out"
+        )
     prompt = Prompt(str(options.template), str(options.labels))
     check_mask("--template", prompt.asks_mask, kind)
     train, dev = str(options.train), str(options.dev)
@@ -161,7 +168,7 @@ def _manner(spec: TaskSpec, options: TaskOptions) -> Manner:
     if options.max_new_tokens is None:
         return spec.manner
     if not spec.manner.generates:
-        raise ConfigError(f"--max-new-tokens: {spec.name} generates nothing")
+        raise ConfigError(f"--max-new-tokens: {spec.name} generates nothing; leave it out")
     return replace(spec.manner, max_new_tokens=options.max_new_tokens)
 
 

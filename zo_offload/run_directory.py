@@ -39,7 +39,10 @@ def holds(directory: Path, asked: Mapping[str, Any]) -> bool:
         entries = {path.name for path in directory.iterdir()} if directory.exists() else set()
         text = record.read_bytes() if record.name in entries else None
     except OSError as error:
-        raise ConfigError(f"--output: cannot use {directory}: {error.strerror}") from error
+        raise ConfigError(
+            f"--output: cannot use {directory}: {error.strerror}"
+            "; give a directory that this user may read and write"
+        ) from error
     if text is None:
         if entries - {files.LOCK, record.name + files.ASIDE, *FOUND}:
             raise ConfigError(
@@ -104,7 +107,10 @@ def claimed(directory: Path, asked: Mapping[str, Any]) -> Iterator[None]:
                 "wait for it, or choose another"
             ) from None
         except OSError as error:
-            raise ConfigError(f"--output: cannot write {directory}: {error.strerror}") from error
+            raise ConfigError(
+                f"--output: cannot write {directory}: {error.strerror}"
+                "; give a directory that this user may write"
+            ) from error
         yield
 
 

@@ -197,6 +197,7 @@ def batch_sizes(config: Mapping[str, Any]) -> tuple[int, int]:
         raise ConfigError(
             f"{COUNTS[0]}: {batch} is not {COUNTS[1]} ({micro_batch}) times {COUNTS[2]} "
             f"({parts or batch // micro_batch}) on one rank"
+            "; write numbers that multiply so, or leave one out"
         )
     return batch, micro_batch
 

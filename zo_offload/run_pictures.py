@@ -22,7 +22,9 @@ def asked_of_pictures(options: TaskOptions, training: bool) -> Asked:
     defaults = {each.name: each.default for each in fields(TaskOptions)}
     for name in OF_TEXT:
         if getattr(options, name) != defaults[name]:
-            raise ConfigError(f"{flag(name)}: for text, and --model is an image classifier")
+            raise ConfigError(
+                f"{flag(name)}: for text, and --model is an image classifier; leave it out"
+            )
     if options.data is None:
         raise ConfigError("--data: missing; give a folder of images, a sub-folder for each class")
     folder = PictureFolder(options.data)

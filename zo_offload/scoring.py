@@ -100,7 +100,7 @@ def _by_gradient(model: nn.Module, settings: Settings, batches: Batches, chosen:
     with Stepper(model, settings.zeroth_order, device, settings.dtype, mode=mode) as stepper:
         if stepper.weights.map.divided:
             raise ModelError(
-                'experts are divided: keep them together to score them: "unit": "sublayer"'
+                'experts are divided; keep them together to score them: "unit": "sublayer"'
             )
         squared_gradients(stepper, batches, lambda unit, found: chosen.keep(found))
 
@@ -167,11 +167,15 @@ def _pieces(options: ScoringOptions) -> Iterator[dict[str, torch.Tensor]]:
         raise ConfigError("--corpus: gradients are those on a text; name a file, or --method")
     longest, _ = limits(options.model)
     if longest is not None and options.length > longest:
-        raise ConfigError(f"--length: {options.length} tokens, but the model takes {longest}")
+        raise ConfigError(
+            f"--length: {options.length} tokens, but the model takes {longest}; lower it"
+        )
     try:
         text = Path(options.corpus).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"--corpus: cannot read {options.corpus}: {error}") from error
+        raise TaskError(
+            f"--corpus: cannot read {options.corpus}: {error}; give a file of plain UTF-8 text"
+        ) from error
     ids = load_tokenizer(options.model)(text, verbose=False)["input_ids"]
     found = len(ids) // options.length
     if found < options.sequences:

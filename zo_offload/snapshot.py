@@ -85,6 +85,7 @@ class Snapshot:
                 raise CheckpointError(
                     f"{path}: damaged: {found[0]:,} bytes (sha256 {found[1][:12]}...), the "
                     f"manifest says {file.num_bytes:,} ({file.sha256[:12]}...)"
+                    "; load another tag, or restore the file from a copy"
                 )
 
     def check_frozen(self, weights: Weights) -> None:
@@ -156,7 +157,10 @@ def write_snapshot(directory: Path, weights: Weights, step: int, lineage: str) -
         }
         (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{directory}: cannot write the weights: {error}") from error
+        raise CheckpointError(
+            f"{directory}: cannot write the weights: {error}"
+            "; make room there, or let this user write"
+        ) from error
 
 
 def read_snapshot(directory: Path) -> Snapshot:
@@ -179,17 +183,24 @@ def read_snapshot(directory: Path) -> Snapshot:
         else:
             snapshot = None
     except (OSError, ValueError, KeyError, TypeError, *TOO_MUCH) as error:
-        raise CheckpointError(f"{path}: cannot be read: {type(error).__name__}: {error}") from error
+        raise CheckpointError(
+            f"{path}: cannot be read: {type(error).__name__}: {error}"
+            "; load another tag, or restore it from a copy"
+        ) from error
     if snapshot is None:
         raise CheckpointError(
             f"{path}: format {held['format']}, but this zo_offload reads format {FORMAT}"
+            "; use the version that wrote it"
         )
     for unit in snapshot.units:
         if Path(unit.name).name != unit.name:
-            raise CheckpointError(f"{path}: {unit.name!r} is no plain file name")
+            raise CheckpointError(
+                f"{path}: {unit.name!r} is no plain file name; restore it from a copy"
+            )
         if not 0 <= unit.carries <= snapshot.step:
             raise CheckpointError(
                 f"{path}: {unit.name} carries {unit.carries} of {snapshot.step} steps"
+                "; restore it from a copy"
             )
     return snapshot
 
@@ -224,7 +235,10 @@ class Series:
             for old in self._paths()[self._keep :]:
                 files.remove_directory(old)
         except OSError as error:
-            raise CheckpointError(f"{self._directory}: cannot keep a snapshot: {error}") from error
+            raise CheckpointError(
+                f"{self._directory}: cannot keep a snapshot: {error}"
+                "; make room there, or let this user write"
+            ) from error
 
     def read(self, step: int) -> Snapshot:
         """The snapshot of a step.
@@ -235,7 +249,10 @@ class Series:
         directory = self._path(step)
         snapshot = read_snapshot(directory)
         if snapshot.step != step:
-            raise CheckpointError(f"{directory}: holds the weights of step {snapshot.step}")
+            raise CheckpointError(
+                f"{directory}: holds the weights of step {snapshot.step}"
+                "; remove it: an older one is taken, or the journal's steps from the base on"
+            )
         return snapshot
 
     def steps(self) -> list[int]:
@@ -264,7 +281,9 @@ def _measure(path: Path) -> tuple[int, str]:
                 digest.update(chunk)
                 num_bytes += len(chunk)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise CheckpointError(
+            f"{path}: cannot be read: {error.strerror or error}; restore it from a copy"
+        ) from error
     return num_bytes, digest.hexdigest()
 
 
@@ -272,7 +291,7 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+        raise CheckpointError(f"{path}: cannot be read: {error}; restore it from a copy") from error
 
 
 def _check_tensors(path: Path, unit: Unit, tensors: Mapping[str, torch.Tensor]) -> None:

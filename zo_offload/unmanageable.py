@@ -65,7 +65,7 @@ def refuse_unmanageable(model: nn.Module, moves: bool = True) -> None:
         p.requires_grad and p.is_floating_point() and p.numel() for p in named.values()
     ):
         raise ModelError(
-            f"{type(model).__name__} has no trainable parameter: requires_grad_(True) for what "
+            f"{type(model).__name__} has no trainable parameter; requires_grad_(True) for what "
             "should move"
         )
     _refuse_shared_memory(model, named)

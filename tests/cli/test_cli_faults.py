@@ -321,7 +321,8 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path):
             child = Child(task.arguments(output), log, user=user)
             assert child.wait() == 1
             (line,) = child.stderr.splitlines()
-            assert line == f"Error: --output: cannot write {output}: Permission denied"
+            words = "Permission denied; give a directory that this user may write"
+            assert line == f"Error: --output: cannot write {output}: {words}"
         assert not list(locked.iterdir())
 
 

@@ -134,19 +134,19 @@ def test_another_frozen_base_is_refused(
     tmp_path: Path, frozen_blocks: None, monkeypatch: pytest.MonkeyPatch
 ):
     done = written(tmp_path, saved(tmp_path), wire="nf4")
-    with pytest.raises(StoreError, match="packed by nf4, but this run has int4: use that"):
+    with pytest.raises(StoreError, match="packed by nf4, but this run has int4; use that"):
         stepper_of(done.directory, wire="int4")
-    with pytest.raises(StoreError, match="packed by nf4, but this run has none: use that"):
+    with pytest.raises(StoreError, match="packed by nf4, but this run has none; use that"):
         stepper_of(done.directory)
     (tmp_path / "same").mkdir()
     same = written(tmp_path / "same", tmp_path / "plain").directory  # nothing packs it
     layers = load_causal_lm(tmp_path / "plain").model.decoder.layers
     frozen = sum(parameter.numel() for parameter in layers.parameters())
     monkeypatch.undo()  # what was converted as a frozen base is to be trained
-    words = f"frozen weights of {frozen:,}, but this run has 0: use that, or give the model that"
+    words = f"frozen weights of {frozen:,}, but this run has 0; use that, or give the model that"
     with pytest.raises(StoreError, match=words):
         stepper_of(same)
-    with pytest.raises(StoreError, match="packed by nf4, but this run has none: use that"):
+    with pytest.raises(StoreError, match="packed by nf4, but this run has none; use that"):
         stepper_of(done.directory, wire="nf4")
 
 
@@ -218,7 +218,7 @@ def test_generation_and_saving(tmp_path: Path):
 @pytest.mark.parametrize(
     ("block", "words"),
     [
-        ({"unit": "linear"}, "converted with unit block, but this run has linear: use that, or"),
+        ({"unit": "linear"}, "converted with unit block, but this run has linear; use that, or"),
         ({"master": "bf16+8"}, "converted with master fp32, but this run has bf16.8"),
     ],
 )
@@ -230,7 +230,7 @@ def test_other_settings_are_refused(tmp_path: Path, block: dict[str, Any], words
 
 def test_another_precision_is_refused(tmp_path: Path):
     done = written(tmp_path, saved(tmp_path))
-    with pytest.raises(StoreError, match="with forward bfloat16, but this run has float16: use"):
+    with pytest.raises(StoreError, match="with forward bfloat16, but this run has float16; use"):
         Stepper(load_causal_lm(done.directory), ZOConfig(), dtype=torch.float16)
 
 

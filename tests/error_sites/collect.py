@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from error_sites.source import Function, Module, Source, called_name, calls_in
+from error_sites.source import Function, Module, Source, called_name
 from error_sites.template import Scope, arguments, template
 
 # Raised as ValueError by what reads a part of a file, and quoted in the error that names the file.
@@ -43,7 +43,7 @@ def sites(source: Source) -> list[Site]:
     kinds = error_classes(source)
     found: dict[tuple[str, int], Site] = {}
     for module in source.modules.values():
-        for call in calls_in(module.tree):
+        for call in module.calls:
             kind = called_name(call)
             quoted = kind == "ValueError" and module.path in QUOTED
             if not (quoted or kind in kinds or kind == BY_CLICK) or not call.args:
@@ -54,11 +54,11 @@ def sites(source: Source) -> list[Site]:
 
 
 def error_classes(source: Source) -> dict[str, str]:
-    """The classes of ``errors.py`` and those derived from them or from click's: their docstrings."""
+    """The classes of ``errors.py`` and those derived from them or click's, with docstrings."""
     found: dict[str, str] = {}
     modules = [source.modules["errors.py"], *source.modules.values()]
     for module in modules:
-        for node in ast.walk(module.tree):
+        for node in module.tree.body:
             if isinstance(node, ast.ClassDef) and (
                 module.path == "errors.py" or _bases(node) & {*found, BY_CLICK}
             ):
@@ -67,13 +67,11 @@ def error_classes(source: Source) -> dict[str, str]:
 
 
 def _bases(node: ast.ClassDef) -> set[str]:
-    return {
-        each.attr if isinstance(each, ast.Attribute) else ast.unparse(each) for each in node.bases
-    }
+    return {ast.unparse(each).rpartition(".")[2] for each in node.bases}
 
 
 def _expanded(kind: str, source: Source, module: Module, call: ast.Call) -> Iterator[Site]:
-    """The call itself, or those of the function around it where they give clauses of the message."""
+    """The call itself, or those of the function around it that give clauses of the message."""
     function = module.inside.get(call)
     message = call.args[0]
     plain = Scope(source, module, function)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]  # when started as a program
+if __name__ == "__main__":  # else pytest finds them
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from error_sites.collect import BY_CLICK, Site, error_classes, sites
 from error_sites.source import Source
@@ -23,11 +24,11 @@ EXPECTED = re.compile(r"\bexpected (?P<what>.*?)(?:[,:] (?:found|got)\b.*)?$")
 INTRODUCTION = f"""\
 # Errors
 
-Every message that a mistake, a full disk or a lost rank can bring, with its mend. Search for words of
-yours that are no names or numbers of your own. `{{path}}` stands for such a value; `[...]` is not in
-every message; of `(a | b)` there is one. On the command line a message is one line after `Error:`, and
-the exit status is 1 (2 where `zo-offload` was called wrongly, and says itself how it is called; 130
-after Ctrl-C). In Python all are classes of `zo_offload.errors`, below `ZOError`.
+Every message that a mistake, a full disk or a lost rank can bring, with its mend. Search for
+words of yours that are no names or numbers of your own. `{{path}}` stands for such a value; `[...]`
+is not in every message; of `(a | b)` there is one. On the command line a message is one line after
+`Error:`, and the exit status is 1 (2 where `zo-offload` was called wrongly, and says itself how it
+is called; 130 after Ctrl-C). In Python they are classes of `zo_offload.errors`, below `ZOError`.
 
 Made from the code by `{COMMAND}`.
 """
@@ -35,7 +36,12 @@ ELSEWHERE = {
     "ValueError": "What another message quotes, which names the key, or file and line, before it.",
     BY_CLICK: "On the command line only.",
 }
-NO_MEND_NEEDED = ("interrupted",)  # it was asked for
+WITHOUT = {  # a mend of their own
+    "interrupted": "it was asked for",
+    "zeroth_order.eps: no learning rate can help: {text}": "the text has one",
+    "zeroth_order.trainable.{key}: {error}": "what it quotes has one",
+    "{path}: {message}, found {input}": "its message says what was expected",
+}
 
 
 def page(source: Source) -> str:

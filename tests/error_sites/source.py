@@ -1,7 +1,6 @@
 """The package's source as trees, and what its names mean: functions, constants, who calls whom."""
 
 import ast
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +19,8 @@ class Module:
     functions: dict[str, Function] = field(default_factory=dict)  # methods too, by bare name
     constants: dict[str, ast.expr] = field(default_factory=dict)
     imported: dict[str, tuple[str, str]] = field(default_factory=dict)  # name: module, name there
-    inside: dict[ast.AST, Function] = field(default_factory=dict)  # node: innermost function
+    calls: list[ast.Call] = field(default_factory=list)
+    inside: dict[ast.Call, Function] = field(default_factory=dict)  # the innermost one
 
     @property
     def idea(self) -> str:
@@ -74,7 +74,7 @@ class Source:
         """Of each function, where it is called."""
         found: dict[Function, list[tuple[Module, ast.Call]]] = {}
         for module in self.modules.values():
-            for call in calls_in(module.tree):
+            for call in module.calls:
                 called = self.function(module, call.func)
                 if called is not None:
                     found.setdefault(called[1], []).append((module, call))
@@ -83,10 +83,6 @@ class Source:
     def _at(self, dotted: str) -> Module | None:
         path = self._names.get(dotted)
         return self.modules[path] if path else None
-
-
-def calls_in(tree: ast.AST) -> Iterator[ast.Call]:
-    return (node for node in ast.walk(tree) if isinstance(node, ast.Call))
 
 
 def called_name(call: ast.Call) -> str:
@@ -110,12 +106,21 @@ def _module(path: Path, root: Path) -> Module:
                 module.constants[name] = value
             case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
                 module.constants[name] = value
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            for each in node.names:
-                module.imported[each.asname or each.name] = (node.module, each.name)
-        elif isinstance(node, Function):
-            module.functions[node.name] = node
-            for below in ast.walk(node):
-                module.inside[below] = node  # an inner function comes later
+    _look(module, module.tree, None)
     return module
+
+
+def _look(module: Module, tree: ast.AST, function: Function | None) -> None:
+    """Note what lies below a node, and in which function."""
+    for node in ast.iter_child_nodes(tree):
+        match node:
+            case ast.ImportFrom(module=str(origin), names=names):
+                for each in names:
+                    module.imported[each.asname or each.name] = (origin, each.name)
+            case ast.Call():
+                module.calls.append(node)
+                if function:
+                    module.inside[node] = function
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                module.functions[name] = node
+        _look(module, node, node if isinstance(node, Function) else function)

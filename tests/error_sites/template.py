@@ -2,7 +2,9 @@
 
 import ast
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from error_sites.source import Function, Module, Source
@@ -33,7 +35,8 @@ def template(expr: ast.expr, scope: Scope) -> str:
     """The text of a string expression.
 
     Example:
-        >>> scope = Scope(Source(), Module("", "", ast.parse("")), None)
+        >>> from pathlib import Path
+        >>> scope = Scope(Source(Path("none")), Module("", "", ast.parse("")), None)
         >>> template(ast.parse("f'{self.path}: {len(rows):,} rows'", mode="eval").body, scope)
         '{path}: {number of rows} rows'
     """
@@ -153,34 +156,43 @@ def arguments(call: ast.Call, function: Function, scope: Scope) -> dict[str, str
 
 def _assigned(name: str, function: Function | None) -> list[ast.expr]:
     """All values that a function gives a name of its own."""
-    found: list[ast.expr] = []
-    for node in ast.walk(function) if function else ():
+    return _all_assigned(function).get(name, []) if function else []
+
+
+@cache
+def _all_assigned(function: Function) -> dict[str, list[ast.expr]]:
+    found: dict[str, list[ast.expr]] = {}
+    unknown: list[ast.expr] = [ast.Constant(value=None)] * 2
+    for node in ast.walk(function):
         match node:
             case ast.Assign(targets=targets, value=value):
                 for target in targets:
-                    if isinstance(target, ast.Name) and target.id == name:
-                        found.append(value)
-                    elif any(isinstance(x, ast.Name) and x.id == name for x in ast.walk(target)):
-                        found.append(_part(name, target, value))
-            case ast.AugAssign(target=ast.Name(id=target)) if target == name:
-                found += [ast.Constant(value=None)] * 2
+                    for name, part in _parts(target, value):
+                        found.setdefault(name, []).append(part)
             case (
-                ast.For(target=target)
+                ast.AugAssign(target=target)
+                | ast.For(target=target)
                 | ast.comprehension(target=target)
                 | ast.withitem(optional_vars=ast.expr() as target)
             ):
-                if any(isinstance(x, ast.Name) and x.id == name for x in ast.walk(target)):
-                    found += [ast.Constant(value=None)] * 2
+                for name, _ in _parts(target, unknown[0]):
+                    found.setdefault(name, []).extend(unknown)
     return found
 
 
-def _part(name: str, target: ast.expr, value: ast.expr) -> ast.expr:
-    """What a name of several gets."""
-    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
-        for each, given in zip(target.elts, value.elts, strict=False):
-            if isinstance(each, ast.Name) and each.id == name:
-                return given
-    return ast.Constant(value=None)
+def _parts(target: ast.expr, value: ast.expr) -> Iterator[tuple[str, ast.expr]]:
+    """The names of a target, with what each gets."""
+    match target, value:
+        case ast.Name(id=name), _:
+            yield name, value
+        case ast.Tuple(elts=names), ast.Tuple(elts=values) if len(names) == len(values):
+            for each, given in zip(names, values, strict=True):
+                yield from _parts(each, given)
+        case ast.Tuple(elts=names) | ast.List(elts=names), _:
+            for each in names:
+                yield from _parts(each, ast.Constant(value=None))
+        case ast.Starred(value=inner), _:
+            yield from _parts(inner, ast.Constant(value=None))
 
 
 def _is_parameter(name: str, scope: Scope) -> bool:

@@ -178,7 +178,7 @@ def test_no_loss():
     objective = Objective(forward=lambda model, batch: torch.zeros(2), loss=Objective().loss)
     with (
         closing(Stepper(Plain(), objective=objective)) as stepper,
-        pytest.raises(TaskError, match="no scalar loss: put labels"),
+        pytest.raises(TaskError, match="no scalar loss; put labels"),
     ):
         stepper.train_step([vectors(2)], lr=1e-3)
 

@@ -50,7 +50,7 @@ class Codec:
         """
         if self.layout.kind == "lossless12" and dtype != torch.bfloat16:
             raise ConfigError(
-                f"codec: lossless12 packs bfloat16, not {dtype}: enable bf16, or choose 'identity'"
+                f"codec: lossless12 packs bfloat16, not {dtype}; enable bf16, or choose 'identity'"
             )
 
     def error_bound(self, absmax: float) -> float:

@@ -59,7 +59,7 @@ def scales_from(
         if not math.isfinite(total):
             raise ModelError(
                 f"{name}: not all of its {count:,} weights are finite numbers (their squares sum "
-                f'to {total}): is the checkpoint whole? "direction_scale": "none" needs no sums'
+                f'to {total}); is the checkpoint whole? "direction_scale": "none" needs no sums'
             )
     sums, counts = zip(*squares.values(), strict=True)
     overall = math.sqrt(added(sums) / sum(counts)) or 1.0

@@ -170,7 +170,7 @@ def make_embedded(
             return
     elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(
-            f"{directory} exists and has no {RECIPE}, so it is not a quick-start model: "
+            f"{directory} exists and has no {RECIPE}, so it is not a quick-start model; "
             "name another directory, or move that one away"
         )
     aside = directory.with_name(directory.name + ".part")

@@ -75,7 +75,9 @@ def find(options: FindOptions, reporter: Reporter) -> Found | None:
 
 def _asked(options: FindOptions) -> tuple[dict[str, Any], Any, dict[str, Any]]:
     if options.steps > MOST_STEPS:
-        raise ConfigError(f"--trial-steps: at most {MOST_STEPS:,}, found {options.steps:,}")
+        raise ConfigError(
+            f"--trial-steps: at most {MOST_STEPS:,}, found {options.steps:,}; lower it"
+        )
     return run.asked_for(options.run)
 
 
@@ -101,7 +103,9 @@ def _claimed(directory: Path) -> Iterator[None]:
             f"--output: another process is at work in {directory}; wait for it, or choose another"
         ) from None
     except OSError as error:
-        raise ConfigError(f"--output: cannot write {directory}: {error.strerror}") from error
+        raise ConfigError(
+            f"--output: cannot write {directory}: {error.strerror}; give another"
+        ) from error
 
 
 def _tried(engine: Any, task: Any, options: FindOptions, reporter: Reporter) -> Found:

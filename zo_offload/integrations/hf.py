@@ -66,6 +66,7 @@ def load_model(name: str | Path, spill: Sequence[str | Path] = (), kind: Kind | 
         raise ModelError(
             f"{name}: config.json and weights do not belong together: {key} is {list(held)}, "
             f"config.json makes it {list(expected)}"
+            "; copy both from the same model"
         )
     missing = sorted(found["missing_keys"])
     if missing:
@@ -201,11 +202,12 @@ def _load(auto_class: Any, name: str | Path, what: str, **options: Any) -> Any:
     if path.exists() and not path.is_dir():
         raise ModelError(
             f"{name}: the model must be a directory in Hugging Face's layout, found a file"
+            "; name the directory it is in"
         )
     if path.is_dir() and not (path / "config.json").is_file():
         raise ModelError(f"{name}: no config.json in this directory; is it a Hugging Face model?")
     if not path.is_dir() and (path.is_absolute() or str(name).count("/") > 1):  # no model id
-        raise ModelError(f"{name}: no such directory")
+        raise ModelError(f"{name}: no such directory; check the path, or give a model id")
     try:
         return auto_class.from_pretrained(str(name), trust_remote_code=False, **options)
     except StoreError:
@@ -218,5 +220,8 @@ def _load(auto_class: Any, name: str | Path, what: str, **options: Any) -> Any:
             raise ModelError(
                 f"{name}: no such local directory, and the {what} could not be fetched "
                 f"(no network, or no such id): {reason}"
+                "; check the name, or give a directory"
             ) from error
-        raise ModelError(f"{name}: the {what} could not be loaded: {reason}") from error
+        raise ModelError(
+            f"{name}: the {what} could not be loaded: {reason}; mend or fetch its files again"
+        ) from error

@@ -22,7 +22,7 @@ def refuse_quantized(name: str | Path, config: Any) -> None:
                 method, wire = _quantization(options)
                 raise ModelError(
                     f"{name}: its weights are quantized already ({method}), and can neither be "
-                    "trained nor packed anew: load the original weights, and write "
+                    "trained nor packed anew; load the original weights, and write "
                     f'"wire": "{wire}" to have them packed here'
                 )
 

@@ -44,7 +44,7 @@ def skeleton(converted: Converted, config: Any, kind: Kind) -> Any:
     if left:
         raise ModelError(
             f"{converted.directory}: {left[0]} of {type(model).__name__} is a tensor that no "
-            "parameter or buffer holds, and has no value here: use the model itself"
+            "parameter or buffer holds, and has no value here; use the model itself"
         )
     if (converted.directory / "generation_config.json").is_file():
         found = transformers.GenerationConfig.from_pretrained(converted.directory)

@@ -97,7 +97,8 @@ def _refuse_new_adapter(block: ZOConfig, *models: Any) -> None:
     if block.trainable.mode == "peft" and not any(is_peft_model(model) for model in models):
         raise ConfigError(
             f'{BLOCK}.trainable.mode: "peft" in the JSON wraps the model, but a Trainer goes on '
-            "with the one that it was given: Trainer(model=get_peft_model(model, config), ...)"
+            "with the one that it was given; write "
+            "Trainer(model=get_peft_model(model, config), ...)"
         )
 
 

@@ -23,7 +23,10 @@ def errors_of(path: Path, doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise JournalError(f"{path}: cannot {doing}: {error.strerror or error}") from error
+        raise JournalError(
+            f"{path}: cannot {doing}: {error.strerror or error}"
+            "; look at its disk and its permissions, then open the journal again"
+        ) from error
 
 
 def open_regular(path: Path, flags: int) -> io.FileIO:
@@ -32,7 +35,7 @@ def open_regular(path: Path, flags: int) -> io.FileIO:
     file = io.FileIO(fd, "rb" if flags & os.O_ACCMODE == os.O_RDONLY else "r+b")
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         file.close()
-        raise JournalError(f"{path}: not a regular file")
+        raise JournalError(f"{path}: not a regular file; name a file for zeroth_order.journal.path")
     return file
 
 

@@ -62,17 +62,22 @@ def read_header(reader: BinaryIO, path: Path, file_bytes: int) -> tuple[Header, 
     """
     start = reader.read(HEADER_BYTES)
     if len(start) < HEADER_BYTES or not start.startswith(MAGIC):
-        raise JournalError(f"{path}: not a journal: it does not start with a whole header")
+        raise JournalError(
+            f"{path}: not a journal: it does not start with a whole header"
+            "; give the path of a journal, or restore it from a copy"
+        )
     _, version, contract, json_bytes, branch = HEADER.unpack_from(start)
     (crc,) = CRC.unpack_from(start, HEADER.size)
     if version != FORMAT_VERSION:
         raise JournalError(
             f"{path}: journal format {version}, but this zo_offload reads format {FORMAT_VERSION}"
+            "; use the version that wrote it"
         )
     if json_bytes > min(MAX_JSON_BYTES, file_bytes - HEADER_BYTES):
         raise JournalError(
             f"{path}: header of {json_bytes} bytes does not fit: the file has {file_bytes}, "
             f"the format allows {MAX_JSON_BYTES}"
+            "; restore the file from a copy"
         )
     text = reader.read(json_bytes)
     if zlib.crc32(text, zlib.crc32(start[: HEADER.size])) != crc:
@@ -86,8 +91,12 @@ def _parse(text: bytes, path: Path) -> dict[str, Any]:
         if isinstance(fields, dict) and canonical(fields) == text:  # no NaN, no key twice
             return fields
     except (ValueError, RecursionError) as error:
-        raise JournalError(f"{path}: the header is not JSON: {error}") from error
-    raise JournalError(f"{path}: the header is not a canonical JSON object")
+        raise JournalError(
+            f"{path}: the header is not JSON: {error}; restore the file from a copy"
+        ) from error
+    raise JournalError(
+        f"{path}: the header is not a canonical JSON object; restore the file from a copy"
+    )
 
 
 def differences(journal: Any, run: Any, where: str = "header") -> Iterator[str]:

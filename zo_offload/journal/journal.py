@@ -173,6 +173,7 @@ class Journal:
             raise JournalError(
                 f"{self.path}: (branch, step) {place} cannot follow: "
                 f"{(self.branch, self.next_step)} is next"
+                "; append every step once, in order"
             )
         packed = pack_record(record, self._scan.header_crc)
         if self.path is None:
@@ -196,6 +197,7 @@ class Journal:
         if step > self.next_step:
             raise JournalError(
                 f"{self.path}: cannot rewind to step {step}: there are {self.next_step}"
+                "; give a step it has"
             )
         branch = self.branch + 1
         flags = Flags.ROLLED_BACK if rolled_back else Flags.NONE
@@ -287,7 +289,9 @@ class Journal:
 
     def _writable(self) -> io.FileIO:
         if self._file is None or self._file.closed:
-            raise JournalError(f"{self.path}: this journal is not open for writing")
+            raise JournalError(
+                f"{self.path}: this journal is not open for writing; open it with Journal.open"
+            )
         if self._broken:
             raise JournalError(f"{self.path}: an earlier write or sync failed; reopen the journal")
         return self._file

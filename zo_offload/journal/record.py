@@ -83,6 +83,7 @@ def pack_record(record: Record, header_crc: int) -> bytes:
         raise JournalError(
             f"step {record.step}: {num_probes} probes and {num_losses} losses do not fit a record: "
             f"at most {MAX_PROBES} and {MAX_LOSSES}"
+            "; write fewer zeroth_order.probes or micro-batches a step"
         )
     # fmt: off
     body = (
@@ -100,7 +101,9 @@ def pack_record(record: Record, header_crc: int) -> bytes:
             )
         )
     except struct.error as error:
-        raise JournalError(f"step {record.step}: a value does not fit: {error}") from error
+        raise JournalError(
+            f"step {record.step}: a value does not fit: {error}; give 64-bit numbers, counts from 0"
+        ) from error
     return _sealed(checked, header_crc)
 
 

@@ -80,7 +80,10 @@ def aligned(num_bytes: int, pin_memory: bool = False) -> torch.Tensor:
         else:
             room = host_buffer(num_bytes + alignment, pin_memory)
     except (RuntimeError, OSError) as error:
-        raise StoreError(f"host memory: no {num_bytes:,} bytes for a buffer: {error}") from error
+        raise StoreError(
+            f"host memory: no {num_bytes:,} bytes for a buffer: {error}"
+            "; free some on this machine, or raise this process's limits (ulimit -a)"
+        ) from error
     start = -room.data_ptr() % alignment
     return room[start : start + num_bytes]
 
@@ -128,7 +131,7 @@ def open_direct(path: Path, writable: bool) -> tuple[int, bool]:
         fd = os.open(path, flags)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise StoreError(f"{path}: not a regular file")
+        raise StoreError(f"{path}: not a regular file; remove it, or name another directory")
     if _turned_direct(fd):
         return fd, True
     logger.warning(

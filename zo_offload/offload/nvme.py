@@ -288,6 +288,7 @@ class UnitStore:
                     raise StoreError(
                         f"{self._folder}: {self._units[index]} is there already, and a store "
                         "without spare slots is written once"
+                        "; make a new store for other weights"
                     )
             self.sync()
 

@@ -157,6 +157,7 @@ def parse(block: bytes) -> SlotHeader | None:
     if version != FORMAT_VERSION:
         raise StoreError(
             f"slot format {version}, but this zo_offload reads format {FORMAT_VERSION}"
+            "; use the version that wrote it"
         )
     name = codec.rstrip(b"\0")
     if not name or not name.isascii():

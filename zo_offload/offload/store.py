@@ -212,6 +212,7 @@ class HostStore:
             raise StoreError(
                 f"host memory: no {num_bytes:,} bytes for {name} beside {self.held_bytes:,} held: "
                 f"{error}"
+                '; free some, or write "offload_param": {"device": "nvme"}'
             ) from error
         self.held_bytes += num_bytes
         return room

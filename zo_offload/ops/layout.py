@@ -117,7 +117,9 @@ def layout_of(name: str) -> Layout:
             raise ConfigError(f"codec: {kind} has no groups; write {kind!r} instead of {name!r}")
         return Layout(kind)
     if colon and group not in map(str, GROUPS):
-        raise ConfigError(f"codec: {name!r}: a group is 64 or 128 elements, not {group!r}")
+        raise ConfigError(
+            f"codec: {name!r}: a group is 64 or 128 elements, not {group!r}; write one of the two"
+        )
     return Layout(kind, int(group) if colon else 128)
 
 

@@ -111,7 +111,9 @@ class Native:
         best = self._library.zo_best_isa()
         self._isa = best if isa is None else ISAS[isa]
         if not self._library.zo_has_isa(self._isa):
-            raise KernelError(f"native kernels: this build or machine has no {isa}")
+            raise KernelError(
+                f"native kernels: this build or machine has no {isa}; ask for another, or for none"
+            )
         self.name = next(name for name, number in ISAS.items() if number == self._isa)
 
     def serves(self, *tensors: torch.Tensor) -> bool:
@@ -342,12 +344,18 @@ def library() -> ctypes.CDLL:
         KernelError: It was not built, cannot be loaded, or belongs to another version.
     """
     if not LIBRARY.is_file():
-        raise KernelError(f"native kernels: {LIBRARY.name} was not built")
+        raise KernelError(
+            f"native kernels: {LIBRARY.name} was not built"
+            "; install zo_offload again where there is a C++ compiler"
+        )
     try:
         found = ctypes.CDLL(str(LIBRARY))
         version = found.zo_version()
     except (OSError, AttributeError) as error:
-        raise KernelError(f"native kernels: {LIBRARY} cannot be loaded: {error}") from error
+        raise KernelError(
+            f"native kernels: {LIBRARY} cannot be loaded: {error}"
+            "; install zo_offload again on this machine"
+        ) from error
     if version != VERSION:
         raise KernelError(
             f"native kernels: {LIBRARY} is of version {version}, expected {VERSION}; reinstall"
@@ -371,7 +379,10 @@ def _check(status: int) -> None:
     if status == BAD_BYTES:
         raise CodecError("packed weights: too few bytes, or damaged; encode the weights again")
     if status:
-        raise KernelError(f"native kernels: {STATUS.get(status, status)}")
+        raise KernelError(
+            f"native kernels: {STATUS.get(status, status)}"
+            "; set ZO_OFFLOAD_KERNELS=torch, and report it"
+        )
 
 
 def _packing(layout: Layout, packed: torch.Tensor, elements: int, dtype: torch.dtype) -> _Pack:

@@ -133,4 +133,5 @@ def _check(layouts: Layouts, request: Request) -> None:
     if layouts.most_length is not None and request.length > layouts.most_length:
         raise ConfigError(
             f"--length {request.length}: the model's context is {layouts.most_length} tokens"
+            "; give no more"
         )

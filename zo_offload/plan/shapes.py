@@ -124,4 +124,5 @@ def build(config: Any) -> nn.Module:
     except (ValueError, ImportError) as error:
         raise ModelError(
             f"{type(config).__name__}: no language model ({one_line(str(error))[:160]})"
+            "; give a causal LM"
         ) from error

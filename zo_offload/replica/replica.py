@@ -263,7 +263,10 @@ class Replica:
             raise_failure(partial(self.link.receive, rank))
         (size,) = LENGTH.unpack(first)
         if size > MOST_BYTES:
-            raise ReplicaError(f"rank {rank} announced {size:,} bytes, at most {MOST_BYTES:,} fit")
+            raise ReplicaError(
+                f"rank {rank} announced {size:,} bytes, at most {MOST_BYTES:,} fit"
+                "; exchange less at a time"
+            )
         return self.link.receive(rank, size)
 
 

@@ -154,13 +154,14 @@ def _accept_all(world_size: int, host: str, share: Share) -> dict[int, socket.so
                 missing = ", ".join(str(r) for r in range(1, world_size) if r not in peers)
                 raise ReplicaError(
                     f"ranks {missing} did not connect within {CONNECT_SECONDS:.0f} s"
+                    "; look at their output, and that MASTER_ADDR is reached from their hosts"
                 ) from None
             except OSError as error:
                 most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
                 raise ReplicaError(
                     f"rank 0 holds a connection with every rank, has {len(peers)} of "
                     f"{world_size - 1}, and can take no more ({error.strerror}; this process may "
-                    f"have {most:,} files open): raise the limit, ulimit -Hn, before the launcher"
+                    f"have {most:,} files open); raise the limit, ulimit -Hn, before the launcher"
                 ) from error
             rank = _greeted(peer, token)
             if rank is None or not 0 < rank < world_size or rank in peers:

@@ -31,6 +31,6 @@ def _load(task: str, hub: Hub, split: str) -> Any:
     except Exception as error:  # the hub's client raises whatever its layers raise
         reason = " ".join(str(error).split())[:200]
         raise TaskError(
-            f"--task {task}: split {split!r} of {hub.path} could not be fetched (no network?), "
-            f"pass its files by --data: {type(error).__name__}: {reason}"
+            f"--task {task}: split {split!r} of {hub.path} could not be fetched (no network?): "
+            f"{type(error).__name__}: {reason}; pass its files by --data"
         ) from error

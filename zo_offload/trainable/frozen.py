@@ -45,4 +45,6 @@ class Frozen(Trainable):
 
     def save(self, model: nn.Module, weights: Values, directory: Path) -> None:
         """See :class:`Trainable`."""
-        raise ModelError("nothing moves, so that there is nothing to save")
+        raise ModelError(
+            "nothing moves, so that there is nothing to save; save the model it was made of"
+        )

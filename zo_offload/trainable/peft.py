@@ -117,6 +117,7 @@ class Peft(Trainable):
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise ConfigError(
                     f"{PATH}.peft_config: {type(model).__name__}: {one_line(error)}"
+                    "; write target_modules, and what else peft asks for"
                 ) from error
 
 
@@ -135,7 +136,7 @@ def _library() -> Any:
         import peft
     except ImportError as error:
         raise ConfigError(
-            f'{PATH}.mode: "peft" needs the peft library ({one_line(error)}): pip install peft'
+            f'{PATH}.mode: "peft" needs the peft library ({one_line(error)}); pip install peft'
         ) from error
     return peft
 
@@ -150,6 +151,7 @@ def _peft_config(keys: Mapping[str, Any], task_type: str | None) -> Any:
         raise ConfigError(
             f"{PATH}.peft_config.peft_type: {hint(kind, known)}, found "
             f"{'null' if kind is None else repr(kind)}"
+            "; write the type of an adapter of peft"
         )
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
     for key in keys:
@@ -165,7 +167,9 @@ def _peft_config(keys: Mapping[str, Any], task_type: str | None) -> Any:
     try:
         return config_class(**{"task_type": task_type, **keys})
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{PATH}.peft_config: {one_line(error)}") from error
+        raise ConfigError(
+            f"{PATH}.peft_config: {one_line(error)}; write the keys as peft takes them"
+        ) from error
 
 
 def written_keys(said: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,7 +232,10 @@ def base_of(directory: str | Path) -> str | None:
     try:
         base = json.loads((path / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path / ADAPTER}: cannot be read: {one_line(error)}") from error
+        raise ModelError(
+            f"{path / ADAPTER}: cannot be read: {one_line(error)}"
+            "; save the adapter again, or restore it from a copy"
+        ) from error
     if not isinstance(base, str) or not base:
         raise ModelError(
             f"{path / ADAPTER}: base_model_name_or_path names no model; write its directory there"
@@ -257,13 +264,13 @@ def _check(model: Any) -> None:
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError(
-            f"{type(model).__name__} has no trainable parameter: load its adapter with "
+            f"{type(model).__name__} has no trainable parameter; load its adapter with "
             "PeftModel.from_pretrained(..., is_trainable=True)"
         )
     if all(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError(
             f"{type(model).__name__}: every parameter moves, the base's too, where an adapter's "
-            "base is only read: requires_grad_(False) on the base, or pass the plain model"
+            "base is only read; requires_grad_(False) on the base, or pass the plain model"
         )
     for name, module in model.named_modules():
         if getattr(module, "merged_adapters", None):

@@ -109,6 +109,7 @@ class Scales(LaidOver):
         if not overlays:
             raise ConfigError(
                 f"{PATH}: none of the model's matrices in units is chosen, so that no scale moves"
+                "; choose some, or leave parameters, kinds and layers out"
             )
         self.moving = Moving(overlays=overlays)
         return prepared

@@ -96,7 +96,10 @@ def _numbers(layer: int | str, count: int) -> range:
             )
     first, last = first % count, last % count
     if last < first:
-        raise ConfigError(f"{PATH}.layers: {layer!r} is empty: {last} lies before {first}")
+        raise ConfigError(
+            f"{PATH}.layers: {layer!r} is empty: {last} lies before {first}"
+            "; write the smaller one first"
+        )
     return range(first, last + 1)
 
 

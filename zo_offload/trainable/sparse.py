@@ -87,7 +87,9 @@ class Sparse(LaidOver):
         """See :class:`LaidOver`."""
         path = self._config.trainable.mask
         if path is None:
-            raise ConfigError(f"{PATH}.mask: {self.mode} needs one, found null")
+            raise ConfigError(
+                f"{PATH}.mask: {self.mode} needs one, found null; write the path of a mask"
+            )
         prepared = super().prepare(model)
         overlays = tuple(_overlays(model, Path(path), self._config.unit))
         whole = self._whole(model, {overlay.matrix for overlay in overlays})

@@ -34,7 +34,7 @@ class TritonKernels:
 
     def __init__(self) -> None:
         if find_spec("triton") is None:
-            raise KernelError("triton kernels: triton is not installed: pip install triton")
+            raise KernelError("triton kernels: triton is not installed; pip install triton")
         from zo_offload.ops.triton import kernels
 
         self._work: Any = kernels.work
