@@ -30,7 +30,7 @@ FAULTS := tests/faults tests/journal/test_journal_faults.py tests/offload/test_n
   tests/offload/test_nvme_kills.py tests/offload/test_nvme_power.py tests/cli/test_cli_kills.py \
   tests/cli/test_cli_faults.py tests/distributed/test_lost_ranks.py
 
-.PHONY: help venv new-venv launchers quickstart test faults starts doctest lint format clean distclean
+.PHONY: help venv new-venv launchers quickstart test faults starts errors doctest lint format clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
@@ -50,6 +50,14 @@ faults: $(READY)  ## kill, tear, fill, corrupt and fuzz, within an hour; ARGS="-
 
 starts: $(READY) launchers  ## test the rest of the ways to start ranks, some minutes
 	$(BIN)/pytest -m launchers $(ARGS)
+
+NOTES = .pytest_cache/errors.jsonl
+
+errors: $(READY) launchers  ## run the tests, then list the errors that none of them makes
+	@mkdir -p $(dir $(NOTES)) && rm -f $(NOTES)
+	ZO_ERROR_SITES=$(abspath $(NOTES)) PYTHONPATH=$(abspath tests/error_sites/hook)$${PYTHONPATH:+:$$PYTHONPATH} \
+	  $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not launchers" $(ARGS)
+	$(BIN)/python tests/error_sites/unreached.py $(NOTES)
 
 doctest: $(READY)  ## run the examples in the docstrings only
 	$(BIN)/pytest tests/test_doctests.py $(ARGS)

@@ -3,7 +3,7 @@
 import doctest
 
 import pytest
-from error_sites import page, template
+from error_sites import page, template, unreached
 from error_sites.collect import sites
 from error_sites.source import Source
 
@@ -30,6 +30,6 @@ def test_every_message_says_what_to_do(source: Source):
     assert not lacking, "\n".join(["no '; mend' and no 'expected ...' in", *lacking])
 
 
-@pytest.mark.parametrize("module", [page, template])
+@pytest.mark.parametrize("module", [page, template, unreached])
 def test_examples_hold(module):
     assert doctest.testmod(module).failed == 0
