@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
@@ -228,9 +229,8 @@ def measure(path: Path) -> tuple[int, int] | None:
     if not path.is_file() or not path.stat().st_size:
         return None
     with errors_of(path, "read it"):
-        size = path.stat().st_size
-        content = torch.from_file(str(path), size=size, dtype=torch.uint8)
-    return size, crc32c(content)
+        content = torch.from_numpy(np.memmap(path, np.uint8, "c"))
+    return len(content), crc32c(content)
 
 
 def converted_of(model: nn.Module) -> Converted | None:

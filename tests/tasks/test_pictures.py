@@ -237,6 +237,21 @@ def test_a_truncated_image_is_named_before_training(made: Made, tmp_path: Path):
     assert not (tmp_path / "run" / "journal").exists()
 
 
+def test_splits_without_an_image(tmp_path: Path):
+    (tmp_path / "train" / "red").mkdir(parents=True)
+    folder = PictureFolder(str(tmp_path))
+    with pytest.raises(TaskError, match="train: no image; expected a folder of images for each"):
+        folder.items("train")
+    with pytest.raises(TaskError, match=rf"{tmp_path}: no folder 'test'; make it, with a folder"):
+        folder.items("test")
+
+
+def test_an_image_that_has_gone_is_named(tmp_path: Path):
+    picture = Picture(tmp_path / "x.png", (0,))
+    with pytest.raises(TaskError, match=r"x\.png: cannot be read: No such file or directory; che"):
+        print(picture.digest)
+
+
 def test_hidden_files_are_passed_over(tmp_path: Path):
     spoilt(tmp_path, "red/.DS_Store", b"x")
     spoilt(tmp_path / "more", ".hidden", b"x")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from zo_offload.errors import TaskError
 from zo_offload.tasks import read_examples
+from zo_offload.tasks.reader import split_file
 
 PLAIN = st.text(st.characters(codec="utf-8", exclude_characters="\t\n\r\0"), max_size=20)
 NAMES = st.text(st.characters(categories=["L"]), min_size=1, max_size=8).filter("label".__ne__)
@@ -120,6 +121,21 @@ def test_what_is_no_file(tmp_path):
         read_examples(tmp_path)
     with pytest.raises(TaskError, match="cannot be read"):
         read_examples("nul\0.tsv")
+
+
+def test_a_file_that_no_memory_holds(tmp_path: Path):
+    path = tmp_path / "data.tsv"
+    with path.open("wb") as file:
+        file.truncate(2**31 + 1)  # takes no space
+    with pytest.raises(
+        TaskError, match=r"data\.tsv: 2,147,483,649 bytes, above 2,147,483,648"
+    ):
+        read_examples(path)
+
+
+def test_one_example_cannot_be_divided(write):
+    with pytest.raises(TaskError, match=r"data.tsv: only one example; expected at least 2"):
+        split_file(write("a\tlabel\nx\t0\n"))
 
 
 def test_no_permission(write, monkeypatch):

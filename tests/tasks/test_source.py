@@ -1,6 +1,7 @@
 """Where a task's examples come from, and which of them are drawn."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -80,6 +81,16 @@ def test_what_is_not_there_is_named(tmp_path: Path):
     (tmp_path / "val.jsonl").write_text("")
     with pytest.raises(TaskError, match=r"val\.jsonl: the file is empty"):
         Source(task("rte"), str(tmp_path)).items("test")
+    with pytest.raises(TaskError, match=r"RTE: no data; pass its files by --data"):
+        Source(replace(task("rte"), hub=None)).items("test")
+
+
+def test_a_file_without_one_example_is_named(tmp_path: Path):
+    path = tmp_path / "val.jsonl"
+    path.write_text('{"premise": "a", "hypothesis": "b", "label": 0}\n')
+    source = Source(replace(task("rte"), items=lambda row: ()), str(tmp_path))
+    with pytest.raises(TaskError, match=rf"{path}: no example; expected some of RTE"):
+        source.items("test")
 
 
 def test_rows_from_the_hub(monkeypatch: pytest.MonkeyPatch):
@@ -103,7 +114,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     message = r"--task SQuAD: split 'train' of rajpurkar/squad could not be fetched \(no netw"
-    with pytest.raises(TaskError, match=message + ".*by --data: OSError: no route to host"):
+    with pytest.raises(TaskError, match=message + ".*: OSError: no route to host; pass its files"):
         Source(task("squad")).items("train")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(TaskError, match="needs `pip install datasets`; or pass its files"):
