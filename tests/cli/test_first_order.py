@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from cli.common import STEPS, Task, accuracies, assert_one_line, invoke
 from zo_offload.errors import ConfigError
@@ -132,6 +134,13 @@ def test_several_ranks_are_refused(task: Task, tmp_path: Path, monkeypatch: pyte
 
 def test_a_rate_of_ones_own_is_for_backprop(task: Task, tmp_path: Path):
     assert_one_line(invoke(task.arguments(tmp_path / "run", lr=1e-3)), "--lr: goes with --first-o")
+
+
+def test_an_adapter_is_not_trained_whole(task: Task, tmp_path: Path):
+    model = AutoModelForCausalLM.from_pretrained(task.folder / "model")
+    get_peft_model(model, LoraConfig(task_type="CAUSAL_LM")).save_pretrained(tmp_path / "adapter")
+    asked = command(task, tmp_path / "run", model=tmp_path / "adapter")
+    assert_one_line(invoke(asked), "adapter: is an adapter; train it by --first-order lora")
 
 
 @pytest.mark.parametrize("config", [{}, {"train_batch_size": "auto"}, {"train_batch_size": 7,

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from engine.common import batch, config, net, same, weights
 from zo_offload.errors import CheckpointError, ConfigError, JournalError
 from zo_offload.journal import Journal
+from zo_offload.resume import _check_mask
+from zo_offload.snapshot import _check_tensors
 
 SCHEDULE = {
     "type": "WarmupDecayLR",
@@ -297,6 +299,24 @@ def test_snapshots_of_an_abandoned_branch_are_not_taken(make_engine, tmp_path):
     assert snapshots(tmp_path) == []
     (tmp_path / "other").rename(tmp_path / "run.journal.snapshots" / "step-000000003")
     assert make_engine(ds=ds).global_steps == 3
+
+
+def test_a_snapshot_that_cannot_be_kept_is_named(make_engine, tmp_path, monkeypatch):
+    engine = make_engine(ds=settings(path=str(tmp_path / "run.journal"), snapshot_interval=1))
+    (tmp_path / "run.journal.snapshots").write_text("")  # where its directory belongs
+    words = "run.journal.snapshots: cannot keep a snapshot: .*; make room there, or let this user"
+    with pytest.raises(CheckpointError, match=words):
+        train(engine, 1)
+
+
+def test_a_checkpoint_of_another_mask_or_dtype(make_engine, tmp_path):
+    with pytest.raises(CheckpointError, match=r"weights: its weights were chosen by another mask"):
+        _check_mask(Path("weights"), {"trainable": {"mask": "a"}}, {"trainable": {"mask": "b"}})
+    held = make_engine(ds=settings()).stepper.weights
+    unit = held.map.units[0]
+    tensors = {s.name: torch.zeros(s.shape).half() for span, s in unit.segments if span.trainable}
+    with pytest.raises(CheckpointError, match=r"x: .* is torch.float16, expected torch.float32"):
+        _check_tensors(Path("x"), unit, tensors)
 
 
 def test_zero_keeps_no_snapshots(make_engine, tmp_path):

@@ -16,7 +16,7 @@ from replica.world import HOST, Board, Run, connected, on_ranks
 from zo_offload.errors import ConfigError, DivergedError, LostRankError, ReplicaError
 from zo_offload.replica import Booked, Replica, sockets
 from zo_offload.replica.booked import HEADER, SHAPE, SHAPED, SHORT
-from zo_offload.replica.sockets import GREETING, INVITATION, connect
+from zo_offload.replica.sockets import GREETING, INVITATION, TOKEN_BYTES, connect
 from zo_offload.replica.sums import Sums, sums_of
 
 __all__ = ["on_ranks"]
@@ -25,6 +25,15 @@ __all__ = ["on_ranks"]
 def rows_of(rank: int, world_size: int) -> list:
     table = [[(0.1 * i + 1 / 3, 1.0 + i), (0.7 * i - 1 / 7, 1.0)] for i in range(4)]
     return table[rank::world_size]
+
+
+def test_a_first_rank_that_nothing_reaches_is_named():
+    with socket.create_server((HOST, 0)) as server:
+        port = server.getsockname()[1]  # where nobody listens any more
+    invitation = INVITATION.pack(port, bytes(TOKEN_BYTES))
+    words = rf"rank 1 cannot reach rank 0 at {HOST}:{port}: .*refused; is a firewall between\?"
+    with pytest.raises(ReplicaError, match=words):
+        connect(1, 2, HOST, lambda _: invitation)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

@@ -127,9 +127,7 @@ def test_a_file_that_no_memory_holds(tmp_path: Path):
     path = tmp_path / "data.tsv"
     with path.open("wb") as file:
         file.truncate(2**31 + 1)  # takes no space
-    with pytest.raises(
-        TaskError, match=r"data\.tsv: 2,147,483,649 bytes, above 2,147,483,648"
-    ):
+    with pytest.raises(TaskError, match=r"data\.tsv: 2,147,483,649 bytes, above 2,147,483,648"):
         read_examples(path)
 
 

@@ -1,5 +1,6 @@
 """Adapters: their own files, given or made, by the JSON or the caller; the base stays as it is."""
 
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,14 @@ import peft
 import pytest
 import torch
 from models.table import ROWS
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from trainable.modes import BATCH, LR, MODES, PEFT, differing, lora, masters, model, stepper_of
 from zo_offload.config import ZOConfig
 from zo_offload.errors import ConfigError, ModelError, StoreError
 from zo_offload.step import Stepper
+from zo_offload.trainable.peft import ADAPTER, base_of
 
 KINDS = {
     **{name: MODES[name].trainable["peft_config"] for name in PEFT},
@@ -142,6 +145,34 @@ def test_what_is_wrong_is_refused(trainable: dict, message: str):
     with pytest.raises(ConfigError, match=message):
         Stepper(base, block)
     assert all(parameter.requires_grad for parameter in base.parameters())
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path: Path):
+    made_of(model()).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({name: torch.ones(3, 3) for name in load_file(path)}, path)
+    block = ZOConfig.model_validate({"trainable": {"mode": "peft", "adapter": str(tmp_path)}})
+    with pytest.raises(ConfigError, match=rf"adapter: {tmp_path}: .*; give an adapter of this mod"):
+        Stepper(model(), block)
+
+
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ConfigError, match=r"needs the peft library \(.*\); pip install peft"):
+        Stepper(model(), ZOConfig.model_validate({"trainable": lora()}))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"base_model_name_or_path": null}', "names no model; write its directory there"),
+        ("{", "cannot be read: Expecting .*; save the adapter again"),
+    ],
+)
+def test_an_adapter_that_names_no_base(tmp_path: Path, text: str, message: str):
+    (tmp_path / ADAPTER).write_text(text)
+    with pytest.raises(ModelError, match=rf"{ADAPTER}: .*{message}"):
+        base_of(tmp_path)
 
 
 def test_a_model_is_as_it_was_where_no_run_came_of_it():

@@ -212,6 +212,8 @@ def test_a_file_of_the_model_has_the_models_names(tmp_path: Path):
 def test_a_mask_that_is_missing_or_no_mask(tmp_path: Path):
     with pytest.raises(ConfigError, match='"sparse" needs a mask'):
         parse_config({"zeroth_order": {"trainable": {"mode": "sparse"}}})
+    with pytest.raises(ConfigError, match="mask: sparse needs one, found null; write the path"):
+        stepper_of(ROWS["opt"].build(), DTYPE, tmp_path, trainable={"mode": "sparse"})
     for text in (None, "no mask"):
         path = tmp_path / "mask.safetensors"
         if text is not None:

@@ -205,7 +205,9 @@ def load_adapter(model: nn.Module, directory: str | Path, where: str = "") -> An
     try:
         return _library().PeftModel.from_pretrained(model, str(directory), is_trainable=True)
     except (ValueError, RuntimeError, OSError, KeyError) as error:
-        raise ConfigError(f"{where}{directory}: {one_line(error)[:300]}") from error
+        raise ConfigError(
+            f"{where}{directory}: {one_line(error)[:300]}; give an adapter of this model"
+        ) from error
 
 
 def check_adapter(directory: str | Path, where: str = f"{PATH}.adapter: ") -> None:
