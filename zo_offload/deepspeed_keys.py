@@ -35,7 +35,7 @@ WRITTEN_BY_ACCELERATE = ("zero_allow_untested_optimizer", "zero_force_ds_cpu_opt
 MENDS = {
     "amp": 'forwards compute in what "bf16" or "fp16" says; remove the key',
     "autotuning": "tries ZeRO stages, which do not exist here; remove the key",
-    "bfloat16": 'write "bf16"',
+    "bfloat16": 'an old name of DeepSpeed\'s; write "bf16"',
     "torch_autocast": 'forwards compute in what "bf16" or "fp16" says; remove the key',
     "tensor_parallel": "every rank holds the whole model; remove the key",
     "pipeline": "every rank holds the whole model; remove the key",

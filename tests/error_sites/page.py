@@ -6,10 +6,10 @@ The house rule makes it possible: a message says what is wrong, and after its fi
 mend; or it says what was expected.
 """
 
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 
 if __name__ == "__main__":  # else pytest finds them
@@ -62,17 +62,21 @@ def page(source: Source) -> str:
 
 
 def choices(template: str) -> list[str]:
-    """The messages that a template stands for: more than one where it is a choice as a whole.
+    """The messages that a template stands for: several where it ends in a choice of sentences.
 
     Example:
-        >>> choices("({path}: damaged | {path}: cut short)")
-        ['{path}: damaged', '{path}: cut short']
+        >>> choices("{key}: (of another model; use that | (a | b) is too long)")
+        ['{key}: of another model; use that', '{key}: (a | b) is too long']
     """
-    if not (template.startswith("(") and _closes(template, 0) == len(template) - 1):
+    start = next((at for at, c in enumerate(template) if c == "(" and _closes(template, at)), None)
+    if start is None:
         return [template]
-    starts = [0] + [at for at in range(1, len(template)) if _is_bar(template, at)]
-    ends = [*starts[1:], len(template) - 1]
-    return [template[a + 1 : b].strip() for a, b in zip(starts, ends, strict=True)]
+    bars = [at for at in range(start + 1, len(template) - 1) if _is_bar(template, start, at)]
+    edges = [start, *bars, len(template) - 1]
+    said = [template[a + 1 : b].strip() for a, b in itertools.pairwise(edges)]
+    if not bars or min(len(text.split()) for text in said) < 3:
+        return [template]
+    return [template[:start] + text for text in said]
 
 
 def has_words(template: str) -> bool:
@@ -125,19 +129,21 @@ def _depth(text: str) -> int:
     return sum(text.count(each) for each in "({[") - sum(text.count(each) for each in ")}]")
 
 
-def _closes(text: str, start: int) -> int:
-    return next((at for at in range(start, len(text)) if not _depth(text[: at + 1])), -1)
+def _closes(text: str, start: int) -> bool:
+    """Whether the bracket that opens at ``start`` closes at the end, and not before."""
+    ends = (at + 1 for at in range(start, len(text)) if not _depth(text[start : at + 1]))
+    return next(ends, 0) == len(text)
 
 
-def _is_bar(text: str, at: int) -> bool:
-    return text[at] == "|" and _depth(text[:at]) == 1
+def _is_bar(text: str, start: int, at: int) -> bool:
+    return text[at] == "|" and _depth(text[start:at]) == 1
 
 
 def _grouped(
     found: Iterable[Site], key: Callable[[Site], str], order: Sequence[str]
 ) -> Iterator[tuple[str, list[Site]]]:
     ranked = sorted(found, key=lambda site: order.index(key(site)))
-    return ((name, list(group)) for name, group in groupby(ranked, key))
+    return ((name, list(group)) for name, group in itertools.groupby(ranked, key))
 
 
 if __name__ == "__main__":

@@ -69,10 +69,8 @@ def template(expr: ast.expr, scope: Scope) -> str:
             return _value(name)
         case ast.Subscript(value=value, slice=ast.Constant(value=str(key))):
             return _value(key)
-        case ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=int(index))) if (
-            found := scope.source.constant(scope.module, name)
-        ) and isinstance(found[1], ast.Tuple):
-            return template(found[1].elts[index], scope.at(found[0], None, {}))
+        case ast.Subscript(value=ast.Name(id=name), slice=key) if held := _held(name, key, scope):
+            return held
         case ast.Subscript(value=value) | ast.Starred(value=value):
             return _value(_bare(template(value, scope)))
         case ast.BinOp(left=ast.Constant(value=str(text)), op=ast.Mult()):
@@ -121,6 +119,22 @@ def _constant(name: str, scope: Scope) -> str | None:
     return template(found[1], scope.at(found[0], None, {})) if _is_text(found[1]) else None
 
 
+def _held(name: str, key: ast.expr, scope: Scope) -> str | None:
+    """What a constant tuple or dictionary holds: at a key, else any of its texts."""
+    found = scope.source.constant(scope.module, name)
+    if found is None or _assigned(name, scope.function):
+        return None
+    there = scope.at(found[0], None, {})
+    match found[1], key:
+        case ast.Tuple(elts=elts), ast.Constant(value=int(index)):
+            return template(elts[index], there)
+        case ast.Dict(keys=keys, values=values), _ if all(map(_is_text, values)):
+            at = [each and ast.dump(each) == ast.dump(key) for each in keys]
+            chosen = [value for value, is_it in zip(values, at, strict=True) if is_it] or values
+            return _one_of([template(value, there) for value in chosen])
+    return None
+
+
 def _call(call: ast.Call, scope: Scope) -> str:
     if isinstance(call.func, ast.Name) and call.func.id in SHOWS and call.args:
         return template(call.args[-1 if call.func.id == "map" else 0], scope)
@@ -137,8 +151,12 @@ def _call(call: ast.Call, scope: Scope) -> str:
             return template(of, scope)
         case ast.Call(func=ast.Attribute(attr="join", value=ast.Constant()), args=[of]):
             return _value(_bare(template(of, scope)))
-        case ast.Call(func=ast.Attribute(value=of, attr=name)) if called is None:
-            return template(of, scope) if name not in ("get", "group") else _value(name)
+        case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="get"), args=[key, *_]) if (
+            held := _held(name, key, scope)
+        ):
+            return held
+        case ast.Call(func=ast.Attribute(value=of)) if called is None:
+            return template(of, scope)
         case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)):
             return _value(name)
     return "{...}"
