@@ -123,6 +123,12 @@ def test_what_is_no_mask_is_refused(tmp_path: Path, metadata: dict | None, words
         read_mask(tmp_path / "x")
 
 
+def test_a_mask_that_cannot_be_written_is_named(tmp_path: Path, path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"file/x: cannot write the mask: .*; make room"):
+        write_mask(tmp_path / "file" / "x", read_mask(path))
+
+
 def test_cut_and_missing_files_are_refused(path: Path):
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(CheckpointError, match="no mask of this zo_offload"):

@@ -150,6 +150,12 @@ def _check_types(part: Mapping[str, Any]) -> None:
             raise ConfigError(f"{key}: expected an object, found {value!r}")
 
 
+REFUSALS = (  # all that DeepSpeed raises on what it does not like
+    DeepSpeedConfigError, ArithmeticError, AssertionError, AttributeError, LookupError, TypeError,
+    ValueError,
+)  # fmt: skip
+
+
 def _read_deepspeed(config: Mapping[str, Any], data_ranks: DataRanks | None) -> DeepSpeedConfig:
     try:
         return DeepSpeedConfig(deepspeed_part(config), data_ranks)
@@ -159,11 +165,7 @@ def _read_deepspeed(config: Mapping[str, Any], data_ranks: DataRanks | None) -> 
         raise ConfigError(
             f"DeepSpeed refuses the config: {path}: {first['msg']}; mend or remove what it names"
         ) from error
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError) as error:
-        raise ConfigError(
-            f"DeepSpeed refuses the config: {one_line(error)}; mend or remove what it names"
-        ) from error
-    except (DeepSpeedConfigError, ValueError) as error:
+    except REFUSALS as error:
         raise ConfigError(
             f"DeepSpeed refuses the config: {one_line(error)}; mend or remove what it names"
         ) from error

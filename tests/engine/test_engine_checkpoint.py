@@ -168,7 +168,13 @@ def escape(tag: Path) -> None:
     path.write_text(json.dumps(held))
 
 
+def age(tag: Path) -> None:
+    path = tag / "checkpoint.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 0}))
+
+
 DAMAGE = {
+    "another format": (age, "format 0, but this zo_offload reads format 1; load it with the ver"),
     "a flipped bit in the weights": (break_weights, "damaged"),
     "a missing file": (lose_weights, "cannot be read: No such file"),
     "a flipped bit in the journal": (break_journal, "damaged|lineage|another history"),
@@ -189,6 +195,16 @@ def test_damage_is_named_and_changes_nothing(make_engine, tmp_path, name: str):
         engine.load_checkpoint(tmp_path, "t")
     assert engine.global_steps == 5
     assert same(weights(engine), expected)
+
+
+def test_what_the_system_refuses_is_named(make_engine, tmp_path):
+    engine = make_engine()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"file/t: cannot save: File exists; make room"):
+        engine.save_checkpoint(tmp_path / "file", "t")
+    (tmp_path / "latest").mkdir()
+    with pytest.raises(CheckpointError, match=r"latest: cannot be read: .*; name the tag: load_ch"):
+        engine.load_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("tag", ["../t", "a/b", "", ".."])

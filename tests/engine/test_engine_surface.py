@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from typing import Any
 
 import deepspeed
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 import zo_offload
-from engine.common import batch, config, net, same, weights
+from engine.common import Net, batch, config, net, same, weights
 from zo_offload.errors import ConfigError, DivergedError, ModelError
 
 NOWHERE = "/nowhere/no-such-model"
@@ -140,6 +141,11 @@ def faults() -> dict[str, tuple[dict, str]]:
             "WarmupLR refuses its params",
         ),
         "optimizer type": (config(optimizer=[]), "optimizer: expected"),
+        "optimizer name": (config(optimizer={"type": 1}), 'type: expected "ZO", found 1'),
+        "DeepSpeed's old word": (
+            config(zero_optimization={"cpu_offload": True}),
+            "cpu_offload: of another optimizer; w",
+        ),
         "optimizer key": (config(optimizer={"param": {}}), "optimizer.param: .*'params'"),
         "lr misspelt": (config(optimizer={"params": {"lrr": 1}}), "optimizer.params.lrr: .*'lr'"),
         "lr in words": (config(optimizer={"params": {"lr": "1e-3"}}), "optimizer.params.lr: "),
@@ -408,3 +414,31 @@ def test_a_models_own_output_type_comes_back(make_engine, kind: str):
     engine.step()
     assert engine.last_result.projected_grads[0] != 0
     assert engine.last_result.loss == pytest.approx(float(loss.detach()), rel=1e-2)
+
+
+class Pair(Net):
+    """Gives a tuple, which has no place for a loss."""
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        return (super().forward(*given, **named).logits,)
+
+
+def test_an_output_without_a_place_for_a_loss(make_engine):
+    engine = make_engine(Pair(), objective=lambda model, data, outputs: outputs[0].square().mean())
+    with pytest.raises(ModelError, match="the model's output is a tuple without a place for one"):
+        engine(**batch())
+
+
+def test_a_loss_of_logits_has_no_shape(make_engine):
+    engine = make_engine(ds=config(probes=2, zeroth_order={"fitness": "ranks"}))
+    loss = engine(x=batch()["x"]).logits.square().mean()
+    with pytest.raises(ModelError, match='"fitness": "ranks" shapes the losses of lanes, and this'):
+        engine.backward(loss)
+
+
+def test_half_of_a_forward_says_nothing(make_engine, monkeypatch: pytest.MonkeyPatch):
+    engine = make_engine()
+    division = replace(engine.stepper.division, world_size=2, probe_parallel=2)
+    monkeypatch.setattr(engine.stepper, "division", division)
+    with pytest.raises(ModelError, match=r"forward: what it returns .* probe_parallel 2 a rank ru"):
+        engine(**batch())

@@ -45,8 +45,9 @@ def template(expr: ast.expr, scope: Scope) -> str:
             return str(value)
         case ast.JoinedStr(values=values):
             return "".join(template(each, scope) for each in values)
-        case ast.FormattedValue(value=value):
-            return template(value, scope)
+        case ast.FormattedValue(value=value, conversion=conversion):
+            text = template(value, scope)
+            return repr(text) if conversion == ord("r") and not set("{|") & set(text) else text
         case ast.BinOp(left=left, op=ast.Add(), right=right) if _is_text(left) or _is_text(right):
             return template(left, scope) + template(right, scope)
         case ast.IfExp(body=body, orelse=orelse):

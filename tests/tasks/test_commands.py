@@ -177,6 +177,9 @@ REFUSED = {
     "a prompt beside a task": (
         ["--task=copa", "--template={a}"], "--template: not beside --task, which has its own"),
     "data without a task": (["--data=x"], "--data: goes with --task, which is not given"),
+    "a split without a task": (
+        ["--split=test", f"--dev={DATA / 'SST-2/dev.tsv'}", "--template={sentence}",
+         "--labels=a,b"], "--split: goes with --task; --dev names what is measured"),
     "an unknown task": (["--task=sst3"], "'sst3' is neither a file nor .*did you mean 'sst-2'"),
     "no data and no network": (["--task=copa"], "aps/super_glue could not be fetched"),
     "no such directory": (["--task=copa", "--data=/nowhere"], "/nowhere: no such file or dir"),
