@@ -440,5 +440,5 @@ def test_half_of_a_forward_says_nothing(make_engine, monkeypatch: pytest.MonkeyP
     engine = make_engine()
     division = replace(engine.stepper.division, world_size=2, probe_parallel=2)
     monkeypatch.setattr(engine.stepper, "division", division)
-    with pytest.raises(ModelError, match=r"forward: what it returns .* probe_parallel 2 a rank ru"):
+    with pytest.raises(ModelError, match=r"forward: what it returns .*probe_parallel 2 a rank r"):
         engine(**batch())

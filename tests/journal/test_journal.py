@@ -157,3 +157,9 @@ def test_steps_at_another_rate_are_other_steps(make_record):
         journal.append(replace(make_record(1), probes=(Probe(0, 0.0, 0.0),), lr=lr))
     assert ours.records.shared_steps(theirs.records) == 1
     assert ours.records.shared_steps(ours.records) == 2
+
+
+def test_a_header_that_no_reader_takes_is_not_written(path, header, monkeypatch):
+    monkeypatch.setattr("zo_offload.journal.header.MAX_JSON_BYTES", 10)
+    with pytest.raises(JournalError, match=r"^a header of \d+ bytes; at most 10 fit$"):
+        Journal.create(path, header)

@@ -1,7 +1,10 @@
 """What holds for every plan, whatever is asked and whatever there is."""
 
+import json
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from zo_offload.plan.advice import nearest, quicker
 from zo_offload.plan.budget import SUMS_BYTES, place, sizes_of
 from zo_offload.plan.formats import PACKED, WIRES
 from zo_offload.plan.rates import OVERHEAD, Rates, flops_of
-from zo_offload.plan.request import TRAINABLES, Budgets, Request
+from zo_offload.plan.request import TRAINABLES, Budgets, Request, read_json
 from zo_offload.plan.search import Layouts, Planned, plan
 
 RATES = Rates()
@@ -236,3 +239,13 @@ def test_what_training_refuses_is_refused(dtype: torch.dtype, changes: dict, mes
             Budgets(),
             RATES,
         )
+
+
+@pytest.mark.parametrize("value", [0, 1.5, True, "8"])
+def test_sizes_of_a_batch_are_counts(tmp_path: Path, value: Any):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"train_batch_size": value, "zeroth_order": {}}))
+    with pytest.raises(
+        ConfigError, match="train_batch_size: expected a whole number of at least 1"
+    ):
+        read_json(path)

@@ -20,6 +20,8 @@ def note_errors(notes: str) -> None:
     from zo_offload.errors import ZOError
 
     package = str(Path(zo_offload.__file__).parent) + os.sep
+    # Opened once: a process that is out of files, or is nobody's, makes errors too.
+    notes_fd = os.open(notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     def noted(self: ZOError, *args: Any) -> None:
         Exception.__init__(self, *args)
@@ -29,12 +31,7 @@ def note_errors(notes: str) -> None:
             if name.startswith(package):
                 sites.append([name.removeprefix(package), frame.f_lineno])
             frame = frame.f_back
-        line = json.dumps([sites, " ".join(map(str, args))]) + "\n"
-        notes_fd = os.open(notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            os.write(notes_fd, line.encode())
-        finally:
-            os.close(notes_fd)
+        os.write(notes_fd, (json.dumps([sites, " ".join(map(str, args))]) + "\n").encode())
 
     ZOError.__init__ = noted
 
