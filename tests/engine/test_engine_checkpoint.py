@@ -1,6 +1,7 @@
 """Checkpoints: a run that goes on from a tag, however it got there, ends in the same bits."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -168,12 +169,31 @@ def escape(tag: Path) -> None:
     path.write_text(json.dumps(held))
 
 
+def manifest(**change: Any) -> Callable[[Path], None]:
+    def spoil(tag: Path) -> None:
+        path = tag / "weights" / "weights.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+
+    return spoil
+
+
 def age(tag: Path) -> None:
     path = tag / "checkpoint.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 0}))
 
 
 DAMAGE = {
+    "another format of weights": (manifest(format=0), "format 0, but this zo_offload reads for"),
+    "too few files": (manifest(files=[]), "0 files, but the model has 4 units that are trained"),
+    "more steps than were taken": (
+        manifest(step=3),
+        "carries 4 of 3 steps; restore it from a copy",
+    ),
+    "another history": (manifest(lineage="0" * 64), "of another history than the 4 steps of the"),
+    "no manifest": (
+        lambda tag: (tag / "weights" / "weights.json").unlink(),
+        "cannot be read: File",
+    ),
     "another format": (age, "format 0, but this zo_offload reads format 1; load it with the ver"),
     "a flipped bit in the weights": (break_weights, "damaged"),
     "a missing file": (lose_weights, "cannot be read: No such file"),

@@ -251,7 +251,7 @@ def test_more_ranks_than_a_shell_allows_files(few_files: int, monkeypatch: pytes
 
 def test_a_limit_that_may_not_be_raised_is_named(few_files: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sockets, "_allow_files", lambda count: None)
-    words = r"can take no more \(Too many open files; this process may have \d+ files open\): raise"
+    words = r"can take no more \(Too many open files; this process may have \d+ files open\); raise"
     with socket.socket() as other, pytest.raises(ReplicaError, match=words):
         connect(0, 3, HOST, lambda data: _connect_and_fill(other, data))
 
