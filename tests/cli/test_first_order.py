@@ -138,7 +138,9 @@ def test_a_rate_of_ones_own_is_for_backprop(task: Task, tmp_path: Path):
 
 def test_an_adapter_is_not_trained_whole(task: Task, tmp_path: Path):
     model = AutoModelForCausalLM.from_pretrained(task.folder / "model")
-    get_peft_model(model, LoraConfig(task_type="CAUSAL_LM")).save_pretrained(tmp_path / "adapter")
+    get_peft_model(model, LoraConfig(task_type="CAUSAL_LM")).save_pretrained(
+        str(tmp_path / "adapter")
+    )
     asked = command(task, tmp_path / "run", model=tmp_path / "adapter")
     assert_one_line(invoke(asked), "adapter: is an adapter; train it by --first-order lora")
 
