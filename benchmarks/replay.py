@@ -63,7 +63,8 @@ def make_model(folder: Path, layers: int, width: int, vocabulary: int) -> int:
         num_hidden_layers=layers, hidden_size=width, vocab_size=vocabulary,
         intermediate_size=width * 11 // 4, num_attention_heads=8, pad_token_id=0,
     )  # fmt: skip
-    model: Any = LlamaForCausalLM(config).to(torch.bfloat16)
+    model: Any = LlamaForCausalLM(config)
+    model.to(torch.bfloat16)
     model.save_pretrained(str(folder))
     return model.num_parameters()
 
@@ -145,7 +146,7 @@ def kernel_rates(elements: int, updates: list[StepUpdate], calls: int = 1) -> tu
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)

@@ -34,7 +34,8 @@ class Failing:
 
 def stepper(bad_calls: dict[int, float], **block: Any) -> Stepper:
     objective = Objective(loss=Failing(bad_calls), forward=lambda model, batch: model(**batch))
-    config = ZOConfig(guard={"nonfinite": block.pop("nonfinite", "skip")}, **block)
+    guard = {"nonfinite": block.pop("nonfinite", "skip")}
+    config = ZOConfig.model_validate({"guard": guard, **block})
     torch.manual_seed(0)
     return Stepper(Plain(num_blocks=2, width=8), config, objective=objective)
 

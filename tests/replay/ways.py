@@ -46,7 +46,8 @@ class Way:
     def config(self) -> dict[str, Any]:
         precision = {BF16: {"bf16": {"enabled": True}}, torch.float16: {"fp16": {"enabled": True}}}
         block = {"eps": 1e-3, **self.block}
-        return {"train_batch_size": 1, "zeroth_order": block, **precision.get(self.forward, {})}
+        chosen = precision.get(self.forward, {}) if self.forward is not None else {}
+        return {"train_batch_size": 1, "zeroth_order": block, **chosen}
 
 
 def trainable(mode: str = "full", **said: Any) -> dict[str, Any]:

@@ -70,7 +70,10 @@ def candidates(
             "digest; name the run's JSON: --config FILE"
         )
     else:
-        raise JournalError(f"header.trainable.mode: {mode!r} is none that this zo_offload knows")
+        raise JournalError(
+            f"header.trainable.mode: {mode!r} is none that this zo_offload knows; use the version "
+            "that wrote it"
+        )
 
 
 def _named(model: nn.Module, header: Mapping[str, Any], digest: str | None) -> dict[str, Any]:

@@ -93,7 +93,9 @@ def replay(options: ReplayOptions, reporter: Reporter | None = None) -> Replayed
         clear(out.resolve(), record)
         return Replayed(out, journal.next_step, 0, was_there=True)
     if options.verify and not out.is_dir():
-        raise ConfigError(f"--verify: compares what --out holds, and there is no directory {out}")
+        raise ConfigError(
+            f"--verify: compares what --out holds, and there is no directory {out}; name an export"
+        )
     if not options.verify:
         refuse_what_is_there([out])
     with _threads(options.threads):
@@ -214,7 +216,9 @@ def _export(
             save_processor(options.base, aside)
             write_record(aside, record)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"--out: cannot write {out}: {error}") from error
+        raise CheckpointError(
+            f"--out: cannot write {out}: {error}; make room or choose another"
+        ) from error
 
 
 @contextmanager

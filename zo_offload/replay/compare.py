@@ -37,6 +37,7 @@ def compare(setting: Setting, pieces: Pieces, there: Any, path: Path, reporter: 
             theirs = exported.get(piece.name)
             _check_like(path, piece.name, _shape(setting, piece.name), piece.elements, theirs)
             last = piece.first + piece.elements.numel()
+            assert theirs is not None
             _check(path, piece, theirs.detach().reshape(-1)[piece.first : last])
             compared.add(piece.name)
     for name, buffer in _saved_buffers(setting.model):
@@ -81,7 +82,8 @@ def _check_like(
     if found != (shape, ours.dtype):
         said = "missing" if found is None else f"{list(found[0])} of {found[1]}"
         raise CheckpointError(
-            f"{path}: {name} is {said}, the replay gives {list(shape)} of {ours.dtype}"
+            f"{path}: {name} is {said}, the replay gives {list(shape)} of {ours.dtype}; it is no "
+            "export of this run"
         )
 
 

@@ -80,7 +80,9 @@ def read_steps(path: str | Path, step: int | None = None) -> Journal:
     if step is None or step == found.next_step:
         return found
     if step > found.next_step:
-        raise JournalError(f"{path}: --to {step:,}, but it holds {found.next_step:,} steps")
+        raise JournalError(
+            f"{path}: --to {step:,}, but it holds {found.next_step:,} steps; name one of them"
+        )
     copy = Journal.of(found.content, str(path))
     copy.rewind(step)
     return copy
@@ -104,7 +106,7 @@ def _check_known(path: Path, header: Header) -> None:
     if fields["counter"] != COUNTER:
         raise JournalError(
             f"{path}: header.counter: found {fields['counter']!r}, this zo_offload counts by "
-            f"{COUNTER!r}"
+            f"{COUNTER!r}; use the version that wrote it"
         )
 
 
@@ -213,7 +215,10 @@ def _prepared(
         if not difference:
             return _Prepared(mode, made)
         mode.abandon()
-    raise JournalError(f"{base}: not what the run trained: {difference}")
+    raise JournalError(
+        f"{base}: not what the run trained: {difference}; name the model that it began with, and "
+        "its JSON: --config FILE"
+    )
 
 
 def _config(header: Mapping[str, Any], trainable: Mapping[str, Any]) -> ZOConfig:

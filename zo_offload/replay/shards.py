@@ -122,7 +122,10 @@ class Shards:
             aside.replace(path)
             files.sync(self._directory)
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot write it: {error.strerror or error}") from error
+            raise CheckpointError(
+                f"{path}: cannot write it: {error.strerror or error}; make room, and the same "
+                "command goes on"
+            ) from error
 
     def mapped(self, unit: Unit) -> dict[str, torch.Tensor]:
         """A unit's parameters, as views of its file."""
@@ -169,7 +172,9 @@ def _make(directory: Path) -> None:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--out: cannot make {directory}: {error.strerror}") from error
+        raise ConfigError(
+            f"--out: cannot make {directory}: {error.strerror}; choose another"
+        ) from error
 
 
 def _short(value: Any) -> str:
