@@ -13,6 +13,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 # pyright comes whole with its package; it need not ask whether there is a newer one.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+# What mkdocs-material says of mkdocs' future is no concern of a build.
+export NO_MKDOCS_2_WARNING := 1
 # Without a home, tools look the user up; with an empty one they would write to the root folder.
 ifeq ($(HOME),)
 unexport HOME
@@ -30,7 +32,7 @@ FAULTS := tests/faults tests/journal/test_journal_faults.py tests/offload/test_n
   tests/offload/test_nvme_kills.py tests/offload/test_nvme_power.py tests/cli/test_cli_kills.py \
   tests/cli/test_cli_faults.py tests/distributed/test_lost_ranks.py
 
-.PHONY: help venv new-venv launchers quickstart test faults starts errors doctest lint format clean distclean
+.PHONY: help venv new-venv launchers quickstart test faults starts errors doctest site lint format clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
@@ -61,6 +63,9 @@ errors: $(READY) launchers  ## run the tests, then list the errors that none of 
 
 doctest: $(READY)  ## run the examples in the docstrings only
 	$(BIN)/pytest tests/test_doctests.py $(ARGS)
+
+site: $(READY)  ## write the documentation to build/site; warnings are errors
+	$(BIN)/python -m mkdocs build --quiet
 
 lint: $(READY)  ## check style, format, types and spelling
 	$(BIN)/ruff check .
