@@ -273,14 +273,19 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
         """Off the accumulation boundary: nothing. On it: exchange, record, update.
 
         Raises:
-            DivergedError: A loss is not finite. The step is not taken, the window is dropped, and
-                training can go on with the next batch.
+            DivergedError: Losses go wrong. The step is not taken, the window is dropped, and
+                training can go on with the next batch; or, as the message says, it was taken, being
+                the newest of many.
+            RolledBackError: The journal has gone back, and this engine takes no further step.
         """
+        before = self.global_steps
         try:
             super().step(lr_kwargs)
         except BaseException:
             self._drop_window()
             raise
+        if self.global_steps > before:
+            self._look_back()
 
     def train_batch(self, data_iter: Iterator | None = None) -> torch.Tensor:
         """One whole step: ``gradient_accumulation_steps`` micro-batches in one visit.
@@ -396,8 +401,7 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
         with self._logged_exchange():
             means = self.stepper.means(self._window)
         self.last_result = self.stepper.descend(means, lr, decay, samples)
-        if means.lanes and not means.slopes:  # else losses are made of slopes
-            self._watch_eps(self.last_result)
+        self._losses_are_measured = bool(means.lanes) and not means.slopes  # else made of slopes
         self._window = self._new_window()
         self.optimizer.step()  # moves nothing; schedulers want to see it before their own
         self._step_applied = True
@@ -502,6 +506,13 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
             )
         else:
             self.eps_watch.noise = found.noise
+
+    def _look_back(self) -> None:
+        """At the run, when a step was taken and everything has counted it."""
+        assert self.last_result is not None
+        if self._losses_are_measured:
+            self._watch_eps(self.last_result)
+        self.stepper.guard.after_step()
 
     def _watch_eps(self, result: StepResult) -> None:
         """Once: say that eps is too small to be seen in the losses, or stop where nothing moves."""

@@ -41,6 +41,7 @@ class SavesAndLoads:
         Of a ``PeftModel`` its adapter, in files of the ``peft`` library.
         """
         stepper = self.stepper
+        stepper.guard.refuse_ended()
         stepper.trainable.save(stepper.model, stepper.weights, Path(directory))
 
     def save_16bit_model(
@@ -56,6 +57,7 @@ class SavesAndLoads:
             save_filename: Its suffix becomes ``.safetensors``: no pickle is written.
             exclude_frozen_parameters: Leave out what does not move.
         """
+        self.stepper.guard.refuse_ended()
         if self.stepper.replica.is_first:
             path = (Path(save_dir) / save_filename).with_suffix(".safetensors")
             export.write_model(path, self.stepper.weights, not exclude_frozen_parameters)
@@ -82,6 +84,7 @@ class SavesAndLoads:
         Raises:
             CheckpointError: A value is not JSON, or the system refuses. Earlier tags stay.
         """
+        self.stepper.guard.refuse_ended()
         if self._window.is_open:
             logger.warning("save_checkpoint: micro-batches since the last step are not saved")
         tag = checkpoint.checked_tag(f"global_step{self.global_steps}" if tag is None else tag)

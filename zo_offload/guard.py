@@ -71,8 +71,10 @@ class Guard:
             DivergedError: It is not to be taken.
             RolledBackError: The journal has gone back.
         """
-        finding, policy = self._watch.explosion(loss), self._config.explosion
-        return self._act(finding, policy, self._journal.next_step, UNCHANGED)
+        step, policy = self._journal.next_step, self._config.explosion
+        if self._config.divergence == STOP:  # a run that was stopped and is started again
+            self._act(self._watch.divergence(), STOP, step, UNCHANGED)
+        return self._act(self._watch.explosion(loss), policy, step, UNCHANGED)
 
     def after_step(self) -> None:
         """Look at the run, after a step was recorded.
@@ -94,6 +96,11 @@ class Guard:
             )
         if policy == ROLLBACK:
             self._roll_back(text, finding.good, then)
+        if policy == SKIP and self._watch.skipped_in_a_row >= self._config.window:
+            raise DivergedError(
+                f"{text}, and {self._config.window} steps in a row were skipped; {then}; lower the "
+                f"learning rate, or let guard.{finding.kind} do otherwise"
+            )
         if policy == SKIP:
             logger.warning("%s; the step is skipped", text)
         elif policy == WARN and finding.kind not in self._told:

@@ -6,8 +6,8 @@ where another was killed, judge alike.
 *Explosion*: one step's loss is far above those before it: a bad batch, or an update that went too
 far. Seen before the step is applied. *Divergence*: the losses of many steps lie above those of
 earlier ones: the learning rate is too high. Both are measured by medians and median deviations of a
-window of steps, which a few outliers do not move. Of the first steps, too few to tell their spread,
-it is taken to be as large as the losses.
+window of steps, which a few outliers do not move. Until a first window is full, part of one takes
+its place; of the first steps, too few to tell their spread, it is taken to be as large as the losses.
 """
 
 import math
@@ -22,7 +22,7 @@ from zo_offload.estimator import mean_loss
 from zo_offload.journal import Flags, Record
 
 NORMAL = 1.4826  # median deviations to standard deviations, of a normal distribution
-LEAST_SPREAD = 0.05  # of the first window's median: losses that hardly vary are not alarming
+LEAST_SPREAD = 0.05  # of the first full window's median: losses that hardly vary alarm nobody
 STRIDES = 5  # windows are compared so many times in their own length; the first is a fifth of one
 
 Kind = Literal["nonfinite", "explosion", "divergence"]
@@ -35,11 +35,13 @@ class Level(NamedTuple):
         middle: Their median.
         spread: Their standard deviation, by the median deviation.
         last: The window's last step.
+        count: Losses in it.
     """
 
     middle: float
     spread: float
     last: int
+    count: int
 
     def is_below(self, loss: float, spreads: float) -> bool:
         """Whether a loss lies above by more than so many spreads."""
@@ -110,6 +112,13 @@ class LossWatch:
         )
         return Finding("divergence", text, self._good(best, best.last))
 
+    @property
+    def skipped_in_a_row(self) -> int:
+        """Steps, up to the newest, that were not applied."""
+        self._read()
+        applied = (n for n, loss in enumerate(reversed(self._losses)) if math.isfinite(loss))
+        return next(applied, len(self._losses))
+
     def good(self) -> int | None:
         """The newest step whose loss was no higher than is usual."""
         self._read()
@@ -141,13 +150,15 @@ class LossWatch:
 
     def _add(self, loss: float) -> None:
         self._losses.append(loss)
-        if self._best is not None and len(self._losses) % self._stride:
+        if len(self._losses) % self._stride:
             return
-        level = self._level()
-        if level is not None:
-            self._first, self._latest = self._first or level, level
-            if self._best is None or level.middle < self._best.middle:
-                self._best = level
+        level = self._latest = self._level()
+        if level is None:
+            return
+        if self._first is None and level.count == self._config.window:
+            self._first = self._best = level  # parts of windows are forgotten
+        elif self._best is None or level.middle < self._best.middle:
+            self._best = level
 
     def _level(self) -> Level | None:
         """Of the newest window, or of what there is of it."""
@@ -159,7 +170,7 @@ class LossWatch:
         spread = NORMAL * median(abs(loss - middle) for loss in newest)
         least = 1.0 if len(newest) < self._stride else LEAST_SPREAD
         size = abs(self._first.middle if self._first else middle)
-        return Level(middle, max(spread, least * size), len(self._losses) - 1)
+        return Level(middle, max(spread, least * size), len(self._losses) - 1, len(newest))
 
 
 def loss_of(record: Record) -> float:

@@ -47,9 +47,18 @@ def rewind(
         journal.rewind(shared)
     for record in target.records[shared:]:
         journal.append(replace(record, branch=journal.branch))
+    _go_along(journal, target.records.stream)
     if snapshot is not None:
         snapshot.restore(stepper.weights)
     stepper.guard.ended = None  # weights are where the journal is
+
+
+def _go_along(journal: Journal, stream: int) -> None:
+    """Let the next step go along the directions that it would have gone along there."""
+    if journal.records.stream > stream:
+        journal.rewind(journal.next_step)
+    while journal.records.stream < stream:
+        journal.rewind(journal.next_step, rolled_back=True)
 
 
 def begin_with(stepper: Stepper, source: Journal, weights: Path | None) -> None:

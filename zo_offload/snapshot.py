@@ -230,6 +230,8 @@ class Series:
             CheckpointError: The system refuses; earlier ones are untouched.
         """
         try:
+            for later in [path for path in self._paths() if path > self._path(step)]:
+                files.remove_directory(later)  # of a branch that is no more
             with files.new_directory(self._path(step)) as aside:
                 write_snapshot(aside, weights, step, lineage)
             for old in self._paths()[self._keep :]:

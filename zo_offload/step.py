@@ -200,11 +200,14 @@ class Stepper:
             weight_decay: Decoupled decay rate.
 
         Raises:
-            DivergedError: A loss is not finite; the step is not taken.
+            DivergedError: Losses go wrong; the step is not taken, unless it is the newest of many
+                that were too high, which the message says.
         """
         window = self.new_window(len(batches))
         window.book_whole(self.measure_mine(batches))
-        return self.descend(self.means(window), lr, weight_decay)
+        result = self.descend(self.means(window), lr, weight_decay)
+        self.guard.after_step()
+        return result
 
     def draws(self) -> list[tuple[int, int, Draw]]:
         """This step's ``(probe, sign, draw)`` in lane order."""
@@ -318,8 +321,7 @@ class Stepper:
             samples: Consumed by the run when the step ends, for the record.
 
         Raises:
-            DivergedError: Losses go wrong, and ``guard`` says to stop. The step is not taken,
-                unless it was the newest of many.
+            DivergedError: Losses go wrong, and ``guard`` says to stop. The step is not taken.
             RolledBackError: Likewise, and the journal has gone back.
             ReplicaError: The step was taken, and ranks' weights differ.
         """
@@ -353,7 +355,6 @@ class Stepper:
         )
         self.journal.append(record)
         self.agreement.after_step(step)
-        self.guard.after_step()
         return StepResult(
             step,
             loss,

@@ -3,7 +3,7 @@
 Whatever a run is doing it may be killed, and the same command continues; this is the polite way:
 the step is finished, the journal synced, and the command succeeds. Among ranks the wish travels in
 the exchange of a step, so that one rank that was asked is enough and nobody waits for another.
-Asked once more, it ends at once.
+Asked once more by the same signal, it ends at once (a launcher hands one Ctrl-C on as both).
 """
 
 import signal
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """The run ends here because it was asked to, and can be continued.
+
+    No error, so that nobody who handles those takes it for one.
 
     Args:
         steps: That were taken; None before the first one was reached.
@@ -44,7 +46,7 @@ class Stopping:
     def __init__(self, reporter: Reporter, alone: bool) -> None:
         self._reporter = reporter
         self._alone = alone
-        self._asked = False
+        self._asked: set[int] = set()  # by which signals
         self._replica: Replica | None = None  # of the step under way
         self._before: dict[int, Any] = {}
 
@@ -71,7 +73,7 @@ class Stopping:
         Raises:
             Stopped: Behind it, on every rank.
         """
-        replica.stop_asked |= self._asked
+        replica.stop_asked |= bool(self._asked)
         self._replica = replica
         try:
             yield
@@ -79,12 +81,15 @@ class Stopping:
             self._replica = None
         late = self._alone and replica.stop_asked  # heard when the exchange was over
         if replica.is_stopping or late:
+            replica.is_stopping = replica.stop_asked = False  # for whoever runs with it next
             raise Stopped(number + 1)
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
+        if number in self._asked:
             raise KeyboardInterrupt
-        self._asked = True
+        self._asked.add(number)
+        if len(self._asked) > 1:
+            return
         if self._replica is not None:
             self._replica.stop_asked = True
         elif self._alone:

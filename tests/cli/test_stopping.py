@@ -41,6 +41,7 @@ def test_the_step_under_way_is_finished(task, finished, tmp_path, number, when: 
     "at",
     [
         At("zo_offload.integrations.hf", "load_model", 1, "after", signal.SIGTERM),
+        At("transformers", "OPTForCausalLM.__init__", 1, "before", signal.SIGINT),
         At("zo_offload.run", "evaluate_on_ranks", 2, "before", signal.SIGTERM),
         At("zo_offload.run", "export_model", 1, "before", signal.SIGINT),
     ],

@@ -147,6 +147,26 @@ def test_a_roll_back_goes_on_along_other_directions_at_a_smaller_rate(tmp_path, 
         assert it.journal.records[-1].probes[0].number == 2
 
 
+def test_losses_that_rise_for_good_are_not_skipped_for_ever():
+    raised = dict.fromkeys(range(30, 200), 1e4)
+    with closing(stepper(raised, {"explosion": "skip"})) as it:
+        with pytest.raises(DivergedError, match="20 steps in a row were skipped"):
+            take(it, 100)
+        assert it.step == 50
+
+
+def test_a_run_that_diverged_is_stopped_again_without_a_further_step(tmp_path):
+    path, guard = tmp_path / "run.journal", {"divergence": "stop"}
+    with begun(path, dict.fromkeys(range(25, 90), 1e4), guard) as it:
+        with pytest.raises(DivergedError, match="the step was taken"):
+            take(it, 90)
+        steps = it.step
+    with begun(path, {}, guard) as it:
+        with pytest.raises(DivergedError, match="nothing was changed"):
+            take(it, 1)
+        assert it.step == steps
+
+
 def test_killed_between_a_roll_back_and_the_next_step_it_goes_on_as_it_would(tmp_path):
     path = tmp_path / "run.journal"
     guard = {"explosion": "rollback"}

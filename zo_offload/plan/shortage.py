@@ -59,7 +59,7 @@ def explanation(
     machine = machine or this_machine()
     try:
         return _compared(model, config, length, machine)
-    except ZOError as error:
+    except (ZOError, OSError, ValueError) as error:
         return f"a plan cannot count this run ({error}); take a smaller batch"
 
 
@@ -108,8 +108,14 @@ def _installed() -> int:
 
 
 def _of_the_group() -> Iterator[int]:
-    """Limits of the control group that this process is in."""
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        limit = Path(path)
-        if limit.exists() and (text := limit.read_text().strip()).isdecimal():
-            yield int(text)
+    """Limits of the control groups that this process is in."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, name = line.split(":", 2)
+        root = Path("/sys/fs/cgroup", "memory" if "memory" in controllers.split(",") else "")
+        group = root / name.lstrip("/")
+        for folder in (group, *group.parents):
+            for limit in (folder / "memory.max", folder / "memory.limit_in_bytes"):
+                if limit.is_file() and (text := limit.read_text().strip()).isdecimal():
+                    yield int(text)
+            if folder == root:
+                break
