@@ -7,7 +7,7 @@ where another was killed, judge alike.
 far. Seen before the step is applied. *Divergence*: the losses of many steps lie above those of
 earlier ones: the learning rate is too high. Both are measured by medians and median deviations of a
 window of steps, which a few outliers do not move. Until a first window is full, part of one takes
-its place; of the first steps, too few to tell their spread, it is taken to be as large as the losses.
+its place; of the first steps, too few to tell their spread, it is taken to be as large as losses.
 """
 
 import math
@@ -35,13 +35,13 @@ class Level(NamedTuple):
         middle: Their median.
         spread: Their standard deviation, by the median deviation.
         last: The window's last step.
-        count: Losses in it.
+        taken: Losses in it.
     """
 
     middle: float
     spread: float
     last: int
-    count: int
+    taken: int
 
     def is_below(self, loss: float, spreads: float) -> bool:
         """Whether a loss lies above by more than so many spreads."""
@@ -155,7 +155,7 @@ class LossWatch:
         level = self._latest = self._level()
         if level is None:
             return
-        if self._first is None and level.count == self._config.window:
+        if self._first is None and level.taken == self._config.window:
             self._first = self._best = level  # parts of windows are forgotten
         elif self._best is None or level.middle < self._best.middle:
             self._best = level
