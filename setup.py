@@ -30,6 +30,7 @@ RUNTIME = [
     "safetensors>=0.4.3",
     "tokenizers>=0.22",
     "matplotlib>=3.8",
+    "jinja2>=3.1",
     "psutil>=5.9",
 ]
 
@@ -125,6 +126,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["zo_offload", "zo_offload.*"]),
+    package_data={"zo_offload.report": ["page.html"]},
     ext_modules=[KERNELS],
     cmdclass={"build_ext": BuildKernels},
     install_requires=RUNTIME,

@@ -28,6 +28,7 @@ from zo_offload.cli_options import (
     PLAN_OPTIONS,
     PLAN_RATES,
     REPLAY_OPTIONS,
+    REPORT_OPTIONS,
     SENSITIVITY_OPTIONS,
     TASK_OPTIONS,
     TRAIN_OPTIONS,
@@ -36,7 +37,14 @@ from zo_offload.cli_options import (
 from zo_offload.errors import ConfigError, ZOError
 from zo_offload.reporter import Item, Reporter
 from zo_offload.stopping import Stopped
-from zo_offload.wording import is_out_of_memory, one_line
+from zo_offload.wording import (
+    as_bytes,
+    as_loss,
+    as_speed,
+    as_time,
+    is_out_of_memory,
+    one_line,
+)
 
 if TYPE_CHECKING:
     from zo_offload.run import Summary
@@ -250,6 +258,20 @@ def replay_journal(**options: Any) -> None:
         print(f"{done.directory}: {done.parameters:,} parameters, {took}")
 
 
+@main.command(name="report")
+@takes(*REPORT_OPTIONS)
+@fails_in_one_line
+def write_report(run_dir: tuple[str, ...], output: str | None) -> None:
+    """Write a page on a run, or on several side by side, with pictures beside it."""
+    from zo_offload.report.command import report
+
+    done = report(run_dir, output)
+    for run in done.runs:
+        for line in run.missing:
+            print(f"{run.directory}: {line}")
+    print(f"{done.page}: {len(done.runs)} runs, {len(done.pictures)} pictures beside it")
+
+
 def reporter() -> Reporter:
     """Of this process: among ranks only the first one shows what happens."""
     return Reporter() if launched.rank() else Bar()
@@ -378,57 +400,6 @@ def summary_lines(summary: "Summary", directory: str) -> list[str]:
     if summary.eps_warning is not None:
         rows["eps"] = summary.eps_warning
     return [f"  {name:<23}{value}" for name, value in rows.items()]
-
-
-def as_bytes(count: int) -> str:
-    """Bytes with a binary unit.
-
-    Example:
-        >>> as_bytes(1536), as_bytes(3 * 2**30)
-        ('1.5 KiB', '3.0 GiB')
-    """
-    if count < 1024:
-        return f"{count} B"
-    value, units = float(count), iter(["KiB", "MiB", "GiB", "TiB"])
-    unit = next(units)
-    value /= 1024
-    while value >= 1024:
-        value, unit = value / 1024, next(units)
-    return f"{value:.1f} {unit}"
-
-
-def as_loss(value: float | None) -> str:
-    """Four digits.
-
-    Example:
-        >>> as_loss(0.5), as_loss(None)
-        ('0.5000', 'not finite')
-    """
-    return "not finite" if value is None else f"{value:.4f}"
-
-
-def as_speed(steps_per_second: float) -> str:
-    """Steps a second, or seconds a step, whichever is above one.
-
-    Example:
-        >>> as_speed(4.0), as_speed(0.05)
-        ('4.00 steps/s', '20.0 s/step')
-    """
-    if steps_per_second >= 1:
-        return f"{steps_per_second:.2f} steps/s"
-    return f"{1 / steps_per_second:.1f} s/step"
-
-
-def as_time(seconds: int) -> str:
-    """Hours, minutes, seconds.
-
-    Example:
-        >>> as_time(3725), as_time(42)
-        ('1:02:05', '0:42')
-    """
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 class _OneLineWarnings(logging.Handler):

@@ -127,6 +127,12 @@ REPLAY_OPTIONS = (
                  help="The run's DeepSpeed JSON; only where the journal holds no more than a "
                       "digest of what moved: patterns, masks."),
 )
+REPORT_OPTIONS = (
+    click.argument("run_dir", nargs=-1, required=True),
+    click.option("--output", metavar="FILE.html",
+                 help="The page (default: report.html in the run's directory; of several runs, "
+                      "here)."),
+)
 PLAN_MEMORY = ("device_gb", "host_gb", "nvme_gb")
 PLAN_RATES = ("pcie_gbps", "nvme_gbps", "host_gbps", "tflops")
 PLAN_OPTIONS = (

@@ -12,7 +12,7 @@ they are: between, what their steps have done is in the small factor, which is m
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -21,6 +21,7 @@ from threading import Lock
 import torch
 
 from zo_offload import ops, update
+from zo_offload.clock import DISK, KERNEL, Clock
 from zo_offload.offload.carried import Carried, Pieces
 from zo_offload.offload.packing import Packer, resting_pieces
 from zo_offload.offload.staged import FirstValues
@@ -49,6 +50,7 @@ class Masters:
 
     Attributes:
         history: Every step's update since the initial values, by step number.
+        clock: Knows where a step's seconds go.
         joins: Whether units' masters take the steps from one point of the lag's grid to the next in
             one sum (:func:`update.joined`).
     """
@@ -66,6 +68,7 @@ class Masters:
         self.lag = lag
         self.history: Sequence[StepUpdate] = ()
         self.joins = False
+        self.clock = Clock()
         self._grain = max(lag, 1)  # of the grid, which masters may leave at a run's end
         self._stores = stores
         self._carried = carried or Carried(unit.index for unit in model_map.everything)
@@ -123,15 +126,19 @@ class Masters:
 
     def expect(self, unit: Unit, step: int) -> None:
         """The unit will soon be asked for at ``step``."""
-        self._stores[unit.index].expect(unit, whole=self.is_behind(unit, step))
+        whole = self.is_behind(unit, step)
+        if self.in_memory(unit):
+            self._stores[unit.index].expect(unit, whole)
+            return
+        with self.clock.stepping.part(DISK):  # a buffer may have to be written first
+            self._stores[unit.index].expect(unit, whole)
 
     def brought(self, unit: Unit, step: int) -> Sent:
         """The unit's wire bytes after ``step`` steps, in the store or room of its own."""
         if unit.is_frozen:
             return self._as_always(unit)
         with self._moving:
-            whole = self.is_behind(unit, step)
-            lease = self._stores[unit.index].lend(unit, whole)
+            lease = self._fetched(unit, self.is_behind(unit, step))
             try:
                 wire = lease.wire
                 if step >= self.goal(unit):
@@ -139,25 +146,27 @@ class Masters:
                 else:
                     lease.hold()
                 if self.is_behind(unit, step):
-                    wire = lease.spare_wire()
+                    with self._asking(unit):
+                        wire = lease.spare_wire()
                     wire.copy_(lease.wire)
                     self._advance(unit, lease, step, [span.wire(wire) for span in unit.spans])
                 if not unit.packs_on_its_way:
                     pieces = resting_pieces(unit, wire)
-                    return Sent(pieces, None, step, lease.end, unit.is_packed)
+                    release = partial(self._give_back, unit, lease)
+                    return Sent(pieces, None, step, release, unit.is_packed)
                 assert self._packer is not None
                 pieces, number = self._packer.pack(unit, wire)
             except BaseException:
                 lease.end()
                 raise
-            lease.end()
+            self._give_back(unit, lease)
             return Sent(pieces, None, step, partial(self._packer.release, number), packed=True)
 
     def as_it_rests(self, unit: Unit, step: int) -> Sent:
         """The unit for a device that brings it to ``step`` itself."""
         if unit.is_frozen:
             return self._as_always(unit)
-        lease = self._stores[unit.index].lend(unit, whole=self.is_behind(unit, step))
+        lease = self._fetched(unit, self.is_behind(unit, step))
         lease.hold(until_read=True)
         if not self._carried.is_even(unit):  # another rank has moved a part of it
             lease.let_go()
@@ -165,23 +174,37 @@ class Masters:
             lease.hold(until_read=True)
         carried = self._carried[unit.index]
         rest = lease.rest if self.is_behind(unit, step) else None
-        return Sent([(0, lease.wire)], rest, carried, lease.end)
+        return Sent([(0, lease.wire)], rest, carried, partial(self._give_back, unit, lease))
 
     def _as_always(self, unit: Unit) -> Sent:
         """A frozen unit: what rests is what travels."""
         with self._moving:
-            lease = self._stores[unit.index].lend(unit, whole=False)
+            lease = self._fetched(unit, whole=False)
             if lease.is_made and self.history:  # no other run's journal will be taken up now
                 lease.keep(0)  # on the disk it is read as it is, ever after
-        return Sent(resting_pieces(unit, lease.wire), None, 0, lease.end, unit.is_packed)
+        release = partial(self._give_back, unit, lease)
+        return Sent(resting_pieces(unit, lease.wire), None, 0, release, unit.is_packed)
 
     def taken_back(self, unit: Unit, step: int) -> Sent:
         """Where to write the unit's masters, which a device has brought to ``step``."""
-        lease = self._stores[unit.index].lend(unit)
+        lease = self._fetched(unit)
         lease.hold_alone()
         self._carried.will_carry(unit, step)
         lease.keep(step)
-        return Sent([(0, lease.wire)], lease.rest, step, lease.end)
+        return Sent([(0, lease.wire)], lease.rest, step, partial(self._give_back, unit, lease))
+
+    def _fetched(self, unit: Unit, whole: bool = True) -> Lease:
+        """For the pipeline's worker: what it waits for a disk is the disk's time."""
+        with self._asking(unit):
+            return self._stores[unit.index].lend(unit, whole)
+
+    def _give_back(self, unit: Unit, lease: Lease, after: "torch.Event | None" = None) -> None:
+        """The same of the end of a lease."""
+        with self._asking(unit):
+            lease.end(after)
+
+    def _asking(self, unit: Unit) -> AbstractContextManager[None]:
+        return self.clock.fetching.part(KERNEL if self.in_memory(unit) else DISK)
 
     def load_current(self, unit: Unit, out: torch.Tensor) -> None:
         """Write what is trained of a unit, at the current step, to memory as the scratch's."""

@@ -20,6 +20,7 @@ from zo_offload.files import naming, write_file
 from zo_offload.journal import Flags, Record
 from zo_offload.journal.files import write_whole
 from zo_offload.tasks import Evaluation
+from zo_offload.telemetry import Telemetry
 
 EVALUATION = ("accuracy", "dev_loss")
 STEP = re.compile("[0-9]{1,10}")
@@ -34,6 +35,9 @@ class Metrics:
         records: The journal's.
         metric: What the column ``accuracy`` holds, and is called in the file.
         objective: What the column ``loss`` is: the loss, or one less this score.
+
+    Attributes:
+        telemetry: What else follows the steps, if anything does.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class Metrics:
         objective: str = "loss",
     ) -> None:
         self.metric = metric
+        self.telemetry: Telemetry | None = None
         self.objective = objective if objective == "loss" else f"1 - {objective}"
         kept = {int(row["step"]): row for row in _read(path, metric)}
         self.rows = [kept.get(record.step, {}) | _row(record) for record in records]
@@ -65,6 +70,8 @@ class Metrics:
     def add_evaluation(self, evaluation: Evaluation) -> None:
         """The dev set, before the next step."""
         self._pending = _evaluation_row(evaluation)
+        if self.telemetry is not None:
+            self.telemetry.skip()
         self._write(_lines([self._pending_row]))
         os.fsync(self._file.fileno())
 
@@ -82,10 +89,14 @@ class Metrics:
         self._end += len(line)
         self.rows.append(row)
         self._pending = dict.fromkeys(EVALUATION, "")
+        if self.telemetry is not None:
+            self.telemetry.add_step(seconds)
 
     def close(self) -> None:
-        """Close the file; every row is in it."""
+        """Close the files; every row is in them."""
         self._file.close()
+        if self.telemetry is not None:
+            self.telemetry.close()
 
     def _write(self, lines: bytes) -> None:
         with naming(self._path):
@@ -116,7 +127,7 @@ def draw_curve(metrics: Metrics, path: Path) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     left = figure.subplots()
     left.plot(steps, losses, color="0.8", linewidth=0.8, label=f"{metrics.objective} of a step")
-    left.plot(steps, _smooth(losses), color="tab:blue", label=f"{metrics.objective}, smoothed")
+    left.plot(steps, smooth(losses), color="tab:blue", label=f"{metrics.objective}, smoothed")
     left.plot(
         [s for s, _, _ in evaluations],
         [loss for _, _, loss in evaluations],
@@ -208,7 +219,7 @@ def _is_whole(row: list[str]) -> bool:
     return len(row) == len(COLUMNS) and bool(STEP.fullmatch(row[0])) and bool(numbers)
 
 
-def _smooth(values: Sequence[float], keep: float = 0.95) -> list[float]:
+def smooth(values: Sequence[float], keep: float = 0.95) -> list[float]:
     """Exponential moving average without start-up bias; a step without a loss changes nothing."""
     smoothed, average, weight = [], 0.0, 0.0
     for value in values:

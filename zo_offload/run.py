@@ -2,13 +2,14 @@
 
 ::
 
-    DIR/run.json       what was asked for; the same command continues the run
-    DIR/.lock          held while a run works
-    DIR/journal/       one record a step (docs/format.md)
-    DIR/metrics.csv    one row a step, with the evaluations
-    DIR/curve.png      loss and accuracy
-    DIR/model/         the trained model, a plain Hugging Face directory
-    DIR/summary.json   written last: the run is finished
+    DIR/run.json         what was asked for; the same command continues the run
+    DIR/.lock            held while a run works
+    DIR/journal/         one record a step (docs/format.md)
+    DIR/metrics.csv      one row a step, with the evaluations
+    DIR/telemetry.jsonl  seconds by part, bytes by link, memory, warnings (docs/report.md)
+    DIR/curve.png        loss and accuracy
+    DIR/model/           the trained model, a plain Hugging Face directory
+    DIR/summary.json     written last: the run is finished
 
 Batches are a function of (seed, step) and the journal holds every step, so a run that was stopped
 at any instant continues as if it had not been. Until there is a journal nothing is held, and
@@ -21,13 +22,13 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from zo_offload import files, launched
+from zo_offload import files, launched, telemetry
 from zo_offload.config import BLOCK, load_json, parse_config
 from zo_offload.errors import ConfigError, RolledBackError
 from zo_offload.journal import Journal
@@ -119,11 +120,12 @@ def train(options: RunOptions, reporter: Reporter) -> Summary | None:
             return read_summary(directory / "summary.json") if replica.is_first else None
         journal = journal_path(config, directory)
         stopping = stack.enter_context(Stopping(reporter, alone=replica.world_size == 1))
+        listen = stack.enter_context(telemetry.listening())
         stack.enter_context(shortage.explained(options.model, config, task.longest))
         while True:
             engine = start_engine(replica, task, config, reporter, options.steps, directory)
             try:
-                return _run(engine, task, options, journal, reporter, stopping)
+                return _run(engine, task, options, journal, reporter, stopping, listen)
             except RolledBackError as error:
                 logger.warning("%s", error.text)
             finally:
@@ -178,6 +180,7 @@ def _run(
     journal: Path,
     reporter: Reporter,
     stopping: Stopping,
+    listen: Callable[[telemetry.Telemetry | None], None],
 ) -> Summary | None:
     replica, directory = engine.stepper.replica, Path(options.output)
     metrics: Metrics | None = None
@@ -198,8 +201,12 @@ def _run(
                 "; give at least that many, or another --output"
             )
         first = engine.global_steps
+        if metrics is not None:
+            metrics.telemetry = _telemetry(engine, directory)
+            listen(metrics.telemetry)
         take_steps(engine, task, options, metrics, reporter, stopping)
     finally:
+        listen(None)
         if metrics is not None:
             metrics.close()
     if metrics is None:
@@ -212,6 +219,24 @@ def _run(
     files.write_file(directory / "summary.json", as_json(asdict(summary)))
     replica.wait_for_all()
     return summary
+
+
+def _telemetry(engine: Any, directory: Path) -> telemetry.Telemetry:
+    """Of an engine that has taken its journal's steps over."""
+    stepper = engine.stepper
+
+    def more() -> dict[str, Any]:
+        noise = engine.loss_noise
+        told = noise is not None and not noise.is_stepwise and math.isfinite(noise.noise)
+        return {"held": telemetry.held(stepper), "noise": noise.noise if told else None}
+
+    return telemetry.Telemetry(
+        directory / telemetry.NAME,
+        engine.global_steps,
+        telemetry.beginning(stepper),
+        lambda: telemetry.reading(stepper),
+        more,
+    )
 
 
 def _on_every_rank(replica: Replica, answer: bool) -> bool:

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from zo_offload import files
+from zo_offload import files, telemetry
 from zo_offload.errors import ConfigError
 
 FOUND = ("find_lr.json", "find_lr.png")
@@ -99,7 +99,8 @@ def claimed(directory: Path, asked: Mapping[str, Any]) -> Iterator[None]:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             stack.enter_context(files.locked(directory))
             if not holds(directory, asked):  # asked again: now nobody else writes here
-                (directory / "metrics.csv").unlink(missing_ok=True)
+                for name in ("metrics.csv", telemetry.NAME):
+                    (directory / name).unlink(missing_ok=True)
                 files.write_file(directory / "run.json", as_json(asked))
         except BlockingIOError:
             raise ConfigError(

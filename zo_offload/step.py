@@ -16,6 +16,7 @@ from torch import nn
 
 from zo_offload import direction, estimator, loss_noise, natural, update
 from zo_offload.agreement import Agreement
+from zo_offload.clock import EXCHANGE, JOURNAL
 from zo_offload.config import ZOConfig
 from zo_offload.config_update import momentum_of
 from zo_offload.converted import converted_of, mark_converted
@@ -276,7 +277,9 @@ class Stepper:
         """
         booked, names = window.booked(), window.names
         finite = self.config.guard.nonfinite == "stop"
-        return window.means(self.replica.mean(booked, self.step, names=names, finite=finite))
+        with self.weights.clock.stepping.part(EXCHANGE):
+            means = self.replica.mean(booked, self.step, names=names, finite=finite)
+        return window.means(means)
 
     def run_lanes(
         self,
@@ -353,8 +356,10 @@ class Stepper:
             flags=Flags.SKIPPED if skipped else Flags.NONE,
             branch=self.journal.branch,
         )
-        self.journal.append(record)
-        self.agreement.after_step(step)
+        with self.weights.clock.stepping.part(JOURNAL):
+            self.journal.append(record)
+        with self.weights.clock.stepping.part(EXCHANGE):
+            self.agreement.after_step(step)
         return StepResult(
             step,
             loss,

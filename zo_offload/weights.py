@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from zo_offload import ops
+from zo_offload.clock import KERNEL
 from zo_offload.converted import Base
 from zo_offload.factors import UnitFactors
 from zo_offload.masters import Masters
@@ -105,6 +106,7 @@ class Weights(Masters):
                 with_rest=travels,
                 announce=self.expect,
                 read_ahead=self.at.read_ahead,
+                clock=self.clock,
             )
         self._updates_on_device = bool(placement.updates_on_device)
         self._trial: Trial | None = None
@@ -141,10 +143,13 @@ class Weights(Masters):
             else:
                 following = self.carried_at(step + 1)
                 self.pipeline.begin(self.carried_at(step), following if following <= step else None)
-        self.settle(self.map.ambient)
-        if not self._is_resident(self.map.ambient):
-            with self.lent(self.map.ambient) as lease:
-                self._ambient_wire.copy_(lease.wire)
+        if self._is_resident(self.map.ambient):
+            self.settle(self.map.ambient)
+            return
+        with self.clock.stepping.part(KERNEL):
+            self.settle(self.map.ambient)
+        with self.lent(self.map.ambient) as lease:
+            self._ambient_wire.copy_(lease.wire)
 
     def _choose_place(self, looks: bool) -> None:
         """Of updates, for this visit."""

@@ -1,4 +1,4 @@
-"""Phrases of error messages that are the same wherever they are needed."""
+"""Phrases of errors, and numbers in words, that are the same wherever they are needed."""
 
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
@@ -50,3 +50,54 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     words = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
+def as_bytes(count: int) -> str:
+    """Bytes with a binary unit.
+
+    Example:
+        >>> as_bytes(1536), as_bytes(3 * 2**30)
+        ('1.5 KiB', '3.0 GiB')
+    """
+    if count < 1024:
+        return f"{count} B"
+    value, units = float(count), iter(["KiB", "MiB", "GiB", "TiB"])
+    unit = next(units)
+    value /= 1024
+    while value >= 1024:
+        value, unit = value / 1024, next(units)
+    return f"{value:.1f} {unit}"
+
+
+def as_loss(value: float | None) -> str:
+    """Four digits.
+
+    Example:
+        >>> as_loss(0.5), as_loss(None)
+        ('0.5000', 'not finite')
+    """
+    return "not finite" if value is None else f"{value:.4f}"
+
+
+def as_speed(steps_per_second: float) -> str:
+    """Steps a second, or seconds a step, whichever is above one.
+
+    Example:
+        >>> as_speed(4.0), as_speed(0.05)
+        ('4.00 steps/s', '20.0 s/step')
+    """
+    if steps_per_second >= 1:
+        return f"{steps_per_second:.2f} steps/s"
+    return f"{1 / steps_per_second:.1f} s/step"
+
+
+def as_time(seconds: int) -> str:
+    """Hours, minutes, seconds.
+
+    Example:
+        >>> as_time(3725), as_time(42)
+        ('1:02:05', '0:42')
+    """
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

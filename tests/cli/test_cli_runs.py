@@ -46,7 +46,7 @@ def test_the_files_of_a_run(finished):
     files = set(tree(finished.directory))
     assert files - {name for name in files if name.startswith("model/")} == {
         ".lock", "curve.png", "journal", "journal/run.journal", "metrics.csv", "model",
-        "run.json", "summary.json",
+        "run.json", "summary.json", "telemetry.jsonl",
     }  # fmt: skip
     assert {"model/config.json", "model/model.safetensors", "model/tokenizer.json"} <= files
 

@@ -12,7 +12,7 @@ from zo_offload.cli import Bar
 from zo_offload.config import ZOConfig
 from zo_offload.errors import DivergedError
 from zo_offload.journal import Flags
-from zo_offload.metrics import _row, _smooth
+from zo_offload.metrics import _row, smooth
 from zo_offload.objective import Objective
 from zo_offload.step import Stepper
 
@@ -89,7 +89,7 @@ def test_what_is_shown_of_a_step_without_a_loss_is_no_number_and_spoils_no_other
     assert rows[0] == "nan"
     assert shown._loss is not None
     assert math.isfinite(shown._loss)
-    assert [math.isfinite(x) for x in _smooth([float(row) for row in rows])] == [False, True, True]
+    assert [math.isfinite(x) for x in smooth([float(row) for row in rows])] == [False, True, True]
 
 
 def test_unless_it_is_allowed_the_run_stops():

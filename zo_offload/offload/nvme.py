@@ -129,6 +129,11 @@ class UnitStore:
         return self._file.bytes_written
 
     @property
+    def held_bytes(self) -> int:
+        """Size of the files."""
+        return self._geometry.file_bytes * self._geometry.num_paths
+
+    @property
     def life_bytes(self) -> int:
         """Written since the store was made: what its disks have worn."""
         return self._life_bytes

@@ -143,6 +143,11 @@ class RunFiles:
         return self._store.bytes_written if self._store is not None else 0
 
     @property
+    def held_bytes(self) -> int:
+        """Size of the store's files."""
+        return self._store.held_bytes if self._store is not None else 0
+
+    @property
     def life_bytes(self) -> int:
         """Written since the files were made: what the disks have worn."""
         return self._store.life_bytes if self._store is not None else 0

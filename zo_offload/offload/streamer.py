@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
+from zo_offload.clock import BUS, KERNEL, Clock
 from zo_offload.offload.arena import Arena
 from zo_offload.offload.packing import Piece
 from zo_offload.units import Unit
@@ -88,6 +89,7 @@ class Streamer:
         with_rest: Whether slots hold whole masters, which the device updates and sends back.
         announce: Told of the units that will be prepared soon, and at which step.
         read_ahead: How many are announced beyond those that are prepared.
+        clock: Is told what the worker does, and when somebody waits for it.
     """
 
     def __init__(
@@ -99,11 +101,13 @@ class Streamer:
         with_rest: bool = False,
         announce: Callable[[Unit, int], None] | None = None,
         read_ahead: int = 0,
+        clock: Clock | None = None,
     ) -> None:
         self._units = {unit.index: unit for unit in units}
         self.prepare = prepare
         self._announce = announce
         self._read_ahead = read_ahead
+        self._clock = clock or Clock()
         self._moves = not all(unit.is_frozen for unit in units)
         self._device = arena.device
         slot_bytes = max(slot_size(unit, with_rest) for unit in units)
@@ -148,14 +152,24 @@ class Streamer:
         slot = self._in_use = self._slot_of(wanted) or self._load(wanted, {wanted})
         assert slot.arrival is not None
         try:
-            arrived = slot.arrival.result()
+            with self._clock.wait():
+                arrived = slot.arrival.result()
         except BaseException:
             slot.holds = None
             raise
         if arrived is not None:
-            torch.cuda.current_stream(self._device).wait_event(arrived)
+            self._stall(arrived)
         self._prefetch(len(self._slots) - 1)
         return slot
+
+    def _stall(self, arrived: "torch.Event") -> None:
+        """Let the device wait for a copy, between two events that say how long it does."""
+        stream = torch.cuda.current_stream(self._device)
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before.record(stream)
+        stream.wait_event(arrived)
+        after.record(stream)
+        self._clock.stalls.append((before, after))
 
     def give_back(self, unit: Unit, take: Callable[[], Sent]) -> None:
         """Copy the acquired unit's masters, updated on the device, to where they rest.
@@ -238,7 +252,8 @@ class Streamer:
     def _load(self, wanted: Holding, keep: set) -> Slot:
         slot = next(slot for slot in self._slots if slot.holds is None or slot.holds not in keep)
         if slot.arrival is not None:
-            slot.arrival.exception()  # an abandoned copy must be over before its slot is reused
+            with self._clock.wait():
+                slot.arrival.exception()  # an abandoned copy must be over before its slot is reused
         index, step = slot.holds = wanted
         if self._announce is not None:
             self._announce(self._units[index], step)
@@ -246,7 +261,8 @@ class Streamer:
         return slot
 
     def _fetch(self, slot: Slot, unit: Unit, step: int) -> "torch.Event | None":
-        sent = self.prepare(unit, step)
+        with self._clock.fetching.part(KERNEL):
+            sent = self.prepare(unit, step)
         slot.carries, slot.packed = sent.carries, sent.packed
         pairs = [(slot.wire[first : first + p.nbytes], p) for first, p in sent.pieces]
         if sent.rest is not None:
@@ -256,7 +272,8 @@ class Streamer:
     def _return(
         self, slot: Slot, unit: Unit, take: Callable[[], Sent], ready: "torch.Event | None"
     ) -> "torch.Event | None":
-        home = take()
+        with self._clock.fetching.part(KERNEL):
+            home = take()
         assert home.rest is not None
         ((_, wire),) = home.pieces
         pairs = [
@@ -274,11 +291,12 @@ class Streamer:
         self.bytes_moved += sum(target.nbytes for target, _ in pairs)
         over = None
         try:
-            if self._copy_stream is None:
-                for target, source in pairs:
-                    target.copy_(source)
-            else:
-                over = self._copy_aside(self._copy_stream, pairs, after)
+            with self._clock.fetching.part(BUS):
+                if self._copy_stream is None:
+                    for target, source in pairs:
+                        target.copy_(source)
+                else:
+                    over = self._copy_aside(self._copy_stream, pairs, after)
         finally:
             sent.release(over)
         return over
