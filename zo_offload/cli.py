@@ -13,7 +13,8 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -32,6 +33,7 @@ from zo_offload.cli_options import (
     SENSITIVITY_OPTIONS,
     TASK_OPTIONS,
     TRAIN_OPTIONS,
+    WATCH_OPTIONS,
     takes,
 )
 from zo_offload.errors import ConfigError, ZOError
@@ -270,6 +272,18 @@ def write_report(run_dir: tuple[str, ...], output: str | None) -> None:
         for line in run.missing:
             print(f"{run.directory}: {line}")
     print(f"{done.page}: {len(done.runs)} runs, {len(done.pictures)} pictures beside it")
+
+
+@main.command(name="watch")
+@takes(*WATCH_OPTIONS)
+@fails_in_one_line
+def watch_run(run_dir: str, once: bool, interval: float) -> None:
+    """Show a run in the terminal, while another process works on it."""
+    from zo_offload.report.watch import watch
+
+    # As wide as the terminal: what does not fit is folded, unlike the lines of a log.
+    with suppress(KeyboardInterrupt):
+        watch(Path(run_dir), Console(highlight=False, markup=False), once, interval)
 
 
 def reporter() -> Reporter:

@@ -133,6 +133,12 @@ REPORT_OPTIONS = (
                  help="The page (default: report.html in the run's directory; of several runs, "
                       "here)."),
 )
+WATCH_OPTIONS = (
+    click.argument("run_dir"),
+    click.option("--once", is_flag=True, help="Show it once, as where there is no terminal."),
+    click.option("--interval", type=click.FloatRange(min=0.1), default=1.0, show_default=True,
+                 help="Seconds between two looks."),
+)
 PLAN_MEMORY = ("device_gb", "host_gb", "nvme_gb")
 PLAN_RATES = ("pcie_gbps", "nvme_gbps", "host_gbps", "tflops")
 PLAN_OPTIONS = (

@@ -108,6 +108,7 @@ def drawn(chart: Chart, runs: Sequence[Run]) -> tuple[str, bytes]:
     with mpl.rc_context({**STYLE, "svg.hashsalt": chart.name}):
         figure = _figure(chart, runs)
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        figure.set_layout_engine("none")  # it is found, and takes most of the time
         figure.savefig(content, format="png", dpi=150)
     return _inline(text.getvalue(), chart.name), content.getvalue()
 
@@ -150,6 +151,15 @@ def _over_steps(axes: "Axes", runs: Sequence[Run]) -> None:
         axes.legend(frameon=False, ncols=4, fontsize=8, loc="best")
 
 
+def _log(axes: "Axes") -> None:
+    """Powers of ten, in plain text."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def _draw_loss(axes: "Axes", runs: Sequence[Run]) -> None:
     tops = []
     for index, run in enumerate(runs):
@@ -186,7 +196,7 @@ def _draw_grads(axes: "Axes", runs: Sequence[Run]) -> None:
         axes.fill_between(xs, low, high, color=colour, alpha=0.12, linewidth=0)
         axes.fill_between(xs, quarter, three, color=colour, alpha=0.25, linewidth=0)
         axes.plot(xs, middle, color=colour, marker="o" if len(xs) == 1 else None)
-    axes.set_yscale("log")
+    _log(axes)
     axes.set_ylabel("|projected_grad|")
     _over_steps(axes, runs)
 
@@ -196,7 +206,7 @@ def _draw_noise(axes: "Axes", runs: Sequence[Run]) -> None:
         xs, ys = series.noise_over_signal(run, measured.noise(run))
         if any(ys):
             axes.plot(xs, ys, color=colour_of(index), marker="o" if len(xs) == 1 else None)
-            axes.set_yscale("log")
+            _log(axes)
     axes.axhline(0.5, color=INK, linestyle=":", linewidth=1)
     axes.set_ylabel("noise / signal")
     _over_steps(axes, runs)

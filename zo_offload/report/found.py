@@ -112,7 +112,7 @@ def read_run(directory: Path) -> Run:
         )
     run = Run(directory)
     run.asked = _read_json(directory / "run.json", run.missing)
-    run.state = _state(directory)
+    run.state = read_state(directory)
     if run.state == FINISHED:
         run.summary = _read_json(directory / "summary.json", run.missing)
     _read_metrics(run)
@@ -153,10 +153,12 @@ def is_at_work(directory: Path) -> bool:
     return False
 
 
-def _state(directory: Path) -> str:
+def read_state(directory: Path) -> str:
+    """Of a run: ``FINISHED``, ``UNDER_WAY`` or ``ENDED``."""
+    at_work = is_at_work(directory)  # asked first: it lets go after the summary is there
     if (directory / "summary.json").exists():
         return FINISHED
-    return UNDER_WAY if is_at_work(directory) else ENDED
+    return UNDER_WAY if at_work else ENDED
 
 
 def read_text(path: Path) -> str:

@@ -5,7 +5,7 @@ the template's own is the charts', which matplotlib writes and escapes.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,21 @@ import jinja2
 from markupsafe import Markup
 
 from zo_offload import __version__
-from zo_offload.report import charts, tables
+from zo_offload.report import tables
+from zo_offload.report.charts import COLOURS, Chart, letter
 from zo_offload.report.found import Run
 
 DARK = ("#6cb6ff", "#f69d50", "#6bc46d", "#e28df0", "#ff938a", "#4fc4d6", "#d8b84a", "#9198a1")
 
 
-def page(runs: Sequence[Run], pictures: Mapping[str, str], now: datetime | None = None) -> str:
+def page(
+    runs: Sequence[Run], pictures: Sequence[tuple[Chart, str]], now: datetime | None = None
+) -> str:
     """The HTML text.
 
     Args:
         runs: What was found, at least one.
-        pictures: By the name of a chart, its ``svg`` element; PNGs lie beside the page.
+        pictures: Charts with their ``svg`` elements.
         now: When it is written (default: now).
     """
     settings = tables.settings(runs)
@@ -35,12 +38,12 @@ def page(runs: Sequence[Run], pictures: Mapping[str, str], now: datetime | None 
         title=f"Run {runs[0].name}" if len(runs) == 1 else f"{len(runs)} runs side by side",
         written=written,
         version=__version__,
-        light=charts.COLOURS,
+        light=COLOURS,
         dark=DARK,
         runs=shown,
         results=tables.results(runs),
         warned=any(run["warnings"] for run in shown),
-        charts=[_of_chart(chart, pictures[chart.name]) for chart in charts.charts(runs)],
+        charts=[_of_chart(chart, svg) for chart, svg in pictures],
         tables=[
             (
                 "seconds-by-part",
@@ -58,7 +61,7 @@ def page(runs: Sequence[Run], pictures: Mapping[str, str], now: datetime | None 
 
 def _of_run(index: int, run: Run) -> dict[str, Any]:
     return {
-        "letter": charts.letter(index),
+        "letter": letter(index),
         "name": run.name,
         "state": run.state,
         "missing": run.missing,
@@ -66,7 +69,7 @@ def _of_run(index: int, run: Run) -> dict[str, Any]:
     }
 
 
-def _of_chart(chart: charts.Chart, svg: str) -> dict[str, Any]:
+def _of_chart(chart: Chart, svg: str) -> dict[str, Any]:
     return {
         "name": chart.name,
         "title": chart.title,

@@ -25,10 +25,11 @@ class Row(NamedTuple):
 
 def results(runs: Sequence[Run]) -> list[Row]:
     """What came out."""
+    metric = " or ".join(dict.fromkeys(run.metric for run in runs))
     rows = {
         "state": [run.state for run in runs],
         "steps": [_steps(run) for run in runs],
-        "dev accuracy": [_ends(run, 1, f"{run.metric} ") for run in runs],
+        f"dev {metric}": [_ends(run, 1) for run in runs],
         "best": [_best(run) for run in runs],
         "dev loss": [_ends(run, 2) for run in runs],
         "loss, smoothed": [_loss(run) for run in runs],
@@ -145,11 +146,11 @@ def _steps(run: Run) -> str:
     return f"{len(run.steps):,}" + (f" of {asked:,}" if asked is not None else "")
 
 
-def _ends(run: Run, index: int, name: str = "") -> str:
+def _ends(run: Run, index: int) -> str:
     found = [e for e in run.evaluations if math.isfinite(e[index])]
     if not found:
         return NOTHING
-    return f"{name}{found[0][index]:.4f} → {found[-1][index]:.4f}"
+    return f"{found[0][index]:.4f} → {found[-1][index]:.4f}"
 
 
 def _best(run: Run) -> str:
