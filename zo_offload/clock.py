@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 BUS, DISK, KERNEL = "bus", "disk", "host kernel"
 EXCHANGE, JOURNAL, WAITING = "exchange", "journal", "waiting"
-PARTS = (BUS, DISK, KERNEL, EXCHANGE, JOURNAL, WAITING)
+PARTS: tuple[str, ...] = (BUS, DISK, KERNEL, EXCHANGE, JOURNAL, WAITING)
 MOST_SPANS = 4096  # of the worker that a wait may overlap
 
 Span = tuple[str, float, float]  # part, begin, end
@@ -84,7 +84,7 @@ class Clock:
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)
-        self.busy = dict.fromkeys((BUS, DISK, KERNEL), 0.0)
+        self.busy: dict[str, float] = {BUS: 0.0, DISK: 0.0, KERNEL: 0.0}
         self._now = now
         self._lock = threading.Lock()
         self._spans: deque[Span] = deque(maxlen=MOST_SPANS)

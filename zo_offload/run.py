@@ -226,9 +226,9 @@ def _telemetry(engine: Any, directory: Path) -> telemetry.Telemetry:
     stepper = engine.stepper
 
     def more() -> dict[str, Any]:
-        noise = engine.loss_noise
-        told = noise is not None and not noise.is_stepwise and math.isfinite(noise.noise)
-        return {"held": telemetry.held(stepper), "noise": noise.noise if told else None}
+        found = engine.loss_noise
+        noise = finite(found.noise) if found is not None and not found.is_stepwise else None
+        return {"held": telemetry.held(stepper), "noise": noise}
 
     return telemetry.Telemetry(
         directory / telemetry.NAME,

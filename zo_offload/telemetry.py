@@ -69,7 +69,8 @@ NOTHING = Reading({}, {}, {})
 
 def reading(stepper: Any) -> Reading:
     """Of a stepper."""
-    weights, seconds = stepper.weights, stepper.weights.clock.read()
+    weights = stepper.weights
+    seconds, busy = weights.clock.read()
     files, pipeline = weights.files, weights.pipeline
     moved = (
         pipeline.bytes_moved if pipeline is not None else 0,
@@ -77,7 +78,7 @@ def reading(stepper: Any) -> Reading:
         files.bytes_written if files is not None else 0,
         stepper.replica.step_bytes,
     )
-    return Reading(*seconds, dict(zip(LINKS, moved, strict=True)))
+    return Reading(seconds, busy, dict(zip(LINKS, moved, strict=True)))
 
 
 def beginning(stepper: Any) -> dict[str, Any]:

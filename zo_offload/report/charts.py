@@ -21,7 +21,7 @@ ROW_HEIGHT = 0.32
 COLOURS = ("#2563b0", "#c2570c", "#15803d", "#a21caf", "#b91c1c", "#0e7490", "#6d5a00", "#57606a")
 INK = "#24292f"
 GIB = 2**30
-STYLE = {
+STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # names come from files
     "svg.fonttype": "none",
     "font.size": 9.0,
@@ -245,9 +245,9 @@ def _draw_parts(axes: "Axes", runs: Sequence[Run]) -> None:
     axes.set_yticks(range(len(bars)), [name for name, _ in bars])
     axes.invert_yaxis()
     axes.set_xlabel("seconds a step")
-    axes.get_figure(root=True).legend(
-        frameon=False, ncols=4, fontsize=8, loc="outside upper center"
-    )
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.legend(frameon=False, ncols=4, fontsize=8, loc="outside upper center")
 
 
 def _tiers(run: Run) -> list[tuple[str, float, float]]:
