@@ -47,9 +47,9 @@ def report(directories: Sequence[str], output: str | None = None) -> Written:
     place = Path(output) if output else Path(directories[0] if len(directories) == 1 else ".", PAGE)
     if place.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--output: {place} is to be a page; give a name that ends in .html")
+    runs = [read_run(Path(each)) for each in directories]
     if not place.parent.is_dir():
         raise ConfigError(f"--output: {place.parent} is no directory; make it, or give another")
-    runs = [read_run(Path(each)) for each in directories]
     found = [(chart, *charts.drawn(chart, runs)) for chart in charts.charts(runs)]
     text = page(runs, [(chart, svg) for chart, svg, _ in found])
     pictures = {place.with_name(f"{place.stem}-{c.name}.png"): png for c, _, png in found}
