@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,8 @@ def holds(directory: Path, asked: Mapping[str, Any]) -> bool:
     try:
         held = json.loads(text)
         journal = journal_path(held["config"], directory)
-        journal.exists()  # or its name is none
+        with suppress(PermissionError):  # others may look at the run, if not at that
+            journal.exists()  # or its name is none
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError):
         held, journal = None, journal_path({}, directory)
     if held is None and journal.exists():
