@@ -202,6 +202,21 @@ def plan_run(model: str, config: str | None, json: bool, **options: Any) -> None
         raise written.refusal
 
 
+@main.group(name="config")
+def config_commands() -> None:
+    """Describe, check and begin a JSON."""
+
+
+@config_commands.command(name="schema")
+@fails_in_one_line
+def schema() -> None:
+    """Print the JSON Schema (draft 2020-12) of a whole DeepSpeed JSON, for editors."""
+    _quiet_deepspeed()
+    from zo_offload.config_schema import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+
+
 @main.command(name="convert")
 @takes(*CONVERT_OPTIONS)
 @fails_in_one_line
@@ -445,6 +460,14 @@ def _is_ours_to_show(record: logging.LogRecord) -> bool:
 
 def _quiet() -> None:
     """Leave the terminal to us: libraries report warnings only, and draw no bars of their own."""
+    _quiet_deepspeed()
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _quiet_deepspeed() -> None:
     os.environ.setdefault("DS_LOG_LEVEL", "warning")  # for when its logger is made,
     deepspeed = logging.getLogger("DeepSpeed")  # and for when it has been
     deepspeed.setLevel(logging.WARNING)
@@ -454,10 +477,6 @@ def _quiet() -> None:
         # The first rank's are every rank's.
         level = logging.ERROR if launched.rank() else logging.WARNING
         ours.addHandler(_OneLineWarnings(level))
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

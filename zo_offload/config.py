@@ -26,6 +26,7 @@ from zo_offload.config_fields import (
     Strict,
     UnitChoice,
     Wire,
+    bytes_shown,
     parse_bytes,
 )
 from zo_offload.config_guard import ROLLBACK, GuardConfig
@@ -38,47 +39,85 @@ from zo_offload.natural import LEAST_DAMPING, MOST_PROBES
 from zo_offload.offload.aio import BLOCK_BYTES
 from zo_offload.wording import hint
 
-_DEEPSPEED_ONLY = ("buffer_size", "max_in_cpu")  # of its offload_param; no effect here
+DEEPSPEED_ONLY = ("buffer_size", "max_in_cpu")  # of its offload_param; no effect here
 
 
 class OffloadConfig(Strict):
     """Where weights rest; DeepSpeed's ``offload_param`` with its own keys."""
 
     device: Literal["none", "cpu", "nvme"] = "none"
+    """Where blocks rest that no budget keeps nearer: `"none"` (on the device), `"cpu"` (host
+    memory, streamed) or `"nvme"` (a disk, staged through host memory)."""
     nvme_path: Paths | None = None
+    """For `"nvme"`: a directory of this run's own on the disk, or a list of directories on
+    several disks, over which bytes are striped. Unit files there are described in
+    [formats](format.md): a whole version of every block exists at every instant, every byte
+    that comes back is checked, and what was killed continues from each block's newest version.
+    A run whose journal is in memory leaves nothing there."""
     pin_memory: bool = True
+    """Page-lock host memory, where an accelerator copies from it. `false` where the system's
+    limit on locked memory cannot be raised."""
     buffer_count: Annotated[int, Field(ge=1)] | None = None
+    """Blocks in flight on the device; `null`: 2. With `"nvme"`, two more are staged in host
+    memory."""
 
 
 class AioConfig(Strict):
     """How a disk is asked; DeepSpeed's ``aio``, of which the first three act."""
 
     block_size: Annotated[
-        int, BeforeValidator(parse_bytes), Field(ge=4096, le=2**30, multiple_of=4096)
+        int,
+        BeforeValidator(parse_bytes),
+        Field(ge=4096, le=2**30, multiple_of=4096),
+        bytes_shown(minimum=4096, maximum=2**30, multipleOf=4096),
     ] = BLOCK_BYTES
+    """Bytes of a transfer, 4 KiB to 1 GiB in whole 4 KiB; also of a stripe, over several disks."""
     queue_depth: Annotated[int, Field(ge=1, le=256)] = 8
+    """Transfers that are under way at once, times `intra_op_parallelism`. More for a disk that
+    wants a longer queue."""
     intra_op_parallelism: Annotated[int, Field(ge=1, le=256)] = 1
+    """Factor on `queue_depth`; 64 transfers at once are the most."""
     thread_count: int | None = None
+    """DeepSpeed's; without effect."""
     single_submit: bool | None = None
+    """DeepSpeed's; without effect."""
     overlap_events: bool | None = None
+    """DeepSpeed's; without effect."""
     use_gds: Literal[False] | None = None
+    """DeepSpeed's; disks are read through host memory, `true` is refused."""
 
 
 class ReplicaConfig(Strict):
     """The other ranks."""
 
     probe_parallel: Annotated[int, Field(ge=1)] = 1
+    """So many neighbouring ranks share each micro-batch and run a part of its lanes each (a
+    sign, or probes); must divide the lanes of a micro-batch (`2 * probes`, or `probes` with
+    `"one_sided"`) and the number of ranks. `train_batch_size` counts groups, the bits are those
+    of one rank. For `train_batch()` and the command line, not under the Trainer."""
     check_interval: Annotated[int, Field(ge=0)] = 100
+    """Steps between two comparisons of the ranks' weights: after each step one unit is
+    digested, in turn; `0`: none."""
     on_mismatch: Literal["repair", "stop"] = "repair"
+    """What then: the wrong copy is named and put right, or `"stop"`. Of two copies the right
+    one is that in which a replay ends, from a snapshot or the model's directory; where there is
+    neither, the run stops."""
 
 
 class JournalConfig(Strict):
     """The record of steps."""
 
     path: str | None = None
+    """File that records every step; a script started again on the same base weights goes on
+    from its end; `null`: in memory. `zo-offload train` chooses it itself."""
     snapshot_interval: Annotated[int, Field(ge=0)] = 1000
+    """Steps between snapshots of the weights beside that file, which save the replay at a
+    restart; `0` for none."""
     keep_snapshots: Annotated[int, Field(ge=1)] = 2
+    """Snapshots that stay."""
     checkpoint: Literal["weights", "scalars"] = "weights"
+    """What `save_checkpoint` writes: `"weights"` and journal, or `"scalars"`: the journal
+    alone, kilobytes, from which the base weights are replayed."""
 
 
 class ZOConfig(Strict):
@@ -94,30 +133,101 @@ class ZOConfig(Strict):
     """
 
     enabled: bool = True
+    """`false` is refused by `zo_offload.initialize`: a run without the block is
+    `deepspeed.initialize`'s."""
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
+    """Of all directions, 64 bits; also of the order of examples."""
     eps: Positive = 1e-3
+    """Distance of the two evaluations along z. In bf16 not below 1e-3: rounding drowns the
+    difference. Training [says](training.md#an-eps-that-is-too-small) when it is too small to be
+    seen."""
     probes: Annotated[int, Field(ge=1, le=2**14)] = 1
+    """Directions a step; a step costs two forwards a probe, but weights move once.
+    [More](choosing.md#probes) where the bus or a disk bounds a step."""
     estimator: Literal["spsa", "one_sided"] = "spsa"
+    """`"spsa"`: two forwards a probe, the difference of both signs. `"one_sided"`: one forward
+    a probe, each against the mean of the others' (FZOO without the forward at W); needs
+    `probes` of 2 or more."""
     fitness: Literal["raw", "standardized", "ranks"] = "raw"
+    """What of the losses counts: `"raw"` themselves; `"standardized"` less the step's mean,
+    over its standard deviation; `"ranks"` their places, from -1/2 to 1/2 (evolution strategies;
+    for rewards, and losses with outliers). The latter two have no unit and are not divided by
+    `eps`: steps are as long as `lr` says."""
     natural: Annotated[float, Field(ge=LEAST_DAMPING, allow_inf_nan=False)] | None = None
+    """Damping of a [natural gradient among the step's
+    probes](training.md#natural-gradient-among-the-probes), 0.1 say; `null`: none. Needs 2 to 64
+    `probes`, `"fitness": "raw"`, `probe_parallel` 1, an objective that returns a loss an
+    example, and `train_batch()` or the command line, not the Trainer. Learning rates are then
+    larger: search again."""
     clip: Limit | None = None
+    """Most that the magnitude of a projected gradient counts; `null`: no limit (100 with
+    `"mode": "scales"`). `"none"`: all of it."""
     guard: GuardConfig = GuardConfig()
+    """[Losses that go wrong](training.md#losses-that-go-wrong), and what is done then."""
     direction: Literal["rademacher", "gaussian"] = "rademacher"
+    """Distribution of z: `"rademacher"` (signs) or `"gaussian"`."""
     direction_scale: Literal["none", "rms", "relative"] = "none"
+    """`"rms"`: z of each tensor in proportion to the RMS of its values, normalized over what
+    moves; `"relative"`: times that RMS itself, so that `eps` is a share of the weights' size,
+    whatever the model's."""
     trainable: TrainableConfig = TrainableConfig()
+    """What [moves](trainable.md)."""
     update: UpdateConfig = UpdateConfig()
+    """How losses become an update, and where weights take it."""
     offload_param: OffloadConfig = OffloadConfig()
+    """Where weights rest; may stand under `zero_optimization` instead."""
     aio: AioConfig = AioConfig()
+    """DeepSpeed's own block, beside this one or inside it: how a disk is asked."""
     device_budget: Bytes | None = None
+    """Most bytes of weights on the device. What cannot fit is refused before it is allocated;
+    what room is left over beside the pipeline is filled with blocks that stay there, masters
+    and all, spread evenly over the model."""
     host_budget: Bytes | None = None
+    """The same of host memory; with `"nvme"`, what room is left over beside the staging is
+    filled with blocks that stay in it."""
     unit: UnitChoice | None = None
+    """What moves together: `"block"` (repeated blocks are found by themselves), `"sublayer"` (a
+    block's children that hold a matrix: attention, MLP), `"linear"` (its innermost layers;
+    [experts](plan.md#what-is-decided) that lie in one parameter are divided too), or a list of
+    class names. Norms and other small parts outside the finer units stay on the device. `null`:
+    blocks, or the coarsest of the three that `device_budget` holds. Without lag the bits are
+    the same, but where experts are divided: then losses are rounded as by transformers'
+    `"eager"` experts."""
     live_lanes: Annotated[int, Field(ge=1)] | None = None
+    """Most forwards alive at once; `null`: 64. `train_batch` runs both signs of every probe on
+    every micro-batch in one visit, so that weights move once; each forward holds its
+    activations. Lower it where those do not fit: weights then move more than once a step,
+    losses stay the same."""
     head_chunk: Annotated[int, Field(ge=1)] | None = None
+    """Rows of the vocabulary that the head (`get_output_embeddings()`) computes at a time,
+    `8192` say; `null`: all. Then neither the logits of a forward nor a perturbed copy of the
+    head is ever whole: cross-entropy, log-sum-exp and gathers over the vocabulary are computed
+    in chunks, to fp32 rounding, and a tied embedding's rows are perturbed as gathered. Whatever
+    else reads logits gets them whole, to the bits that it gets without the key; a warning names
+    it, once. It costs a pass over the head in every forward, where a whole copy serves all
+    micro-batches. A training `forward` whose output has a loss gives no logits: reading them is
+    refused; `forward` without labels, evaluation and `generate` give them whole."""
     joined_rows: Annotated[int, Field(ge=1)] | None = None
+    """Lanes of one micro-batch [share a product](trainable.md#products-that-lanes-share) with a
+    matrix that is the same along every draw, up to so many rows (tokens) a lane; `null`: they
+    do not."""
     wire: Wire | None = None
+    """How blocks' matrices cross the bus: `"identity"` (the forward's dtype; so does `null`),
+    `"bf16"`, `"fp16"`, `"lossless12"` (bfloat16 exactly, in 1.51 bytes), `"fp8_e4m3"`,
+    `"int8"`, `"int4"`, `"nf4"`; the last four may name their group, `"nf4:64"`
+    ([formats](codecs.md)). The forward sees the decoded weights wherever they rest, so that a
+    tier never changes a bit; masters are never packed, and export is of them. Frozen matrices
+    (`requires_grad` False) rest packed too, in every tier, are moved once a step for all
+    forwards, and never written back."""
     master: Literal["fp32", "bf16+8", "bf16_sr"] = "fp32"
+    """What updates of bfloat16 weights accumulate in: `"fp32"` (4 bytes a parameter),
+    `"bf16+8"` (3) or `"bf16_sr"` (2: the bfloat16 itself). The smaller two round by chance once
+    a step, without bias: `"bf16+8"` adds noise far below a bfloat16 step, `"bf16_sr"` a random
+    walk of whole ones."""
     replica: ReplicaConfig = ReplicaConfig()
+    """The other ranks: what they share, and how they are compared."""
     journal: JournalConfig = JournalConfig()
+    """The record of steps: where it is, and what is kept beside it."""
 
     @property
     def signs(self) -> tuple[int, ...]:
@@ -305,7 +415,7 @@ def _offload_param_beside(config: Mapping[str, Any]) -> Mapping[str, Any] | None
         raise ConfigError(
             f"zero_optimization.offload_param: expected an object, found {_show(theirs)}"
         )
-    return {key: value for key, value in theirs.items() if key not in _DEEPSPEED_ONLY}
+    return {key: value for key, value in theirs.items() if key not in DEEPSPEED_ONLY}
 
 
 def _check_beside(config: Mapping[str, Any]) -> None:

@@ -13,23 +13,46 @@ class RotateConfig(Strict):
     """Groups of blocks that take turns."""
 
     blocks: Annotated[int, Field(ge=1)] = 1
+    """Blocks of a group."""
     interval: Annotated[int, Field(ge=1)] = 50
+    """Steps of a turn."""
 
 
 class TrainableConfig(Strict):
     """What moves."""
 
     mode: Literal["full", "peft", "sparse", "low_rank", "scales"] = "full"
+    """What [moves](trainable.md): `"full"`, every parameter with `requires_grad`, or those
+    chosen below; `"peft"`, an adapter beside a frozen base; `"sparse"`, the weights that a mask
+    names, over a frozen base; `"low_rank"`, matrices along products of two small factors;
+    `"scales"`, the group scales of a frozen base of integers. A `PeftModel` is trained so
+    without a word in the JSON."""
     parameters: Patterns | None = None
+    """Of `"full"`, `"low_rank"`, `"scales"`, and in `"sparse"` what moves whole: patterns on
+    parameter names, `["*.self_attn.*"]`."""
     kinds: Kinds | None = None
+    """Of the first three: [kinds](trainable.md#kinds) of parameters, `["o_proj", "down_proj"]`,
+    `["vector"]`."""
     layers: Layers | None = None
+    """Of the first three: numbers and ranges of blocks, `[0, "20-31", -1]`; with `parameters`
+    and `kinds`, what is of all."""
     rotate: RotateConfig | None = None
+    """Of `"full"`: `{"blocks": 1, "interval": 50}`: groups of so many blocks take turns of so
+    many steps; `null`: all move at every step."""
     peft_config: dict[str, Any] | None = None
+    """Of `"peft"`: an adapter to make: `{"peft_type": "LORA", "r": 8, ...}`, the keys of the
+    `peft` library."""
     adapter: str | None = None
+    """Of `"peft"`: a directory of adapter files to go on from."""
     mask: str | None = None
+    """Of `"sparse"`: a file that [`zo-offload
+    sensitivity`](training.md#which-weights-matter-zo-offload-sensitivity) has written."""
     rank: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Of `"low_rank"`: columns of the small factors; `null`: 2."""
     interval: Annotated[int, Field(ge=1)] | None = None
+    """Likewise: steps that the right factor is held, and between merges; `null`: 50."""
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Likewise: momentum in the small factor; `null`: 0."""
 
 
 _MODES_OF_KEYS = {

@@ -18,13 +18,33 @@ class UpdateConfig(Strict):
     """How projected gradients become coefficients on directions."""
 
     type: Literal["sgd", "momentum", "adam"] = "sgd"
+    """`"sgd"`, `"momentum"` or `"adam"`: [how](training.md#momentum-and-adam). The latter two
+    draw the directions of a window of steps again at every step, and hold nothing of the
+    model's size."""
     momentum: Share | None = None
+    """Of `"momentum"`; `null`: `optimizer.params.momentum` where the optimizer's type is
+    another than `"ZO"`, else 0.9."""
     beta1: Share | None = None
+    """Of `"adam"`; `null`: the first of `optimizer.params.betas` likewise, else 0.9."""
     beta2: Share | None = None
+    """Of `"adam"`; `null`: the second of `optimizer.params.betas` likewise, else 0.999."""
     adam_eps: Positive | None = None
+    """Of `"adam"`; `null`: `optimizer.params.eps` likewise, else 1e-8."""
     window: Annotated[int, Field(ge=1)] | None = None
+    """Of both: steps that count, this one included, 256 at most; `null`: the fewest that leave
+    out less than 1 % of all weight (44 at 0.9)."""
     where: Literal["host", "device"] | None = None
+    """Where masters that rest in host memory are updated: `"host"` (nothing returns over the
+    bus) or `"device"` (whole masters travel up when an update is due, and back; for a host
+    whose processor is slower than the bus). `null`: on an accelerator both are tried during the
+    first eight steps (each `lag` steps long) and the faster is kept, with room for whole
+    masters in the slots; on a CPU `"host"`. The bits are the same."""
     lag: Annotated[int, Field(ge=0, le=MOST_LAG)] = 0
+    """Steps L that a block's masters may be behind. They then move once in L steps only, what
+    is missing is added in fp32 on the way to the forward, and the next step's first blocks are
+    fetched before this one's losses are known. Reading (evaluation, saving, export) is always
+    of the current step. In bfloat16 and fp16 another lag is another run: it decides where the
+    forward's rounding happens. [More](choosing.md#probes) where a disk bounds a step."""
 
 
 _TYPES_OF_KEYS = {

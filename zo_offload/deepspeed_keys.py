@@ -92,12 +92,16 @@ def check_keys(config: Mapping[str, Any]) -> None:
     _check_zero(config.get("zero_optimization"))
 
 
+def zero_keys() -> list[str]:
+    """Those that DeepSpeed has in ``zero_optimization``."""
+    fields = DeepSpeedZeroConfig.model_fields
+    return [*fields, *(field.alias for field in fields.values() if field.alias)]
+
+
 def _check_zero(zero: Any) -> None:
     if not isinstance(zero, Mapping):
         return
-    fields = DeepSpeedZeroConfig.model_fields
-    aliases = [field.alias for field in fields.values() if field.alias]
-    refuse_unknown("zero_optimization", zero, [*fields, *aliases])
+    refuse_unknown("zero_optimization", zero, zero_keys())
     for key in ("cpu_offload", "cpu_offload_param"):
         if zero.get(key):
             raise ConfigError(
