@@ -24,6 +24,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from zo_offload import launched
 from zo_offload.cli_options import (
     CONVERT_OPTIONS,
+    DOCTOR_OPTIONS,
     EVAL_OPTIONS,
     PLAN_MEMORY,
     PLAN_OPTIONS,
@@ -200,6 +201,20 @@ def plan_run(model: str, config: str | None, json: bool, **options: Any) -> None
         print(written.text)
     if written.refusal is not None:
         raise written.refusal
+
+
+@main.command()
+@takes(*DOCTOR_OPTIONS)
+@fails_in_one_line
+def doctor(path: tuple[str, ...], json: bool) -> None:
+    """Say what this machine has and does in a second, and what to mend."""
+    _quiet_deepspeed()
+    from zo_offload.doctor import command
+
+    rows = command.examine([Path(each) for each in path])
+    print(command.as_json(rows) if json else command.as_table(rows))
+    if any(row.prevents for row in rows):
+        raise SystemExit(1)
 
 
 @main.group(name="config")

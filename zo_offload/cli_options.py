@@ -139,6 +139,11 @@ WATCH_OPTIONS = (
     click.option("--interval", type=click.FloatRange(min=0.1), default=1.0, show_default=True,
                  help="Seconds between two looks."),
 )
+DOCTOR_OPTIONS = (
+    click.option("--path", multiple=True, metavar="DIR",
+                 help="A directory whose disk is to be measured; may be given several times."),
+    click.option("--json", is_flag=True, help="One line of JSON."),
+)
 PLAN_MEMORY = ("device_gb", "host_gb", "nvme_gb")
 PLAN_RATES = ("pcie_gbps", "nvme_gbps", "host_gbps", "tflops")
 PLAN_OPTIONS = (

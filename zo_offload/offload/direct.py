@@ -122,6 +122,11 @@ class DirectFile:
         for job in jobs:
             job.result()
 
+    @property
+    def is_direct(self) -> bool:
+        """Whether the page cache is bypassed, in all of its files."""
+        return all(is_direct for _, is_direct in self._files)
+
     def where(self, offset: int) -> tuple[Path, int]:
         """The file that holds an offset, and the offset there."""
         place, at = self._located(offset)
