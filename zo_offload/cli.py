@@ -23,9 +23,11 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from zo_offload import launched
 from zo_offload.cli_options import (
+    CHECK_OPTIONS,
     CONVERT_OPTIONS,
     DOCTOR_OPTIONS,
     EVAL_OPTIONS,
+    NEW_OPTIONS,
     PLAN_MEMORY,
     PLAN_OPTIONS,
     PLAN_RATES,
@@ -230,6 +232,35 @@ def schema() -> None:
     from zo_offload.config_schema import json_schema
 
     print(json.dumps(json_schema(), indent=2))
+
+
+@config_commands.command(name="check")
+@takes(*CHECK_OPTIONS)
+@fails_in_one_line
+def check_config(file: str, trainer: bool, model: str | None, **options: Any) -> None:
+    """Say all that is wrong with a JSON, or the defaults that matter."""
+    _quiet() if model is not None else _quiet_deepspeed()
+    from zo_offload.config_command import checked
+
+    memory = {name.removesuffix("_gb"): size for name, size in options.items()}
+    said, mistakes = checked(file, trainer, model, memory)
+    for mistake in mistakes:
+        click.echo(f"Error: {one_line(mistake)}", err=True)
+    if mistakes:
+        raise SystemExit(1)
+    print("\n".join(said))
+
+
+@config_commands.command(name="new")
+@takes(*NEW_OPTIONS)
+@fails_in_one_line
+def new_config(**options: Any) -> None:
+    """Write a JSON to begin with, and say what was decided and why."""
+    _quiet()
+    from zo_offload.config_new import NewOptions, begin
+
+    for line in begin(NewOptions(**options)):
+        print(line)
 
 
 @main.command(name="convert")

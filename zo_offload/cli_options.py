@@ -139,6 +139,26 @@ WATCH_OPTIONS = (
     click.option("--interval", type=click.FloatRange(min=0.1), default=1.0, show_default=True,
                  help="Seconds between two looks."),
 )
+CHECK_OPTIONS = (
+    click.argument("file"),
+    click.option("--trainer", is_flag=True,
+                 help='For the Trainer of transformers, which fills in each "auto".'),
+    click.option("--model", metavar="NAME",
+                 help="Plan it too: a shape by name, directory or model id."),
+    click.option("--device-gb", type=POSITIVE, help="With --model: device memory, in GiB."),
+    click.option("--host-gb", type=POSITIVE, help="With --model: host memory, in GiB."),
+)
+NEW_OPTIONS = (
+    click.option("--model", required=True, metavar="NAME",
+                 help="A shape by name (opt-175b, llama-3-70b, ...), directory or model id."),
+    click.option("--device-gb", type=POSITIVE,
+                 help="Device memory, in GiB (default: this machine's)."),
+    click.option("--host-gb", type=POSITIVE, help="Host memory, in GiB (default: this machine's)."),
+    click.option("--nvme-path", metavar="DIR", help="Where weights may rest on a disk."),
+    click.option("--task-length", type=COUNT,
+                 help="Tokens of the longest example (512, or the model's context)."),
+    click.option("--output", required=True, metavar="FILE", help="The JSON, a new file."),
+)
 DOCTOR_OPTIONS = (
     click.option("--path", multiple=True, metavar="DIR",
                  help="A directory whose disk is to be measured; may be given several times."),

@@ -263,7 +263,10 @@ def parse_config(config: Mapping[str, Any]) -> ZOConfig:
     try:
         parsed = ZOConfig.model_validate({**block, **beside})
     except ValidationError as error:
-        raise ConfigError(_explain(error, beside)) from None
+        first, *others = (_explain(each, beside) for each in error.errors())
+        refused = ConfigError(first)
+        refused.others = tuple(others)
+        raise refused from None
     _check_tier(parsed)
     _check_estimator(parsed)
     _check_guard(parsed)
@@ -272,7 +275,7 @@ def parse_config(config: Mapping[str, Any]) -> ZOConfig:
     _check_replica(parsed)
     check_trainable(parsed.trainable, parsed.wire, parsed.update.lag, parsed.master)
     momentum_of(parsed.update, parsed.trainable.mode)
-    _check_beside(config)
+    check_beside(config)
     return parsed
 
 
@@ -459,9 +462,8 @@ _EXPECTED = {  # pydantic's names of mistakes
 _ROOTS = {"offload_param": "zero_optimization", "aio": ""}  # where DeepSpeed has them
 
 
-def _explain(error: ValidationError, beside: Mapping[str, Any]) -> str:
-    """The first mistake in one line: path, what is allowed, what is found, the nearest key."""
-    first = error.errors()[0]
+def _explain(first: Mapping[str, Any], beside: Mapping[str, Any]) -> str:
+    """A mistake in one line: path, what is allowed, what is found, the nearest key."""
     *parents, key = where = list(first["loc"])
     path = _dotted(where, _ROOTS.get(str(where[0]), BLOCK) if where[0] in beside else BLOCK)
     if first["type"] in ("extra_forbidden", "invalid_key"):

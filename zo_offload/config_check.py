@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from zo_offload.config import parse_config
+from zo_offload.config import check_beside, parse_config
 from zo_offload.deepspeed_json import Settings, check_beside_block, read_settings
 from zo_offload.deepspeed_keys import COUNTS, checks_of_keys
 from zo_offload.errors import ConfigError
@@ -24,7 +24,7 @@ def mistakes(config: Mapping[str, Any]) -> list[str]:
         ['amp', 'zeroth_order.eps', 'zeroth_order.probs']
     """
     found = collected(checks_of_keys(config))
-    found += collected([partial(parse_config, config)])
+    found += collected([partial(parse_config, config), partial(check_beside, config)])
     found += collected(check_beside_block(config))
     found = list(dict.fromkeys(found))
     # What is left to see needs a JSON whose parts are sound.

@@ -7,10 +7,11 @@ is cast.
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 import torch
@@ -106,6 +107,13 @@ class ScheduledScalars(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict, load_optimizer_states: bool = True) -> None:
         """As torch; the second argument is what DeepSpeed passes."""
         super().load_state_dict(state_dict)
+
+
+def check_beside_block(config: Mapping[str, Any]) -> Iterator[Callable[[], object]]:
+    """Each refuses what one of DeepSpeed's keys that act here holds, with a ConfigError."""
+    yield partial(_optimizer_scalars, config.get("optimizer"))
+    for key, value in deepspeed_part(config).items():
+        yield partial(_check_types, {key: value})
 
 
 def deepspeed_part(config: Mapping[str, Any]) -> dict[str, Any]:

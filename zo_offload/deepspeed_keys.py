@@ -5,8 +5,9 @@ because it has nothing to act on, or is refused: nothing is ignored without a wo
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
@@ -70,26 +71,43 @@ def check_keys(config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: On the first key that is refused, with the mend or the nearest valid key.
     """
-    known = (*ACTING, *WITHOUT_EFFECT, *WRITTEN_BY_ACCELERATE)
-    for key, value in config.items():
-        if key in MENDS:
-            if _is_on(value):
-                raise ConfigError(f"{key}: {MENDS[key]}")
-        elif key not in known:
-            near = get_close_matches(str(key), ACTING, n=1, cutoff=0.7)
-            mend = f"did you mean {near[0]!r}?" if near else "docs/config.md lists the keys"
-            raise ConfigError(f"{key}: unknown key; {mend}")
-    if BLOCK not in config:
-        raise ConfigError(f'no "{BLOCK}" block in the JSON; add "{BLOCK}": {{}}')
-    for key, inside in KEYS_INSIDE.items():
-        if isinstance(config.get(key), Mapping):
-            refuse_unknown(key, config[key], inside)
+    for check in checks_of_keys(config):
+        check()
     idle = [key for key in WITHOUT_EFFECT if _is_on(config.get(key))]
     if "aio" in config and not _rests_on_nvme(config):
         idle.append("aio")
     if idle:
         logger.warning("without effect here: %s", ", ".join(idle))
-    _check_zero(config.get("zero_optimization"))
+
+
+def checks_of_keys(config: Mapping[str, Any]) -> Iterator[Callable[[], object]]:
+    """Each refuses one mistake, with a ConfigError."""
+    for key, value in config.items():
+        yield partial(_check_key, key, value)
+    yield partial(_check_block, config)
+    for key, inside in KEYS_INSIDE.items():
+        if isinstance(config.get(key), Mapping):
+            for each in config[key]:
+                yield partial(refuse_unknown, key, {each: None}, inside)
+    zero = config.get("zero_optimization")
+    if isinstance(zero, Mapping):
+        for each in zero:
+            yield partial(_check_zero, {each: zero[each]})
+
+
+def _check_key(key: str, value: Any) -> None:
+    if key in MENDS:
+        if _is_on(value):
+            raise ConfigError(f"{key}: {MENDS[key]}")
+    elif key not in (*ACTING, *WITHOUT_EFFECT, *WRITTEN_BY_ACCELERATE):
+        near = get_close_matches(str(key), ACTING, n=1, cutoff=0.7)
+        mend = f"did you mean {near[0]!r}?" if near else "docs/config.md lists the keys"
+        raise ConfigError(f"{key}: unknown key; {mend}")
+
+
+def _check_block(config: Mapping[str, Any]) -> None:
+    if BLOCK not in config:
+        raise ConfigError(f'no "{BLOCK}" block in the JSON; add "{BLOCK}": {{}}')
 
 
 def zero_keys() -> list[str]:
@@ -98,9 +116,7 @@ def zero_keys() -> list[str]:
     return [*fields, *(field.alias for field in fields.values() if field.alias)]
 
 
-def _check_zero(zero: Any) -> None:
-    if not isinstance(zero, Mapping):
-        return
+def _check_zero(zero: Mapping[str, Any]) -> None:
     refuse_unknown("zero_optimization", zero, zero_keys())
     for key in ("cpu_offload", "cpu_offload_param"):
         if zero.get(key):

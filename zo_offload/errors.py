@@ -16,7 +16,13 @@ class ZOError(Exception):
 
 
 class ConfigError(ZOError, ValueError):
-    """A key, value or combination in the JSON or on the command line that cannot be honoured."""
+    """A key, value or combination in the JSON or on the command line that cannot be honoured.
+
+    Attributes:
+        others: Further mistakes that were seen beside the first, one line each.
+    """
+
+    others: tuple[str, ...] = ()
 
 
 class TaskError(ZOError, ValueError):
