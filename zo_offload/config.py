@@ -263,10 +263,10 @@ def parse_config(config: Mapping[str, Any]) -> ZOConfig:
     try:
         parsed = ZOConfig.model_validate({**block, **beside})
     except ValidationError as error:
-        first, *others = (_explain(each, beside) for each in error.errors())
-        refused = ConfigError(first)
-        refused.others = tuple(others)
-        raise refused from None
+        first, *others = error.errors()
+        raise ConfigError(
+            _explain(first, beside), tuple(_explain(each, beside) for each in others)
+        ) from None
     _check_tier(parsed)
     _check_estimator(parsed)
     _check_guard(parsed)
@@ -421,7 +421,12 @@ def _offload_param_beside(config: Mapping[str, Any]) -> Mapping[str, Any] | None
     return {key: value for key, value in theirs.items() if key not in DEEPSPEED_ONLY}
 
 
-def _check_beside(config: Mapping[str, Any]) -> None:
+def check_beside(config: Mapping[str, Any]) -> None:
+    """What ``zero_optimization`` and the precisions say beside our block.
+
+    Raises:
+        ConfigError: Something that is not to be had here.
+    """
     zero = config.get("zero_optimization") or {}
     stage = zero.get("stage")
     if stage is not None and (isinstance(stage, bool) or stage != 0):

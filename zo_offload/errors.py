@@ -16,13 +16,11 @@ class ZOError(Exception):
 
 
 class ConfigError(ZOError, ValueError):
-    """A key, value or combination in the JSON or on the command line that cannot be honoured.
+    """A key, value or combination in the JSON or on the command line that cannot be honoured."""
 
-    Attributes:
-        others: Further mistakes that were seen beside the first, one line each.
-    """
-
-    others: tuple[str, ...] = ()
+    def __init__(self, text: str, others: tuple[str, ...] = ()) -> None:
+        super().__init__(text)
+        self.others = others  # mistakes that were seen beside the first, one line each
 
 
 class TaskError(ZOError, ValueError):

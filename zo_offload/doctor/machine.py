@@ -31,10 +31,12 @@ def installed() -> Iterator[Row]:
     for name in PACKAGES:
         try:
             found = version(name)
-            if name != "peft":  # imported by runs that ask for it
-                importlib.import_module(name)
         except PackageNotFoundError:
             yield Row("versions", name, None, "not installed", f"pip install {name}", True)
+            continue
+        try:
+            if name != "peft":  # imported by runs that ask for it
+                importlib.import_module(name)
         except Exception as error:
             said = f"{found}, cannot be imported: {one_line(error)[:160]}"
             mend = f"install {name} again, and what it names"
