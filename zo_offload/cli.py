@@ -28,6 +28,7 @@ from zo_offload.cli_options import (
     DOCTOR_OPTIONS,
     EVAL_OPTIONS,
     NEW_OPTIONS,
+    EXPORT_OPTIONS,
     PLAN_MEMORY,
     PLAN_OPTIONS,
     PLAN_RATES,
@@ -345,6 +346,28 @@ def watch_run(run_dir: str, once: bool, interval: float) -> None:
     # As wide as the terminal: what does not fit is folded, unlike the lines of a log.
     with suppress(KeyboardInterrupt):
         watch(Path(run_dir), Console(highlight=False, markup=False), once, interval)
+
+
+@main.command(name="export")
+@click.argument("source", metavar="RUN_OR_CHECKPOINT")
+@takes(*EXPORT_OPTIONS)
+@fails_in_one_line
+def export_trained(**options: Any) -> None:
+    """Write what a run trained as a Hugging Face model, an adapter, or a delta to its base.
+
+    RUN_OR_CHECKPOINT is the --output of train, finished or stopped; a tag that save_checkpoint
+    made; or a delta, which becomes a model again.
+    """
+    try:
+        with reporter() as bar:
+            with bar.phase("starting"):
+                _quiet()
+                from zo_offload.export.command import ExportOptions, export
+            done = export(ExportOptions(**options), bar)
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; the same command does it again") from None
+    print(f"{done.directory}: {done.format}, {done.num_files} files of weights, "
+          f"{as_bytes(done.num_bytes)}, in {done.seconds:.1f} s")  # fmt: skip
 
 
 def reporter() -> Reporter:

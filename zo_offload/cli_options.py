@@ -164,6 +164,21 @@ DOCTOR_OPTIONS = (
                  help="A directory whose disk is to be measured; may be given several times."),
     click.option("--json", is_flag=True, help="One line of JSON."),
 )
+EXPORT_OPTIONS = (
+    click.option("--output", required=True, metavar="DIR",
+                 help="A directory to make; after a kill the same command goes on."),
+    click.option("--format", type=click.Choice(["hf", "adapter", "delta"]),
+                 help="A Hugging Face model, an adapter of peft, or the difference to the base, "
+                      "exact to the bit (default: adapter, where one was trained; else hf)."),
+    click.option("--base", metavar="DIR_OR_ID",
+                 help="What the run began with (default: as the run says; a checkpoint does not)."),
+    click.option("--config", metavar="FILE",
+                 help="Of a checkpoint: the run's DeepSpeed JSON, where replay asks for it."),
+    click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]),
+                 help="To round to (default: what forwards computed in)."),
+    click.option("--max-shard-size", default="5GB", show_default=True, metavar="SIZE",
+                 help="Of a file of weights."),
+)
 PLAN_MEMORY = ("device_gb", "host_gb", "nvme_gb")
 PLAN_RATES = ("pcie_gbps", "nvme_gbps", "host_gbps", "tflops")
 PLAN_OPTIONS = (

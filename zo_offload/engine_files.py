@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from zo_offload import checkpoint, export, resume
+from zo_offload import checkpoint, resume
 from zo_offload.errors import CheckpointError, ConfigError
+from zo_offload.export.single_file import write_model
 from zo_offload.journal import Journal
 from zo_offload.journal.header import as_stored, canonical
 from zo_offload.loader import Loader
@@ -60,7 +61,7 @@ class SavesAndLoads:
         self.stepper.guard.refuse_ended()
         if self.stepper.replica.is_first:
             path = (Path(save_dir) / save_filename).with_suffix(".safetensors")
-            export.write_model(path, self.stepper.weights, not exclude_frozen_parameters)
+            write_model(path, self.stepper.weights, not exclude_frozen_parameters)
         self.stepper.replica.wait_for_all()
         return True
 

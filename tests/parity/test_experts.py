@@ -16,7 +16,7 @@ from torch import nn
 from zo_offload import units
 from zo_offload.config import ZOConfig
 from zo_offload.errors import CheckpointError
-from zo_offload.export import write_model
+from zo_offload.export.single_file import write_model
 from zo_offload.journal import Journal
 from zo_offload.offload.streamer import Slot
 from zo_offload.snapshot import read_snapshot, write_snapshot

@@ -20,7 +20,7 @@ from trainable.modes import Owners, written_mask
 from zo_offload.codec import codec_of
 from zo_offload.config import parse_config
 from zo_offload.errors import CheckpointError, ConfigError
-from zo_offload.export import write_model
+from zo_offload.export.single_file import write_model
 from zo_offload.mask import Chosen, Mask, Origin, read_mask, write_mask
 from zo_offload.step import Stepper
 

@@ -24,7 +24,12 @@ def load_causal_lm(name: str | Path, spill: Sequence[str | Path] = ()) -> Any:
     return load_model(name, spill, "causal")
 
 
-def load_model(name: str | Path, spill: Sequence[str | Path] = (), kind: Kind | None = None) -> Any:
+def load_model(
+    name: str | Path,
+    spill: Sequence[str | Path] = (),
+    kind: Kind | None = None,
+    dtype: Any = None,
+) -> Any:
     """A model from a local directory or a model id, in its checkpoint's dtype.
 
     Code that a checkpoint brings along is never run, and no weight is ever made up. Its values are
@@ -36,6 +41,7 @@ def load_model(name: str | Path, spill: Sequence[str | Path] = (), kind: Kind | 
         name: Directory or id.
         spill: Folders for unlinked files, before those for temporary ones and by the checkpoint.
         kind: What to load it as (default: as its configuration says).
+        dtype: Of torch, instead of the checkpoint's; not of a converted model.
 
     Raises:
         ModelError: It cannot be found, fetched, read, is of an unknown type, is quantized, or
@@ -46,7 +52,7 @@ def load_model(name: str | Path, spill: Sequence[str | Path] = (), kind: Kind | 
 
     base = base_of(name)
     if base is not None:
-        return load_adapter(load_model(base, spill, kind), name)
+        return load_adapter(load_model(base, spill, kind, dtype), name)
     config = _load(transformers.AutoConfig, name, "model")
     kind = kind or kind_of(name)
     if is_converted(name):
@@ -58,7 +64,7 @@ def load_model(name: str | Path, spill: Sequence[str | Path] = (), kind: Kind | 
             getattr(transformers, LOADED_BY[kind]),
             name,
             "model",
-            dtype="auto",
+            dtype=dtype or "auto",
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused here, where they can be named
         )

@@ -37,7 +37,8 @@ class ReplayOptions:
         to: Steps to take (default: all).
         verify: Write nothing.
         threads: Of the kernels (default: torch's).
-        config: The run's JSON, which is asked for what the journal has a digest of alone.
+        config: The run's JSON, or its file, which is asked for what the journal has a digest of
+            alone.
     """
 
     base: str
@@ -46,7 +47,7 @@ class ReplayOptions:
     to: int | None = None
     verify: bool = False
     threads: int | None = None
-    config: str | None = None
+    config: str | Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

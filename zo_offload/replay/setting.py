@@ -111,14 +111,17 @@ def _check_known(path: Path, header: Header) -> None:
 
 
 def open_setting(
-    base: str | Path, journal: Journal, config: str | Path | None, spill: Sequence[Path]
+    base: str | Path,
+    journal: Journal,
+    config: str | Path | Mapping[str, Any] | None,
+    spill: Sequence[Path],
 ) -> Setting:
     """Load a base and lay it out as a journal's run did.
 
     Args:
         base: Directory or model id.
         journal: Of the steps to be taken.
-        config: The run's JSON, which is asked for what the header has a digest of alone.
+        config: The run's JSON, or its file, which is asked for what the header has a digest of.
         spill: Folders for what loading makes anew.
 
     Raises:
@@ -156,12 +159,12 @@ class _Wanted:
     dtypes: Sequence[torch.dtype | None] = COMPUTED_IN
 
     @classmethod
-    def of(cls, config: str | Path | None) -> "_Wanted":
+    def of(cls, config: str | Path | Mapping[str, Any] | None) -> "_Wanted":
         if config is None:
             return cls()
         from zo_offload.deepspeed_json import read_settings
 
-        said = read_settings(load_json(config))
+        said = read_settings(config if isinstance(config, Mapping) else load_json(config))
         block = said.zeroth_order
         return cls(block.trainable, (block.unit, *UNITS), (said.dtype,))
 
