@@ -88,7 +88,10 @@ def test_transformers_computes_what_the_run_did(name: str, tmp_path: Path):
     out = tag.export(tmp_path / "hf", config=str(tag.config), max_shard_size=SMALL)
     assert len(list(out.glob("model-*.safetensors"))) > 1
     model = AutoModelForCausalLM.from_pretrained(out)
-    assert torch.equal(tag.logits_of(model).float(), tag.logits.float())
+    found = tag.logits_of(model)
+    # A run's head gives fp32; of bf16 weights a plain one rounds to half a step of bf16.
+    near = {"rtol": 2**-8, "atol": 1e-5} if found.dtype == BF16 else {"rtol": 0.0, "atol": 0.0}
+    torch.testing.assert_close(found.float(), tag.logits, **near)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +99,7 @@ def test_transformers_computes_what_the_run_did(name: str, tmp_path: Path):
     [
         ("tied", {"dense"}),
         ("kinds", {"dense", "equal"}),
-        ("sparse", {"sparse", "dense", "equal"}),
+        ("sparse", {"dense", "equal"}),
         ("bf16-of-fp32", {"dense", "sparse"}),
         ("experts", {"dense"}),
     ],

@@ -208,23 +208,27 @@ def _write_plain(
     directory: Path, aside: Path, dtype: torch.dtype | None, most_bytes: int
 ) -> dict[str, str]:
     """A model of its own; an adapter is merged into its base. Gives rows for the card."""
-    model, notes = load_model(directory, [aside.parent], dtype=dtype), {}
-    if base_of(directory) is not None:
-        if not hasattr(model, "merge_and_unload"):
-            raise ConfigError(
-                f"--format hf: {type(model).__name__} cannot be merged into its base; write adapter"
-            )
-        try:
-            model = model.merge_and_unload()
-        except (AttributeError, NotImplementedError, ValueError, TypeError) as error:
-            raise ConfigError(
-                "--format hf: this kind of adapter cannot be merged into its base "
-                f"({type(error).__name__}); write adapter"
-            ) from error
-        notes = {"adapter": "merged into the base"}
+    base = base_of(directory)
+    model = load_model(base or directory, [aside.parent], dtype=dtype)
+    if base is not None:
+        model = _merged(model, directory)
     _save(model, aside, most_bytes)
     _copy_beside(directory, aside)
-    return notes
+    return {} if base is None else {"adapter": "merged into the base"}
+
+
+def _merged(model: Any, directory: Path) -> Any:
+    """A base with an adapter's changes in its own matrices."""
+    from peft import PeftModel
+
+    adapted: Any = PeftModel.from_pretrained(model, str(directory))
+    try:
+        return adapted.merge_and_unload()
+    except (AttributeError, NotImplementedError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"--format hf: the adapter in {directory} cannot be merged into its base "
+            f"({type(error).__name__}); write adapter"
+        ) from error
 
 
 def _write_delta(
