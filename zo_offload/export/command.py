@@ -196,8 +196,6 @@ def _refuse_format(kind: str, is_adapter: bool, source: Source) -> None:
             f"--format delta: {source.directory} trained an adapter, which is what to add to its "
             "base; write adapter, or hf for the two merged"
         )
-    if kind == "delta" and source.base is None:
-        raise ConfigError("--format delta: of which model? give what the run began with: --base")
 
 
 def _dtype(name: str | None) -> torch.dtype | None:
