@@ -117,7 +117,7 @@ def test_a_run_that_is_continued_evaluated_and_saved_has_none(tmp_path: Path):
     assert "continuing after 2 steps" in done.stdout
     given = task.arguments("", "eval", model=tmp_path / "run" / "model")
     assert invoke(given).exit_code == 0
-    known = {"", ".json", ".csv", ".png", ".journal", ".safetensors", ".jinja"}
+    known = {"", ".json", ".csv", ".jsonl", ".png", ".journal", ".safetensors", ".jinja"}
     assert kinds_of_files(tmp_path / "run") <= known
 
 

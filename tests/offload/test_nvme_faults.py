@@ -232,7 +232,7 @@ def test_slots_of_another_run_are_refused(places: list[Path], path: Path):
 
 def test_another_format_is_refused(places, monkeypatch):
     monkeypatch.setattr(slot_module, "FORMAT_VERSION", 2)
-    with pytest.raises(StoreError, match="slot format 1, but this zo_offload reads format 2; rem"):
+    with pytest.raises(StoreError, match="slot format 1, but this zo_offload reads format 2; use"):
         opened(places)
     manifest = places[0] / "store.json"
     write_sealed(manifest, 7, read_sealed(manifest, 1, ""))
