@@ -148,3 +148,9 @@ def test_a_disk_is_given_so_long_at_most(tmp_path: Path, monkeypatch: pytest.Mon
     found = rates.disk([tmp_path], 0.0)
     assert len(written) == 1
     assert found.both_gbps <= max(found.read_gbps, found.write_gbps)
+
+
+def test_a_directory_named_twice_is_one(tmp_path: Path):
+    (tmp_path / "further").mkdir()
+    rows = list(command._disks([tmp_path, tmp_path / "further" / ".."]))
+    assert [row.prevents for row in rows] == [False]

@@ -82,6 +82,7 @@ def _rates() -> Iterator[Row]:
 
 
 def _disks(paths: Sequence[Path]) -> Iterator[Row]:
+    paths = list({path.resolve(): path for path in paths}.values())  # one named twice is one
     tried = [[path] for path in paths] + ([list(paths)] if len(paths) > 1 else [])
     for folders in tried:
         name = ", ".join(map(str, folders))
