@@ -3,7 +3,7 @@
 Random weights, bfloat16, 8 x 64 tokens, signs; in memory, and with every block streamed from host
 memory. MeZO's is the published step (``mezo.py``) on the same model.
 
-    python benchmarks/step.py [--rounds 7] [--layers 12]
+    python benchmarks/step.py [--rounds 7] [--layers 12] [--width 768] [--vocabulary 50272]
 
 The last line is JSON: ``step_vs_mezo`` is a speed-up, the others are ratios of times.
 """
@@ -27,11 +27,14 @@ ROWS, LENGTH = 8, 64
 LAG = 4
 
 
-def make_model(layers: int, vocabulary: int) -> Any:
+def make_model(layers: int, width: int, vocabulary: int) -> Any:
     from transformers import OPTConfig, OPTForCausalLM
 
     torch.manual_seed(0)
-    config = OPTConfig(num_hidden_layers=layers, vocab_size=vocabulary)  # else OPT-125m's shape
+    config = OPTConfig(
+        num_hidden_layers=layers, vocab_size=vocabulary, hidden_size=width, ffn_dim=4 * width,
+        word_embed_proj_dim=width, num_attention_heads=width // 64,
+    )  # fmt: skip
     model: Any = OPTForCausalLM(config)
     return model.to(torch.bfloat16).eval()
 
@@ -40,11 +43,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--vocabulary", type=int, default=50_272)
     options = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     plain, mezo, memory, offloaded, lagging = (
-        make_model(options.layers, options.vocabulary) for _ in range(5)
+        make_model(options.layers, options.width, options.vocabulary) for _ in range(5)
     )
     generator, highest = torch.Generator().manual_seed(0), min(50_000, options.vocabulary)
     tokens = torch.randint(5, highest, (ROWS, LENGTH), generator=generator)

@@ -234,6 +234,7 @@ def test_two_hosts_without_ssh(run: Run, nodes: Nodes):
     run.wait()
 
 
+@pytest.mark.launchers
 def test_torchrun_restarts_a_killed_rank(run: Run):
     process = run.start(command("torchrun", 2, ["--max_restarts=1", str(LAUNCHERS / "train.py")]))
     run.wait_for_a_step(process)
@@ -258,6 +259,7 @@ def test_an_allocation_of_slurm(run: Run, nodes: Nodes, cluster: dict[str, str])
     run.wait()
 
 
+@pytest.mark.launchers
 def test_a_requeued_job_goes_on(
     run: Run, nodes: Nodes, cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):

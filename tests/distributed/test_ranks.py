@@ -57,7 +57,7 @@ def model_for(launcher: str) -> str:
     [
         ("deepspeed", 2, "train_batch", "SocketLink"),
         ("none", 4, "forward", "SocketLink"),
-        ("torchrun", 2, "forward", "SocketLink"),
+        pytest.param("torchrun", 2, "forward", "SocketLink", marks=pytest.mark.launchers),
         ("mpirun", 2, "train_batch", "MPILink"),
     ],
 )
@@ -75,7 +75,15 @@ def test_ranks_end_in_the_bits_of_one(
     assert len({report["evaluated"] for report in reports}) == 1
 
 
-@pytest.mark.parametrize(("launcher", "ranks"), [("deepspeed", 2), ("none", 4), ("mpirun", 2)])
+@pytest.mark.parametrize(
+    ("launcher", "ranks"),
+    [
+        ("none", 2),
+        ("none", 4),
+        pytest.param("deepspeed", 2, marks=pytest.mark.launchers),
+        pytest.param("mpirun", 2, marks=pytest.mark.launchers),
+    ],
+)
 def test_signs_apart_end_in_the_bits_of_one_rank(
     alone: dict[str, Any], tmp_path: Path, launcher: str, ranks: int
 ):
