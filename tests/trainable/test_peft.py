@@ -95,6 +95,29 @@ def test_first_values_are_of_the_seed_alone():
     assert all("lora_A" in name for name in differing(begun(1, 10), begun(2, 10)))
 
 
+@pytest.mark.parametrize("kind", ["prompt", "prefix", "p-tuning"])
+def test_prompts_go_on_from_their_file(kind: str, tmp_path: Path):
+    """As the vectors that were saved, whatever made them."""
+    block = {"mode": "peft", "peft_config": KINDS[kind]}
+    with closing(Stepper(model(), ZOConfig.model_validate({"trainable": block}))) as stepper:
+        stepper.train_step([BATCH], LR)
+        expected = stepper.evaluate(BATCH)
+        saved(stepper, tmp_path)
+    block = {"mode": "peft", "adapter": str(tmp_path)}
+    with closing(Stepper(model(), ZOConfig.model_validate({"trainable": block}))) as stepper:
+        assert stepper.evaluate(BATCH) == expected
+        before = masters(stepper)
+        stepper.train_step([BATCH], LR)
+        name = "prompt_encoder.default.embedding.weight"
+        assert differing(before, masters(stepper)) == [name]
+        moved = stepper.evaluate(BATCH)
+        assert moved != expected
+        saved(stepper, tmp_path / "again")
+    loaded = peft.PeftModel.from_pretrained(model(), tmp_path / "again").eval()
+    with torch.no_grad():
+        assert float(loaded(**BATCH).loss) == moved[0]
+
+
 def test_a_base_in_bfloat16_has_adapters_with_fp32_masters():
     with closing(stepper_of("lora", torch.bfloat16)) as stepper:
         spans = [span for unit in stepper.weights.map.everything for span in unit.spans]

@@ -202,12 +202,18 @@ def load_adapter(model: nn.Module, directory: str | Path, where: str = "") -> An
         ConfigError: There is none, or it is of another model.
     """
     check_adapter(directory, where)
+    peft = _library()
     try:
-        return _library().PeftModel.from_pretrained(model, str(directory), is_trainable=True)
+        config = peft.PeftConfig.from_pretrained(str(directory))
+        prompts = config.is_prompt_learning
+        adapted = peft.PeftModel.from_pretrained(model, str(directory), is_trainable=not prompts)
     except (ValueError, RuntimeError, OSError, KeyError) as error:
         raise ConfigError(
             f"{where}{directory}: {one_line(error)[:300]}; give an adapter of this model"
         ) from error
+    if prompts:  # the library loads them to be read; what made them is not in the file
+        adapted.prompt_encoder.requires_grad_(True)
+    return adapted
 
 
 def check_adapter(directory: str | Path, where: str = f"{PATH}.adapter: ") -> None:
