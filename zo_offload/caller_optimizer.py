@@ -1,7 +1,8 @@
 """An optimizer that the caller brings: it carries learning rate and decay, and moves nothing."""
 
+import inspect
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -91,5 +92,27 @@ def check_alike(optimizer: torch.optim.Optimizer) -> None:
         if len(found) > 1:
             raise ConfigError(
                 f"optimizer: its groups differ in {key} ({sorted(found)}), but one step moves "
-                "all weights alike; give every group the same"
+                "all weights alike; give every group the same, or leave it to the JSON: "
+                '"optimizer": {"type": "ZO", "params": {"lr": ..., "weight_decay": ...}}'
             )
+
+
+def check_metric(scheduler: Any, given: Mapping[str, Any]) -> None:
+    """Before a step is taken.
+
+    Args:
+        scheduler: Of learning rates, or None.
+        given: What its ``step`` will be called with.
+
+    Raises:
+        ConfigError: It asks for a metric, as ReduceLROnPlateau does, and there is none.
+    """
+    if scheduler is None or "metrics" in given:
+        return
+    metrics = inspect.signature(scheduler.step).parameters.get("metrics")
+    if metrics is not None and metrics.default is inspect.Parameter.empty:
+        raise ConfigError(
+            f"scheduler: {type(scheduler).__name__} asks for a metric at every step, and a Trainer "
+            "gives none; take another lr_scheduler_type, or in a loop of your own call "
+            'engine.step(lr_kwargs={"metrics": ...})'
+        )

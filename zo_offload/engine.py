@@ -235,17 +235,12 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
         In evaluation mode or without gradients: of one unperturbed lane on the current weights.
         """
         batch = Inputs(args, kwargs) if args and kwargs else kwargs or args
-        if not self.training or not torch.is_grad_enabled():
-            return self.stepper.forward(batch)
-        self._refuse_part()
-        self._profile(batch)
-        self.tput_timer.start()
-        with self._timed("forward"):
-            draws = self.stepper.draws()
-            results = self.stepper.run_lanes([batch], draws, first=len(self._window.micro_batches))
-        if results[0][0] is not None:
-            self._measure_noise(batch)
-        return self._midpoint_output(results, draws)
+        try:
+            if not self.training or not torch.is_grad_enabled():
+                return self.stepper.forward(batch)
+            return self._train_forward(batch)
+        finally:
+            self._tell_mode()  # lanes leave it in evaluation mode
 
     def backward(
         self, loss: torch.Tensor, retain_graph: bool = False, scale_wrt_gas: bool = True
@@ -327,8 +322,12 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
         return self.stepper.run_model(lambda: model.generate(*args, **kwargs))
 
     def train(self, mode: bool = True) -> "ZOEngine":  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Choose what ``forward`` does. The model itself always stays in evaluation mode."""
+        """Choose what ``forward`` does. The model's layers always stay in evaluation mode.
+
+        Its own attribute ``training`` says what was chosen, but for the length of a forward.
+        """
         self.training = mode
+        self._tell_mode()
         return self
 
     def eval(self) -> "ZOEngine":  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -395,6 +394,7 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
                 f"the optimizer's lr is {lr}, its weight_decay {decay}: not finite"
                 "; give finite numbers (optimizer.params in the JSON, or what set them since)"
             )
+        caller_optimizer.check_metric(self.lr_scheduler, lr_kwargs or {})
         if not self._window.is_open:
             raise ModelError("step: nothing was booked since the last one; call backward first")
         samples = self.global_samples + self.train_batch_size()
@@ -416,6 +416,22 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
             self._tell(self.last_result)
 
     # -- inside --
+
+    def _train_forward(self, batch: Any) -> Any:
+        """In one visit, of all lanes; see :meth:`forward`."""
+        self._refuse_part()
+        self._profile(batch)
+        self.tput_timer.start()
+        with self._timed("forward"):
+            draws = self.stepper.draws()
+            results = self.stepper.run_lanes([batch], draws, first=len(self._window.micro_batches))
+        if results[0][0] is not None:
+            self._measure_noise(batch)
+        return self._midpoint_output(results, draws)
+
+    def _tell_mode(self) -> None:
+        """Callers ask the model itself whether it trains (TRL does); its layers never do."""
+        self.module.training = self.training
 
     def _refuse_part(self) -> None:
         """Whether this rank runs all lanes, so that it knows their midpoint, and it is enough."""

@@ -22,16 +22,21 @@ class ReturnsMidpoints:
 
     def _midpoint_output(self, results: list[tuple[Any, Any]], draws: list) -> Any:
         outputs = results[0][1]
-        found = [midpoint.field_of(output, "logits") for _, output in results]
-        # With head_chunk, those of a forward that gives a loss are never made.
-        logits = [v for v in found if v is not None and not isinstance(v, LazyLogits)]
-        if logits:
-            tied = midpoint.tie(midpoint.mean(logits), partial(self._book_logits, logits, draws))
-            outputs = midpoint.with_field(outputs, "logits", tied)
+        by_field = midpoint.fields_of([output for _, output in results])
+        # With head_chunk, the logits of a forward that gives a loss are never made.
+        by_field = {
+            name: values
+            for name, values in by_field.items()
+            if not any(isinstance(value, LazyLogits) for value in values)
+        }
+        for name, values in by_field.items():
+            tied = midpoint.tie(midpoint.mean(values), partial(self._book_field, values, draws))
+            outputs = midpoint.with_field(outputs, name, tied)
         if results[0][0] is None:
-            if not logits:
+            if not by_field:
                 raise ModelError(
-                    f"the model returned neither loss nor logits (found {type(outputs).__name__})"
+                    "the model returned neither loss nor logits, nor another tensor in floating "
+                    f"point (found {type(outputs).__name__})"
                     "; use train_batch() with an objective that reads what it returns"
                 )
             return outputs
@@ -52,7 +57,7 @@ class ReturnsMidpoints:
         self._refuse_stale(draws)
         self._window.book_losses(sums, float(grad.double()))
 
-    def _book_logits(self, values: list[torch.Tensor], draws: list, grad: torch.Tensor) -> None:
+    def _book_field(self, values: list[torch.Tensor], draws: list, grad: torch.Tensor) -> None:
         self._refuse_stale(draws)
         config = self.stepper.config
         if config.fitness != "raw":

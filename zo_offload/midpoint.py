@@ -1,7 +1,8 @@
 """What the engine's forward returns: the model's own output, at the midpoint of the lanes.
 
-The loss (or the logits, where the model returns no loss) carries an autograd node, so that a caller
-may scale, mask or combine it as if there were a graph behind it: the node receives dL/dy and books
+The loss, the logits and whatever else the model returns in floating point carry an autograd node,
+so that a caller may scale, mask or combine them as if there were a graph behind: the node receives
+dL/dy and books
 
     projected_grad_k += sum(dL/dy * (y_k+ - y_k-)) / (2 eps)
 
@@ -79,6 +80,33 @@ def with_field(outputs: Any, name: str, value: torch.Tensor) -> Any:
     else:
         object.__setattr__(changed, name, value)
     return changed
+
+
+def fields_of(outputs: Sequence[Any]) -> dict[str, list[torch.Tensor]]:
+    """By name, what all lanes' outputs hold in floating point and in one shape, but for the loss.
+
+    Of a tensor, a tuple or a list the logits alone, as :func:`field_of` finds them.
+
+    Example:
+        >>> found = fields_of([{"loss": torch.ones(()), "scores": torch.ones(2)}] * 2)
+        >>> {name: len(values) for name, values in found.items()}
+        {'scores': 2}
+    """
+    first = outputs[0]
+    if isinstance(first, torch.Tensor | tuple | list):
+        names = ["logits"]
+    else:
+        own = first if isinstance(first, Mapping) else getattr(first, "__dict__", ())
+        names = list(dict.fromkeys(["logits", *own]))  # which may be a property
+    found = {}
+    for name in names:
+        values = [field_of(output, name) for output in outputs]
+        present = [value for value in values if value is not None and value.is_floating_point()]
+        alike = len({value.shape for value in present}) == 1
+        is_loss = name == "loss" and alike and present[0].numel() == 1
+        if len(present) == len(values) and alike and not is_loss:
+            found[name] = present
+    return found
 
 
 def field_of(outputs: Any, name: str) -> torch.Tensor | None:

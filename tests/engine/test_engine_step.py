@@ -153,6 +153,32 @@ def test_what_the_caller_does_to_the_loss_follows_autograd(make_engine, name: st
     assert engine.last_result.projected_grads[0] == pytest.approx(expected, rel=2e-3, abs=2e-3)
 
 
+class Scored(Net):
+    """Returns no logits but what was made of them, as a head that is fused with the loss does."""
+
+    def forward(self, x, labels=None):
+        scores = functional.log_softmax(super().forward(x).logits, -1)
+        return {"scores": scores, "best": scores.argmax(-1), "spread": scores.std(-1)}
+
+
+@pytest.mark.parametrize("name", ["scores", "spread"])
+def test_a_loss_of_whatever_the_model_returns_follows_autograd(make_engine, name: str):
+    data, model = batch(), Scored()
+    model.load_state_dict(net().state_dict())
+
+    def outer(out):
+        assert not out["best"].is_floating_point()
+        return (out[name] ** 2).mean()
+
+    engine = make_engine(deepcopy(model), config(zeroth_order={"eps": EPS}))
+    engine.backward(outer(engine(x=data["x"])))
+    engine.step()
+    z = noise(model, ZOConfig(), (0, 0), 1.0, {})
+    outer(model.eval()(data["x"])).backward()
+    along = sum(float((p.grad * z[n]).sum()) for n, p in model.named_parameters())
+    assert engine.last_result.projected_grads[0] == pytest.approx(along, rel=2e-3, abs=2e-3)
+
+
 def test_losses_and_logits_in_one_window(make_engine):
     """One micro-batch through the model's loss, one through a loss of its logits: half each."""
 
@@ -472,7 +498,7 @@ def test_neither_loss_nor_logits(make_engine):
         def forward(self, x):
             for block in self.blocks:
                 x = block(x)
-            return {"hidden": x}
+            return {"number": x.argmax(-1)}
 
     with pytest.raises(ModelError, match="neither loss nor logits"):
         make_engine(Mute())(torch.ones(1, 2))

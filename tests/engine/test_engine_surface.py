@@ -226,16 +226,30 @@ def test_a_loader_that_ends_too_early_costs_nothing(make_engine):
     assert engine.global_steps == 1
 
 
-def test_train_leaves_the_model_in_evaluation_mode(make_engine):
+def test_train_leaves_layers_in_evaluation_mode(make_engine):
     engine = make_engine(net().train())
     assert engine.training
     for mode in (engine, engine.train(), engine.train(True), engine.eval()):
         assert mode is engine
-        assert not any(module.training for module in engine.module.modules())
+        assert not any(module.training for module in engine.module.children())
     assert not engine.training
     engine.train()
     engine.train_batch(iter([batch()]))
     assert not any(module.training for module in engine.module.modules())
+
+
+def test_the_model_says_what_mode_the_engine_is_in(make_engine):
+    """TRL asks it; forwards themselves see evaluation mode."""
+    seen = []
+    engine = make_engine()
+    forward = engine.module.forward
+    engine.module.forward = lambda **data: seen.append(engine.module.training) or forward(**data)
+    for training in (True, False, True):
+        engine.train(training)
+        assert engine.module.training is training
+        engine(**batch())
+        assert engine.module.training is training
+    assert set(seen) == {False}
 
 
 def test_a_module_put_into_training_mode_is_put_back(make_engine):
