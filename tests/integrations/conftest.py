@@ -4,10 +4,10 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 from accelerate.state import AcceleratorState
+from distributed.launch import LAUNCHED
 
 import zo_offload
 from zo_offload.loss_noise import LossNoise
@@ -16,10 +16,12 @@ from zo_offload.loss_noise import LossNoise
 @pytest.fixture(scope="module")
 def stand_in() -> Iterator[None]:
     """Installed, and all that transformers and accelerate remember in a process forgotten after."""
-    with mock.patch.dict(os.environ):
-        zo_offload.install()
-        yield
-        zo_offload.uninstall()
+    before = dict(os.environ)
+    zo_offload.install()
+    yield
+    zo_offload.uninstall()
+    for name in os.environ.keys() - before.keys() - set(LAUNCHED):  # the process group stays
+        del os.environ[name]
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
