@@ -135,6 +135,7 @@ setup(
         "trainer": ["accelerate>=1.10"],
         "tasks": ["datasets>=3"],
         "peft": ["peft>=0.18"],
+        "trl": ["accelerate>=1.10", "trl>=1.16,<2"],
     },
     entry_points={"console_scripts": ["zo-offload = zo_offload.cli:main"]},
     zip_safe=False,

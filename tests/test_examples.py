@@ -4,6 +4,7 @@ import difflib
 import shutil
 from pathlib import Path
 
+import pytest
 from forked import Forked
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification
 
@@ -21,16 +22,55 @@ def run(script: Path, *arguments: Path | str, cwd: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_plain_loop(tmp_path: Path):
-    make_embedded(tmp_path / "embedded", steps=0, layers=2)
-    model, out = tmp_path / "embedded" / "model", tmp_path / "out"
-    said = run(EXAMPLES / "plain_loop.py", model, out, cwd=tmp_path)
-    steps = [line for line in said if line.startswith("step ")]
-    assert len(steps) == 20
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded one, untrained."""
+    folder = tmp_path_factory.mktemp("embedded")
+    make_embedded(folder, steps=0, layers=2)
+    return folder / "model"
+
+
+def tuned(script: str, model: Path, tmp_path: Path) -> list[str]:
+    """What a script prints that tunes a model, which is another one then."""
+    out = tmp_path / "out"
+    said = run(EXAMPLES / script, model, out, cwd=tmp_path)
     before = AutoModelForCausalLM.from_pretrained(model).state_dict()
     after = AutoModelForCausalLM.from_pretrained(out).state_dict()
     assert before.keys() == after.keys()
     assert any(not before[name].equal(after[name]) for name in before)
+    return said
+
+
+def shown(script: str, page: str) -> bool:
+    """Whether a page shows a script as it stands, without its first line and its imports."""
+    text = (EXAMPLES / script).read_text()
+    body = text[text.index("zo_offload.install()") :]
+    return body in (EXAMPLES.parent / page).read_text()
+
+
+def test_plain_loop(model: Path, tmp_path: Path):
+    said = tuned("plain_loop.py", model, tmp_path)
+    assert len([line for line in said if line.startswith("step ")]) == 20
+
+
+def test_the_trainer(model: Path, tmp_path: Path):
+    said = tuned("trainer.py", model, tmp_path)
+    assert len([line for line in said if "'grad_norm'" in line]) == 2
+    assert len([line for line in said if "'eval_loss'" in line]) == 2
+    assert shown("trainer.py", "trainer.md")
+
+
+def test_a_loop_of_accelerate(model: Path, tmp_path: Path):
+    said = tuned("accelerate_loop.py", model, tmp_path)
+    assert [line[:7] for line in said if "loss" in line] == [f"step {i}:" for i in range(1, 5)]
+    assert shown("accelerate_loop.py", "trainer.md")
+
+
+def test_sft(model: Path, tmp_path: Path):
+    pytest.importorskip("trl", reason="trl is missing (pip install --no-deps trl)")
+    said = tuned("sft.py", model, tmp_path)
+    assert len([line for line in said if "'mean_token_accuracy'" in line]) == 2
+    assert shown("sft.py", "trl.md")
 
 
 def test_vision(tmp_path: Path):
@@ -59,10 +99,9 @@ def test_a_zero_offload_script_becomes_ours_with_few_changed_lines():
     assert max(marks.count("+"), marks.count("-")) <= 12
 
 
-def test_the_changed_script_runs(tmp_path: Path):
-    make_embedded(tmp_path / "embedded", steps=0, layers=2)
+def test_the_changed_script_runs(model: Path, tmp_path: Path):
     shutil.copy(DEEPSPEED / "after.json", tmp_path / "ds.json")
-    said = run(DEEPSPEED / "after.py", tmp_path / "embedded" / "model", "out", cwd=tmp_path)
+    said = run(DEEPSPEED / "after.py", model, "out", cwd=tmp_path)
     assert [line[:8] for line in said if "loss" in line] == [
         "epoch 0:",
         "epoch 1:",

@@ -47,7 +47,7 @@ def init_distributed(port: int = 29500, required: bool | None = None) -> None:
         _check_mpi()
     if not dist.is_initialized() and launched.has_stale_store():
         _join_afresh()
-    with _no_native_ops():
+    with no_native_ops():
         deepspeed.init_distributed(
             dist_backend=accelerator().communication_backend_name(),
             distributed_port=port,
@@ -161,7 +161,7 @@ def _abort_with_this_rank() -> None:
 
 
 @contextmanager
-def _no_native_ops() -> Iterator[None]:
+def no_native_ops() -> Iterator[None]:
     """On a CPU DeepSpeed would compile a shared-memory op at start; scalars do not need it.
 
     Asking it which ops could be compiled runs a compiler as well, so it is not asked.

@@ -8,9 +8,12 @@ from typing import Any
 
 import deepspeed
 import pytest
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from engine.common import config, net
 
 import zo_offload
+from zo_offload import launched
 from zo_offload.errors import ConfigError
 
 
@@ -42,6 +45,25 @@ def test_ranks_that_share_a_micro_batch_are_refused():
     given = config(zeroth_order={"replica": {"probe_parallel": 2}})
     with pytest.raises(ConfigError, match=r"probe_parallel: 2 ranks .* a Trainer's loader gives"):
         deepspeed.initialize(model=net(), config=given)
+
+
+@pytest.mark.usefixtures("installed")
+def test_ranks_that_accelerate_does_not_see_are_refused(monkeypatch: pytest.MonkeyPatch):
+    """Each would train on all the data."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    Accelerator()
+    monkeypatch.setattr(launched, "num_ranks", lambda: 2)
+    with pytest.raises(ConfigError, match=r"accelerate: sees 1 rank.*, and 2 .*use_cpu=True"):
+        deepspeed.initialize(model=net(), config=config())
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("installed")
+def test_nothing_is_compiled_while_it_is_installed():
+    """DeepSpeed asks this table before it compiles a collective for CPUs."""
+    assert deepspeed.ops.__dict__["__compatible_ops__"] == {"deepspeed_shm_comm": False}
+    zo_offload.uninstall()
+    assert "deepspeed_shm_comm" not in deepspeed.ops.__dict__.get("__compatible_ops__", {})
 
 
 @pytest.mark.parametrize("block", [None, {"enabled": False}])

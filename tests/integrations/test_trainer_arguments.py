@@ -21,7 +21,7 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "max_grad_norm": 1e-6,
     "activation_checkpointing": True,
     "torch_empty_cache_steps": 1,
-    "full_determinism": False,
+    "neftune_noise_alpha": 5.0,
     "ddp_find_unused_parameters": True,
 }
 

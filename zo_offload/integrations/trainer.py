@@ -5,22 +5,28 @@ DeepSpeed offers no registry. So, on request, a function stands in for it that l
 with an enabled ``zeroth_order`` block the engine is ours, without one nothing is different.
 """
 
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from difflib import get_close_matches
 from functools import wraps
 from typing import Any
 
+from zo_offload import launched
 from zo_offload.config import BLOCK, ZOConfig, load_json, parse_config
 from zo_offload.errors import ConfigError
 from zo_offload.trainable.detect import is_peft_model
 
 _theirs: Callable | None = None
+_until_uninstalled = ExitStack()
 
 
 def install() -> None:
     """Stand in for ``deepspeed.initialize``; call it before the Trainer is made. Again: nothing.
 
     Under ``mpirun`` and ``srun`` the ranks are told apart here, before the Trainer looks for them.
+    On a CPU DeepSpeed compiles nothing from here on: accelerate starts the process group itself,
+    and a collective of DeepSpeed's own, which nothing here uses, would take a minute.
 
     Example::
 
@@ -30,11 +36,12 @@ def install() -> None:
     """
     import deepspeed
 
-    from zo_offload import engine, launched, process_group
+    from zo_offload import engine, process_group
 
     global _theirs
     if _theirs is not None:
         return
+    _until_uninstalled.enter_context(process_group.no_native_ops())
     if launched.by_mpi() or launched.by_srun():
         process_group.init_distributed()
     theirs = _theirs = deepspeed.initialize
@@ -45,6 +52,7 @@ def install() -> None:
             block = parse_config(_config_of(args, kwargs))
             _refuse_new_adapter(block, *args[1:2], kwargs.get("model"))
             _refuse_shared_batches(block)
+            _refuse_unseen_ranks()
             return engine.initialize(*args, **kwargs)
         return theirs(*args, **kwargs)
 
@@ -59,6 +67,7 @@ def uninstall() -> None:
     if _theirs is not None:
         deepspeed.initialize = _theirs
         _theirs = None
+        _until_uninstalled.close()
 
 
 def _wants_ours(args: tuple, kwargs: Mapping[str, Any]) -> bool:
@@ -114,4 +123,21 @@ def _refuse_shared_batches(block: ZOConfig) -> None:
             f"{BLOCK}.replica.probe_parallel: {parallel} ranks would share each micro-batch, and a "
             "Trainer's loader gives every rank its own; write 1, or train with "
             "zo_offload.initialize and train_batch()"
+        )
+
+
+def _refuse_unseen_ranks() -> None:
+    """Where there is no accelerator, accelerate may take each of several ranks for the only one.
+
+    Raises:
+        ConfigError: It does. Every rank would train on the same data.
+    """
+    state = sys.modules.get("accelerate.state")
+    if state is None or not state.is_initialized():
+        return
+    seen, started = state.PartialState().num_processes, launched.num_ranks()
+    if seen != started:
+        raise ConfigError(
+            f"accelerate: sees {seen} rank(s), and {started} were started; without a GPU write "
+            "TrainingArguments(use_cpu=True), or start a loop of accelerate's own on one rank"
         )
