@@ -1,4 +1,4 @@
-"""TrainingArguments that act, that have nothing to act on, and that are refused; accelerate alone."""
+"""TrainingArguments that act, that act on nothing, that are refused; accelerate alone."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DummyOptim
+from engine.common import same, weights
 from peft import LoraConfig, get_peft_model
 
 import zo_offload
-from engine.common import same, weights
 from integrations import stock
 from zo_offload.errors import ConfigError, ModelError
 
@@ -53,9 +53,7 @@ def test_the_schedule_is_that_of_the_arguments(trained, given: dict[str, Any], r
 def test_the_schedule_of_the_json_is_taken_with_auto(trained):
     params = {"warmup_min_lr": "auto", "warmup_max_lr": "auto", "warmup_num_steps": "auto"}
     scheduler = {"type": "WarmupLR", "params": {**params, "warmup_type": "linear"}}
-    trainer = trained(
-        stock.ds(scheduler=scheduler), max_steps=3, learning_rate=0.5, warmup_steps=2
-    )
+    trainer = trained(stock.ds(scheduler=scheduler), max_steps=3, learning_rate=0.5, warmup_steps=2)
     rates = [0.0, 0.0, 0.25]  # DeepSpeed's own first step is one before its schedule
     assert [record.lr for record in steps(trainer)] == pytest.approx(rates)
 

@@ -14,7 +14,6 @@ from transformers import (
     DataCollatorWithPadding,
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
-    Trainer,
     TrainerCallback,
 )
 
@@ -182,7 +181,7 @@ def test_callbacks_are_obeyed_and_a_run_goes_on_from_what_they_saved(trained, tm
 
 
 def test_only_the_model_is_saved_and_no_run_goes_on_from_it(trained):
-    trainer: Trainer = trained(max_steps=1, save_strategy="steps", save_steps=1, save_only_model=True)
+    trainer = trained(max_steps=1, save_strategy="steps", save_steps=1, save_only_model=True)
     saved = Path(str(trainer.args.output_dir)) / "checkpoint-1"
     names = {path.name for path in saved.iterdir()}
     assert "model.safetensors" in names

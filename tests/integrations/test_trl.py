@@ -22,7 +22,8 @@ pytestmark = pytest.mark.filterwarnings(
 
 EPS = 5e-4
 TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] + ': ' }}{% if message['role'] == 'assistant' %}"
+    "{% for message in messages %}{{ message['role'] + ': ' }}"
+    "{% if message['role'] == 'assistant' %}"
     "{% generation %}{{ message['content'] + '</s>' }}{% endgeneration %}"
     "{% else %}{{ message['content'] }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
