@@ -1,11 +1,14 @@
 """A small Llama, sentences of unequal length, and Trainers on the engine and without it."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+import zo_offload
 
 LENGTHS = (12, 3, 7, 5, 11, 4, 9, 6)
 MASKED = -100
@@ -98,3 +101,15 @@ def trainer(
         **(parts or {}),
     }
     return Trainer(args=arguments(output, deepspeed, **more), **given)
+
+
+def main(job: dict[str, Any]) -> None:
+    """Of a rank: the projected gradients of a run go to a file of ``output``."""
+    torch.set_num_threads(1)
+    zo_offload.install()
+    made: Any = trainer(Path(job["output"]), ds(), **job["arguments"])
+    made.train()
+    engine = made.model_wrapped
+    found = [record.probes[0].projected_grad for record in engine.stepper.journal.records]
+    Path(job["output"], f"found-{engine.global_rank}.json").write_text(json.dumps(found))
+    engine.destroy()

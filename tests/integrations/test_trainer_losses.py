@@ -3,11 +3,13 @@
 The gradient is that of the same Trainer without the engine, in the same step on the same batches.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from distributed.launch import forked, wait
 from parity.plain import noise
 from torch.nn import functional
 
@@ -71,8 +73,21 @@ def test_it_follows_what_the_trainer_does_to_the_loss(
     engine = trained(stock.ds({"eps": EPS}), **case).model_wrapped
     record = engine.stepper.journal.records[-1]
     no_deepspeed()
-    plain = stock.trainer(tmp_path / "plain", None, **case)
+    plain: Any = stock.trainer(tmp_path / "plain", None, **case)
     batches = [stock.padded([row]) for row in plain.train_dataset]
     z = noise(plain.model, ZOConfig(), (record.step, 0), 1.0, {})
     along = gradient_along(plain, z, batches[3 * record.step : 3 * record.step + 3])
     assert record.probes[0].projected_grad == pytest.approx(along, rel=5e-3, abs=2e-3)
+
+
+def test_two_ranks_average_over_the_tokens_of_both(trained, tmp_path: Path):
+    """As one rank does that has both micro-batches."""
+    given = {"per_device_train_batch_size": 1, "max_steps": 1}
+    job = {"output": str(tmp_path), "arguments": {**given, "gradient_accumulation_steps": 1}}
+    ended = wait(forked("integrations.stock:main", 2, job, out=tmp_path / "logs"))
+    assert all(code == 0 for code, _ in ended), ended
+    two = [json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in range(2)]
+    assert two[0] == two[1]
+    one = trained(gradient_accumulation_steps=2, **given).model_wrapped
+    (record,) = one.stepper.journal.records
+    assert two[0] == [pytest.approx(record.probes[0].projected_grad, rel=1e-3, abs=1e-3)]

@@ -171,7 +171,7 @@ def test_callbacks_are_obeyed_and_a_run_goes_on_from_what_they_saved(trained, tm
     assert [e["step"] for e in stopped.state.log_history if "eval_loss" in e] == [1]
     folder = Path(stopped.args.output_dir)
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-1"]
-    again = stock.trainer(folder, stock.ds(), max_steps=4)
+    again: Any = stock.trainer(folder, stock.ds(), max_steps=4)
     try:
         again.train(resume_from_checkpoint=True)
         records = [t.model_wrapped.stepper.journal.records for t in (whole, again)]
@@ -186,7 +186,7 @@ def test_only_the_model_is_saved_and_no_run_goes_on_from_it(trained):
     names = {path.name for path in saved.iterdir()}
     assert "model.safetensors" in names
     assert not any(path.is_dir() for path in saved.iterdir())
-    again = stock.trainer(saved.parent, stock.ds(), max_steps=2)
+    again: Any = stock.trainer(saved.parent, stock.ds(), max_steps=2)
     try:
         with pytest.raises(ValueError, match="valid checkpoint"):
             again.train(resume_from_checkpoint=True)
