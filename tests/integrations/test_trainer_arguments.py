@@ -58,10 +58,17 @@ def test_the_schedule_of_the_json_is_taken_with_auto(trained):
     assert [record.lr for record in steps(trainer)] == pytest.approx(rates)
 
 
-@pytest.mark.parametrize(("argument", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-@pytest.mark.parametrize("block", [{}, "auto"])
-def test_half_precision_is_what_forwards_compute_in(trained, argument: str, dtype: Any, block: Any):
-    more = {argument: {"enabled": "auto"}} if block else {}
+@pytest.mark.parametrize(
+    ("argument", "dtype", "more"),
+    [
+        ("bf16", torch.bfloat16, {}),
+        ("fp16", torch.float16, {"fp16": {"enabled": "auto"}}),
+    ],
+)
+def test_half_precision_is_what_forwards_compute_in(
+    trained, argument: str, dtype: torch.dtype, more: dict[str, Any]
+):
+    """With "auto" in the JSON, and with nothing."""
     trainer = trained(stock.ds(**more), max_steps=1, **{argument: True})
     seen = []
     head = trainer.model.lm_head.register_forward_hook(lambda _, given, out: seen.append(given[0]))
