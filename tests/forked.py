@@ -12,7 +12,9 @@ import runpy
 import signal
 import sys
 from collections.abc import Mapping
+from multiprocessing.connection import wait as ready
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import pytest
@@ -24,6 +26,9 @@ PRELOADED = (
     "cli.common", "distributed.worker", "faults.fuzz", "faults.programs", "faults.soak",
     "matplotlib.figure",
 )  # fmt: skip
+# A fork takes its environment from this process. An exit status can be read once, and starting a
+# process asks for those of all the others: of two threads that ask together, one would be told 255.
+ASKING = Lock()
 
 
 class Forked:
@@ -57,7 +62,7 @@ class Forked:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(PRELOADED))
         self._process = context.Process(target=_run, args=(function, given, state))
-        with pytest.MonkeyPatch.context() as patch:
+        with ASKING, pytest.MonkeyPatch.context() as patch:
             patch.setenv("PYTHONPATH", TESTS, prepend=os.pathsep)  # the server finds us there
             patch.setenv("OPENBLAS_NUM_THREADS", "1")  # NumPy would start its threads
             self._process.start()
@@ -73,12 +78,15 @@ class Forked:
 
     def wait(self, seconds: float | None = None) -> int | None:
         """Exit status (minus the signal), or None when it is still running after ``seconds``."""
-        self._process.join(seconds)
-        return self._process.exitcode
+        if not ready([self._process.sentinel], seconds):
+            return None
+        with ASKING:
+            self._process.join()
+            return self._process.exitcode
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.join()
+        self.wait()
 
 
 def script(path: str, *arguments: str) -> None:

@@ -20,7 +20,6 @@ from faults.programs import CALLS, ORDER, PHASES, POWER, Disturbance
 
 SECONDS = 240  # a process that has not ended then hangs
 KILLED = -9
-STARTING = threading.Lock()  # a fork takes its environment from this process, one at a time
 
 
 @dataclass
@@ -88,14 +87,13 @@ class Bench:
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
             }  # fmt: skip
             log = place.with_name(f"{place.name}.{each}")
-            with STARTING:
-                processes.append(
-                    Forked(
-                        self.job.program, *given, disturbance if each == rank else None,
-                        out=log.with_suffix(f".{each}.out"), errors=log.with_suffix(f".{each}.err"),
-                        variables=environment(**(ranks if self.job.ranks > 1 else {})),
-                    )
-                )  # fmt: skip
+            processes.append(
+                Forked(
+                    self.job.program, *given, disturbance if each == rank else None,
+                    out=log.with_suffix(f".{each}.out"), errors=log.with_suffix(f".{each}.err"),
+                    variables=environment(**(ranks if self.job.ranks > 1 else {})),
+                )
+            )  # fmt: skip
         ended = []
         for each, process in enumerate(processes):
             code = process.wait(SECONDS)
