@@ -1,14 +1,18 @@
 """The scripts in docs/examples run as they stand."""
 
 import difflib
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+from cli.common import invoke
+from distributed.launch import forked, wait
 from forked import Forked
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification
 
 from zo_offload.embedded.pretrain import make_embedded
+from zo_offload.mask import read_mask
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "docs" / "examples"
 DEEPSPEED = EXAMPLES / "deepspeed"
@@ -20,6 +24,10 @@ def run(script: Path, *arguments: Path | str, cwd: Path) -> list[str]:
     done = Forked("forked:script", str(script), *map(str, arguments), out=log, cwd=cwd)
     assert done.wait() == 0, done.stdout
     return done.stdout.splitlines()
+
+
+def losses(lines: list[str]) -> list[float]:
+    return [float(line.split()[-1]) for line in lines if "loss" in line]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +79,55 @@ def test_sft(model: Path, tmp_path: Path):
     said = tuned("sft.py", model, tmp_path)
     assert len([line for line in said if "'mean_token_accuracy'" in line]) == 2
     assert shown("sft.py", "trl.md")
+
+
+def test_an_adapter_is_in_plain_peft_what_it_was_in_the_engine(model: Path, tmp_path: Path):
+    said = run(EXAMPLES / "lora.py", model, tmp_path / "out", cwd=tmp_path)
+    before, after, plain = losses(said)
+    assert after < before
+    assert plain == pytest.approx(after, abs=2e-4)
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+
+
+def test_single_weights_over_four_bits(model: Path, tmp_path: Path):
+    mask, out = tmp_path / "mask.safetensors", tmp_path / "out"
+    given = ["--model", str(model), "--output", str(mask), "--method", "magnitude"]
+    done = invoke(["sensitivity", *given, "--share", "0.05"])
+    assert done.exit_code == 0, done.output
+    found = losses(run(EXAMPLES / "sparse.py", model, mask, out, cwd=tmp_path))
+    assert len(found) == 4
+    assert found[-1] < found[0]
+    chosen = read_mask(mask).chosen
+    before = AutoModelForCausalLM.from_pretrained(model).state_dict()
+    after = AutoModelForCausalLM.from_pretrained(out).state_dict()
+    for name, value in before.items():
+        if name not in chosen and "layers" not in name:
+            assert value.equal(after[name]), name
+    assert any(not before[name].equal(after[name]) for name in chosen)
+
+
+def test_two_nodes_end_in_the_bits_of_one(model: Path, tmp_path: Path):
+    """Two ranks that know each other from the environment, as the launcher tells them."""
+    script, found = EXAMPLES / "two_nodes" / "train.py", {}
+    for ranks in (1, 2):
+        given = str(script), str(model), str(tmp_path / f"out-{ranks}")
+        ended = wait(forked("forked:script", ranks, *given, out=tmp_path / str(ranks)))
+        assert [status for status, _ in ended] == [0] * ranks, ended
+        found[ranks] = losses("".join(text for _, text in ended).splitlines())
+    assert len(found[1]) == 4
+    assert found[2] == found[1]
+    one, two = (tmp_path / f"out-{ranks}" / "model.safetensors" for ranks in (1, 2))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_every_example_is_on_the_page():
+    page = (EXAMPLES.parent / "examples.md").read_text()
+    scripts = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.py")}
+    shown = set(re.findall(r'^--8<-- "docs/examples/(.*\.py)"$', page, re.MULTILINE))
+    assert scripts - shown == {"deepspeed/before.py", "deepspeed/after.py"}  # deepspeed.md
 
 
 def test_vision(tmp_path: Path):

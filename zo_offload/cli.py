@@ -12,10 +12,10 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 from rich.console import Console
@@ -55,6 +55,8 @@ from zo_offload.wording import (
 if TYPE_CHECKING:
     from zo_offload.run import Summary
 
+Result = TypeVar("Result")
+
 # Read when torch loads its thread pools. Every lane has one, and idle pools that spin would take
 # the cores from the lane that runs, and from whatever else the machine does.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -82,11 +84,11 @@ class Interrupted(click.ClickException):
     exit_code = 130  # 128 + SIGINT, as shells have it
 
 
-def fails_in_one_line(command: Callable) -> Callable:
+def fails_in_one_line(command: Callable[..., Result]) -> Callable[..., Result]:
     """An error that a user can cause is one line on stderr and exit status 1, not a traceback."""
 
     @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(*args: Any, **kwargs: Any) -> Result:
         try:
             return command(*args, **kwargs)
         except ZOError as error:
@@ -403,7 +405,7 @@ class Bar(Reporter):
         self._progress.stop()
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> Generator[None, None, None]:
         """A spinner, or a line."""
         if not self._live:
             console.print(name)

@@ -2,8 +2,11 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import click
+
+Command = Callable[..., Any]
 
 POSITIVE = click.FloatRange(min=0, min_open=True)
 COUNT = click.IntRange(min=1)
@@ -211,6 +214,6 @@ PLAN_OPTIONS = (
 # fmt: on
 
 
-def takes(*options: Callable) -> Callable[[Callable], Callable]:
+def takes(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """A command with these options."""
     return lambda command: functools.reduce(lambda f, option: option(f), reversed(options), command)

@@ -8,7 +8,7 @@ means "decide for me".
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeGuard, cast, get_args
 
 from pydantic import (
     BaseModel,
@@ -240,6 +240,11 @@ class ZOConfig(Strict):
         return len(self.signs) * self.probes
 
 
+def is_object(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    """Whether a value of a JSON is an object; the keys of JSON's objects are text."""
+    return isinstance(value, Mapping)
+
+
 def parse_config(config: Mapping[str, Any]) -> ZOConfig:
     """Our block of a DeepSpeed JSON, checked together with the keys beside it.
 
@@ -247,7 +252,7 @@ def parse_config(config: Mapping[str, Any]) -> ZOConfig:
         ConfigError: On the first mistake.
     """
     block = config.get(BLOCK, {})
-    if not isinstance(block, Mapping):
+    if not is_object(block):
         raise ConfigError(f"{BLOCK}: expected an object, found {_show(block)}")
     _refuse_auto(block)
     theirs = _offload_param_beside(config)
@@ -372,7 +377,7 @@ def load_json(path: str | Path) -> dict[str, Any]:
             "; give a DeepSpeed JSON that this user may read"
         ) from error
     try:
-        config = json.loads(text, object_pairs_hook=_unique)
+        config: Any = json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"{path}:{error.lineno}:{error.colno}: malformed JSON: {error.msg}; mend it there"
@@ -381,7 +386,7 @@ def load_json(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error}") from None
     if not isinstance(config, dict):
         raise ConfigError(f"{path}: expected a JSON object, found {type(config).__name__}")
-    return config
+    return cast(dict[str, Any], config)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -396,9 +401,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _refuse_auto(block: Mapping[str, Any]) -> None:
     """The Trainer's integration fails on any "auto" inside our block; so do we, by name."""
     for key, value in block.items():
-        inside = value.items() if isinstance(value, Mapping) else [(None, value)]
-        for inner, item in inside:
-            if "auto" in (item if isinstance(item, list) else [item]):
+        inside: Mapping[str | None, Any] = {**value} if is_object(value) else {None: value}
+        for inner, item in inside.items():
+            if item == "auto" or (isinstance(item, list) and "auto" in item):
                 path = _dotted([key] if inner is None else [key, inner])
                 raise ConfigError(
                     f'{path}: "auto" belongs to the Trainer\'s integration; '
@@ -409,12 +414,12 @@ def _refuse_auto(block: Mapping[str, Any]) -> None:
 def _offload_param_beside(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """``offload_param`` where a DeepSpeed user already has it, less what has no effect here."""
     zero = config.get("zero_optimization")
-    if zero is not None and not isinstance(zero, Mapping):
+    if zero is not None and not is_object(zero):
         raise ConfigError(f"zero_optimization: expected an object, found {_show(zero)}")
-    theirs = (zero or {}).get("offload_param")
+    theirs = zero.get("offload_param") if is_object(zero) else None
     if theirs is None:
         return None
-    if not isinstance(theirs, Mapping):
+    if not is_object(theirs):
         raise ConfigError(
             f"zero_optimization.offload_param: expected an object, found {_show(theirs)}"
         )
@@ -427,15 +432,15 @@ def check_beside(config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: Something that is not to be had here.
     """
-    zero = config.get("zero_optimization") or {}
-    stage = zero.get("stage")
+    zero: Mapping[str, Any] = config.get("zero_optimization") or {}
+    stage: Any = zero.get("stage")
     if stage is not None and (isinstance(stage, bool) or stage != 0):
         raise ConfigError(
             f"zero_optimization.stage: expected 0, found {_show(stage)}; stages 1 to 3 shard "
             "gradients and optimizer states, which do not exist here; weights move by "
             f'"{BLOCK}": {{"offload_param": {{"device": "cpu"}}}}'
         )
-    optimizer = zero.get("offload_optimizer")
+    optimizer: Any = zero.get("offload_optimizer")
     if optimizer is not None and optimizer != {"device": "none"}:
         raise ConfigError(
             "zero_optimization.offload_optimizer: there is no optimizer state to move; remove "

@@ -7,7 +7,7 @@ monitors, timers, counters); this subclass keeps it away from the weights, which
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -54,11 +54,11 @@ def initialize(
     distributed_port: int = 29500,
     mpu: Any = None,
     dist_init_required: bool | None = None,
-    collate_fn: Callable | None = None,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
     config: str | Path | Mapping[str, Any] | None = None,
     mesh_param: Any = None,
     config_params: str | Mapping[str, Any] | None = None,
-    objective: Objective | Callable | None = None,
+    objective: Objective | Callable[..., Any] | None = None,
 ) -> "tuple[ZOEngine, torch.optim.Optimizer, Any, Any]":
     """Make an engine that trains with forward passes only; called as ``deepspeed.initialize`` is.
 
@@ -137,8 +137,8 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
         optimizer: Any = None,
         training_data: Any = None,
         lr_scheduler: Any = None,
-        collate_fn: Callable | None = None,
-        objective: Objective | Callable | None = None,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        objective: Objective | Callable[..., Any] | None = None,
     ) -> None:
         device = torch.device(accelerator().current_device_name())
         config = settings.zeroth_order
@@ -166,7 +166,7 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
             self.loss_noise: LossNoise | None = None
             self.eps_watch = stepper.new_watch()
             self._window = self._new_window()
-            self._repeating_loader = None
+            self._repeating_loader: Iterator[Any] | None = None
             self._snapshots = None
             stepper.agreement.beginnings = lambda unit: beginnings(stepper, self._snapshots, unit)
             model.eval()
@@ -193,7 +193,7 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
         route: str = ROUTE_TRAIN,
         pin_memory: bool = True,
         data_sampler: Any = None,
-        collate_fn: Callable | None = None,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
         num_local_io_workers: int | None = None,
     ) -> Any:
         """A loader of a data set; for training, one that deals whole global micro-batches.
@@ -264,7 +264,7 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
         self._window.end_backward(float(loss))
         return loss / self.gradient_accumulation_steps() if scale_wrt_gas else loss
 
-    def step(self, lr_kwargs: dict | None = None) -> None:
+    def step(self, lr_kwargs: dict[str, Any] | None = None) -> None:
         """Off the accumulation boundary: nothing. On it: exchange, record, update.
 
         Raises:
@@ -282,7 +282,7 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
         if self.global_steps > before:
             self._look_back()
 
-    def train_batch(self, data_iter: Iterator | None = None) -> torch.Tensor:
+    def train_batch(self, data_iter: Iterator[Any] | None = None) -> torch.Tensor:
         """One whole step: ``gradient_accumulation_steps`` micro-batches in one visit.
 
         Args:
@@ -308,7 +308,7 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
         assert self.last_result is not None
         return torch.tensor(self.last_result.loss)
 
-    def eval_batch(self, data_iter: Iterator) -> torch.Tensor:
+    def eval_batch(self, data_iter: Iterator[Any]) -> torch.Tensor:
         """Mean loss of ``gradient_accumulation_steps`` micro-batches a rank, on current weights."""
         rows = [[self.stepper.evaluate(batch)] for batch in self._pull(data_iter)]
         booked, steps = Booked.of(["unperturbed"], rows), self.global_steps
@@ -385,7 +385,7 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
             caller_optimizer.tell(optimizer)
         caller_optimizer.check_alike(optimizer)
 
-    def _take_model_step(self, lr_kwargs: dict | None = None) -> None:
+    def _take_model_step(self, lr_kwargs: dict[str, Any] | None = None) -> None:
         """On the accumulation boundary: reduce, record, update; then what DeepSpeed counts."""
         group = self.optimizer.param_groups[0]
         lr, decay = float(group["lr"]), float(group.get("weight_decay", 0.0))
@@ -465,7 +465,7 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
                 self.flops_profiler.stop_profile()
 
     @contextmanager
-    def _logged_exchange(self) -> Iterator[None]:
+    def _logged_exchange(self) -> Generator[None, None, None]:
         """Show DeepSpeed's comms logger what goes over our own link."""
         replica, began = self.stepper.replica, time.perf_counter()
         before = replica.step_bytes
@@ -542,7 +542,7 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
             raise DivergedError(f"step {found.step}: {found.text}; the step was taken")
         logger.warning("step %d: %s", found.step, found.text)
 
-    def _pull(self, data_iter: Iterator | None) -> list[Any]:
+    def _pull(self, data_iter: Iterator[Any] | None) -> list[Any]:
         if data_iter is None:
             if self.training_dataloader is None:
                 raise ConfigError(
@@ -554,7 +554,7 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
         return [next(data_iter) for _ in range(self.gradient_accumulation_steps())]
 
     @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
+    def _timed(self, phase: str) -> Generator[None, None, None]:
         names = getattr(self.engine_timers, f"{phase}_timers")
         self._start_timers(names)
         try:

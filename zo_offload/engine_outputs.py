@@ -10,8 +10,11 @@ from zo_offload.errors import ModelError
 from zo_offload.estimator import slopes
 from zo_offload.lazy_logits import LazyLogits
 from zo_offload.objective import loss_sum
+from zo_offload.ops import Draw
 from zo_offload.step import Stepper
 from zo_offload.window import Window
+
+Draws = list[tuple[int, int, Draw]]  # probe, sign, direction
 
 
 class ReturnsMidpoints:
@@ -20,7 +23,7 @@ class ReturnsMidpoints:
     stepper: Stepper
     _window: Window
 
-    def _midpoint_output(self, results: list[tuple[Any, Any]], draws: list) -> Any:
+    def _midpoint_output(self, results: list[tuple[Any, Any]], draws: Draws) -> Any:
         outputs = results[0][1]
         by_field = midpoint.fields_of([output for _, output in results])
         # With head_chunk, the logits of a forward that gives a loss are never made.
@@ -52,12 +55,12 @@ class ReturnsMidpoints:
         return midpoint.with_field(outputs, "loss", tied)
 
     def _book_losses(
-        self, sums: list[tuple[float, float]], draws: list, grad: torch.Tensor
+        self, sums: list[tuple[float, float]], draws: Draws, grad: torch.Tensor
     ) -> None:
         self._refuse_stale(draws)
         self._window.book_losses(sums, float(grad.double()))
 
-    def _book_field(self, values: list[torch.Tensor], draws: list, grad: torch.Tensor) -> None:
+    def _book_field(self, values: list[torch.Tensor], draws: Draws, grad: torch.Tensor) -> None:
         self._refuse_stale(draws)
         config = self.stepper.config
         if config.fitness != "raw":
@@ -73,7 +76,7 @@ class ReturnsMidpoints:
         for probe, slope in enumerate(slopes(along, config.eps, config.estimator)):
             self._window.book_slope(probe, slope)
 
-    def _refuse_stale(self, draws: list) -> None:
+    def _refuse_stale(self, draws: Draws) -> None:
         measured = draws[0][2].step
         if measured != self.stepper.step:
             raise ModelError(

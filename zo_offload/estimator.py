@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from zo_offload.in_order import total
 
-SIGNS = {"spsa": (+1, -1), "one_sided": (+1,)}
+SIGNS: dict[str, tuple[int, ...]] = {"spsa": (+1, -1), "one_sided": (+1,)}
 """Of the lanes of a direction, in their order."""
 
 LEAST_PROBES = {"spsa": 1, "one_sided": 2}  # one-sided losses are compared with each other

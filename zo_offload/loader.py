@@ -66,7 +66,7 @@ class Loader:
         self,
         dataset: Any,
         share: Share,
-        collate: Callable[[list], Any] | None = None,
+        collate: Callable[[list[Any]], Any] | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:

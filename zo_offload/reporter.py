@@ -1,6 +1,6 @@
 """What a run says of itself while it works; light to import, so that it can speak at once."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -23,7 +23,7 @@ class Reporter:
         """Nothing was begun."""
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> Generator[None, None, None]:
         """Something that may take seconds."""
         yield
 

@@ -244,7 +244,7 @@ class Stepper:
         Raises:
             TaskError: The config compares examples, and the objective returns no loss of each.
         """
-        draws, found = self.my_draws(), []
+        draws, found = self.my_draws(), list[MicroBatch]()
         lanes = [(probe, sign) for probe, sign, _ in draws]
         for row in self._losses(batches, draws):
             sums = dict(zip(lanes, map(loss_sum, row), strict=True))

@@ -29,6 +29,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
 ELSEWHERE = {  # what tests of their own run
     "make": "CI runs them",
+    "python": "tests/test_examples.py",
     "deepspeed": "tests/distributed",
     "mpirun": "tests/distributed",
     "torchrun": "tests/distributed",

@@ -13,11 +13,11 @@ from functools import wraps
 from typing import Any
 
 from zo_offload import launched
-from zo_offload.config import BLOCK, ZOConfig, load_json, parse_config
+from zo_offload.config import BLOCK, ZOConfig, is_object, load_json, parse_config
 from zo_offload.errors import ConfigError
 from zo_offload.trainable.detect import is_peft_model
 
-_theirs: Callable | None = None
+_theirs: Callable[..., Any] | None = None
 _until_uninstalled = ExitStack()
 
 
@@ -70,7 +70,7 @@ def uninstall() -> None:
         _until_uninstalled.close()
 
 
-def _wants_ours(args: tuple, kwargs: Mapping[str, Any]) -> bool:
+def _wants_ours(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Whether the JSON of a call has our block, enabled; a faulty one is ours to refuse.
 
     Example:
@@ -82,15 +82,15 @@ def _wants_ours(args: tuple, kwargs: Mapping[str, Any]) -> bool:
         True
     """
     config = _config_of(args, kwargs)
-    if not isinstance(config, Mapping):
+    if not is_object(config):
         return False
     if BLOCK not in config:
         return bool(get_close_matches(BLOCK, map(str, config), n=1, cutoff=0.85))
     block = config[BLOCK]
-    return not isinstance(block, Mapping) or block.get("enabled", True) is not False
+    return not is_object(block) or block.get("enabled", True) is not False
 
 
-def _config_of(args: tuple, kwargs: Mapping[str, Any]) -> Any:
+def _config_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     config = kwargs.get("config") or kwargs.get("config_params")
     if config is None:
         config = getattr(args[0] if args else kwargs.get("args"), "deepspeed_config", None)
