@@ -126,7 +126,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["zo_offload", "zo_offload.*"]),
-    package_data={"zo_offload.report": ["page.html"]},
+    package_data={"zo_offload": ["py.typed"], "zo_offload.report": ["page.html"]},
     ext_modules=[KERNELS],
     cmdclass={"build_ext": BuildKernels},
     install_requires=RUNTIME,

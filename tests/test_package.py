@@ -75,6 +75,7 @@ def test_a_wheel_without_a_compiler_has_everything_but_the_kernels(tmp_path: Pat
     names = wheel_of(tmp_path, {"CC": "/bin/false", "CXX": "/bin/false"})
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "zo_offload").rglob("*.py")}
     assert modules <= set(names), modules - set(names)
+    assert "zo_offload/py.typed" in names  # our types are a caller's checker's, too
     assert not [name for name in names if name.endswith(".so")]
 
 

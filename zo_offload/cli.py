@@ -13,7 +13,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -196,16 +196,24 @@ def evaluate(local_rank: int | None, **options: Any) -> None:
 @fails_in_one_line
 def plan_run(model: str, config: str | None, json: bool, **options: Any) -> None:
     """Say what a run needs and how long a step takes, from the model's shapes alone."""
-    _quiet()
-    from zo_offload.plan import command
-
-    memory = {name.removesuffix("_gb"): options.pop(name) for name in PLAN_MEMORY}
-    rates = {name: options.pop(name) for name in PLAN_RATES}
-    written = command.run(command.PlanOptions(model, config, memory, rates, options, json))
+    with shown() as bar:
+        with bar.phase("starting"):
+            _quiet()
+            from zo_offload.plan import command
+        with bar.phase(f"planning {model}"):
+            written = _planned(command, model, config, json, options)
     if written.text:
         print(written.text)
     if written.refusal is not None:
         raise written.refusal
+
+
+def _planned(
+    command: Any, model: str, config: str | None, as_json: bool, options: dict[str, Any]
+) -> Any:
+    memory = {name.removesuffix("_gb"): options.pop(name) for name in PLAN_MEMORY}
+    rates = {name: options.pop(name) for name in PLAN_RATES}
+    return command.run(command.PlanOptions(model, config, memory, rates, options, as_json))
 
 
 @main.command()
@@ -213,10 +221,11 @@ def plan_run(model: str, config: str | None, json: bool, **options: Any) -> None
 @fails_in_one_line
 def doctor(path: tuple[str, ...], json: bool) -> None:
     """Say what this machine has and does in a second, and what to mend."""
-    _quiet_deepspeed()
-    from zo_offload.doctor import command
-
-    rows = command.examine([Path(each) for each in path])
+    with shown() as bar:
+        with bar.phase("starting"):
+            _quiet_deepspeed()
+            from zo_offload.doctor import command
+        rows = command.examine([Path(each) for each in path], bar)
     print(command.as_json(rows) if json else command.as_table(rows))
     if any(row.prevents for row in rows):
         raise SystemExit(1)
@@ -242,11 +251,12 @@ def schema() -> None:
 @fails_in_one_line
 def check_config(file: str, trainer: bool, model: str | None, **options: Any) -> None:
     """Say all that is wrong with a JSON, or the defaults that matter."""
-    _quiet() if model is not None else _quiet_deepspeed()
-    from zo_offload.config_command import checked
-
     memory = {name.removesuffix("_gb"): size for name, size in options.items()}
-    said, mistakes = checked(file, trainer, model, memory)
+    with shown() as bar, bar.phase(f"checking {file}"):
+        _quiet() if model is not None else _quiet_deepspeed()
+        from zo_offload.config_command import checked
+
+        said, mistakes = checked(file, trainer, model, memory)
     for mistake in mistakes:
         click.echo(f"Error: {one_line(mistake)}", err=True)
     if mistakes:
@@ -259,10 +269,12 @@ def check_config(file: str, trainer: bool, model: str | None, **options: Any) ->
 @fails_in_one_line
 def new_config(**options: Any) -> None:
     """Write a JSON to begin with, and say what was decided and why."""
-    _quiet()
-    from zo_offload.config_new import NewOptions, begin
+    with shown() as bar, bar.phase(f"planning {options['model']}"):
+        _quiet()
+        from zo_offload.config_new import NewOptions, begin
 
-    for line in begin(NewOptions(**options)):
+        lines = begin(NewOptions(**options))
+    for line in lines:
         print(line)
 
 
@@ -329,9 +341,10 @@ def replay_journal(**options: Any) -> None:
 @fails_in_one_line
 def write_report(run_dir: tuple[str, ...], output: str | None) -> None:
     """Write a page on a run, or on several side by side, with pictures beside it."""
-    from zo_offload.report.command import report
-
-    done = report(run_dir, output)
+    with shown() as bar:
+        with bar.phase("starting"):
+            from zo_offload.report.command import report
+        done = report(run_dir, output, bar)
     for run in done.runs:
         for line in run.missing:
             print(f"{run.directory}: {line}")
@@ -346,8 +359,7 @@ def watch_run(run_dir: str, once: bool, interval: float) -> None:
     from zo_offload.report.watch import watch
 
     # As wide as the terminal: what does not fit is folded, unlike the lines of a log.
-    with suppress(KeyboardInterrupt):
-        watch(Path(run_dir), Console(highlight=False, markup=False), once, interval)
+    watch(Path(run_dir), Console(highlight=False, markup=False), once, interval)
 
 
 @main.command(name="export")
@@ -370,6 +382,11 @@ def export_trained(**options: Any) -> None:
         raise Interrupted("interrupted; the same command does it again") from None
     print(f"{done.directory}: {done.format}, {done.num_files} files of weights, "
           f"{as_bytes(done.num_bytes)}, in {done.seconds:.1f} s")  # fmt: skip
+
+
+def shown() -> Reporter:
+    """Bars on a terminal and nothing elsewhere: of commands whose output is read by programs."""
+    return reporter() if console.is_terminal else Reporter()
 
 
 def reporter() -> Reporter:
@@ -405,9 +422,9 @@ class Bar(Reporter):
         self._progress.stop()
 
     @contextmanager
-    def phase(self, name: str) -> Generator[None, None, None]:
+    def phase(self, name: str, quiet: bool = False) -> Generator[None, None, None]:
         """A spinner, or a line."""
-        if not self._live:
+        if not self._live and not quiet:
             console.print(name)
         task = self._progress.add_task(name, total=None, detail="")
         try:

@@ -259,7 +259,7 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
             )
         self._window.begin_backward(scale_wrt_gas)
         with self._timed("backward"):
-            loss.backward(retain_graph=retain_graph)
+            torch.autograd.backward(loss, retain_graph=retain_graph)
         loss = loss.detach()
         self._window.end_backward(float(loss))
         return loss / self.gradient_accumulation_steps() if scale_wrt_gas else loss
@@ -356,7 +356,7 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
                 torch.device(wanted).type == self.stepper.weights.arena.device.type
             )
             if not here and not isinstance(wanted, bool):  # non_blocking
-                self._apply(lambda tensor: tensor)
+                self._apply(None)
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:

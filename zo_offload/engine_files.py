@@ -33,7 +33,7 @@ class SavesAndLoads:
     train_batch_size: Callable[[], int]
     gradient_accumulation_steps: Callable[[], int]
     _window: Window
-    _repeating_loader: Iterator | None
+    _repeating_loader: Iterator[Any] | None
     _snapshots: Series | None
 
     def save_pretrained(self, directory: str | Path) -> None:
@@ -109,7 +109,7 @@ class SavesAndLoads:
         load_optimizer_states: bool = True,
         load_lr_scheduler_states: bool = True,
         load_module_only: bool = False,
-        custom_load_fn: Callable | None = None,
+        custom_load_fn: Callable[..., Any] | None = None,
     ) -> tuple[str | None, dict[str, Any] | None]:
         """Stand exactly where a tag was saved, wherever this engine stands; all ranks call this.
 

@@ -23,8 +23,8 @@ class Reporter:
         """Nothing was begun."""
 
     @contextmanager
-    def phase(self, name: str) -> Generator[None, None, None]:
-        """Something that may take seconds."""
+    def phase(self, name: str, quiet: bool = False) -> Generator[None, None, None]:
+        """Something that may take seconds; ``quiet`` where a log need not name it."""
         yield
 
     def say(self, line: str) -> None:

@@ -106,7 +106,8 @@ def train(options: RunOptions, reporter: Reporter) -> Summary | None:
         Stopped: The user has asked for it; the same command continues.
     """
     replica = connected()
-    config, task, asked = replica.all_or_none(lambda: asked_for(options))
+    with reporter.phase("reading the data", quiet=True):
+        config, task, asked = replica.all_or_none(lambda: asked_for(options))
     directory = Path(options.output)
     with ExitStack() as stack:
 
@@ -135,7 +136,8 @@ def train(options: RunOptions, reporter: Reporter) -> Summary | None:
 def evaluate_model(options: TaskOptions, reporter: Reporter) -> Evaluation:
     """Accuracy and mean loss of a model on a data set; its weights stream as in training."""
     replica = connected()
-    config, task = replica.all_or_none(lambda: _task(options))
+    with reporter.phase("reading the data", quiet=True):
+        config, task = replica.all_or_none(lambda: _task(options))
     engine = start_engine(replica, task, config, reporter)
     try:
         return evaluate_on_ranks(engine, task, reporter)
@@ -214,7 +216,8 @@ def _run(
         return None
     with reporter.phase(f"exporting to {directory / 'model'}"):
         export_model(engine, task, directory / "model")
-    draw_curve(metrics, directory / "curve.png")
+    with reporter.phase("drawing the curve", quiet=True):
+        draw_curve(metrics, directory / "curve.png")
     summary = _summarize(engine, metrics, journal, options.steps - first)
     files.write_file(directory / "summary.json", as_json(asdict(summary)))
     replica.wait_for_all()

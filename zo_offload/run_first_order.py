@@ -86,7 +86,8 @@ def train(options: RunOptions, reporter: Reporter) -> Summary:
     _refuse(options, config, parsed)
     check_files(parsed)
     settings = _settings(options, config, parsed)
-    task = Task(options, training=True)
+    with reporter.phase("reading the data", quiet=True):
+        task = Task(options, training=True)
     asked = what_is_asked(recorded(options, task.order), config, task.digests)
     directory = Path(options.output)
     written = directory / "summary.json"
@@ -104,7 +105,8 @@ def train(options: RunOptions, reporter: Reporter) -> Summary:
         take_steps(engine, task, options, metrics, reporter, stopping)
         with reporter.phase(f"exporting to {directory / 'model'}"):
             export_model(engine, task, directory / "model")
-        draw_curve(metrics, directory / "curve.png")
+        with reporter.phase("drawing the curve", quiet=True):
+            draw_curve(metrics, directory / "curve.png")
         summary = _summarize(engine, metrics, str(options.first_order))
         files.write_file(written, as_json(asdict(summary)))
     return summary

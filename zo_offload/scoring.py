@@ -77,7 +77,8 @@ def score(options: ScoringOptions, reporter: Reporter | None = None) -> Scored:
     """
     began, reporter = time.monotonic(), reporter or Reporter()
     settings = read_settings(load_json(options.config) if options.config else ANY)
-    batches = list(_pieces(options)) if options.method == "gradient" else []
+    with reporter.phase("reading the text", quiet=True):
+        batches = list(_pieces(options)) if options.method == "gradient" else []
     with reporter.phase(f"loading {options.model}"):
         model = load_causal_lm(options.model)
     chosen = _Choice(matrices_of(model, settings.zeroth_order.unit), options)

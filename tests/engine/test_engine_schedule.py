@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from metric_names import documented
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.optim.lr_scheduler import LambdaLR, StepLR
 
@@ -232,6 +233,8 @@ def test_timers_reach_the_monitor(make_engine, tmp_path):
     times = column(tmp_path / "job" / "Train_Samples_elapsed_time_ms_forward.csv")[1]
     assert len(times) == 2
     assert min(times) > 0
+    written = {path.stem for path in (tmp_path / "job").glob("*.csv")}
+    assert written == {name.replace("/", "_") for name in documented("DeepSpeed's monitors")}
 
 
 def test_steps_per_print(make_engine, caplog):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from distributed.launch import SECONDS, command, environment, forked, wait
+from metric_names import documented
 
 pytestmark = pytest.mark.slow
 
@@ -47,6 +48,10 @@ def test_it_trains_evaluates_saves_and_rotates(undisturbed: dict[str, Any]):
     logged = [entry for entry in undisturbed["log"] if "grad_norm" in entry]
     assert [entry["step"] for entry in logged] == [5, 10]
     assert all(entry["grad_norm"] > 0 for entry in logged)
+
+
+def test_what_it_logs_is_what_the_page_says(undisturbed: dict[str, Any]):
+    assert set(undisturbed["logged"]) == documented("The Trainer's log")
 
 
 @pytest.mark.parametrize("last_step", [5, 8])

@@ -89,6 +89,7 @@ def main(job: dict[str, Any]) -> None:
              if key in entry}
             for entry in trainer.state.log_history
         ],
+        "logged": sorted({key for entry in trainer.state.log_history for key in entry}),
         "checkpoints": sorted(path.name for path in Path(job["output"]).glob("checkpoint-*")),
     }  # fmt: skip
     (Path(job["output"]) / f"rank-{engine.global_rank}.json").write_text(json.dumps(report))

@@ -10,19 +10,25 @@ import torch
 from zo_offload.doctor import machine, rates
 from zo_offload.doctor.row import Row
 from zo_offload.errors import KernelError, StoreError
+from zo_offload.reporter import Reporter
 
 DISK_SECONDS = 6.0  # of all paths, writing and reading
 OF_A_PLAN = {"host_gbps": "host updates", "pcie_gbps": "bus", "tflops": "products"}
 
 
-def examine(paths: Sequence[Path]) -> list[Row]:
+def examine(paths: Sequence[Path], reporter: Reporter | None = None) -> list[Row]:
     """Look at everything, and measure.
 
     Args:
         paths: Directories where weights, or a run's files, are to lie.
+        reporter: Told of what is done.
     """
-    rows = [*machine.installed(), *machine.devices(), *machine.limits(), *machine.processor()]
-    return [*rows, *_rates(), *_disks(paths), *machine.launchers()]
+    reporter = reporter or Reporter()
+    with reporter.phase("looking at the machine"):
+        rows = [*machine.installed(), *machine.devices(), *machine.limits(), *machine.processor()]
+    with reporter.phase("measuring memory"):
+        rows += _rates()
+    return [*rows, *_disks(paths, reporter), *machine.launchers()]
 
 
 def plan_options(rows: Sequence[Row]) -> dict[str, float]:
@@ -81,10 +87,10 @@ def _rates() -> Iterator[Row]:
         yield Row("rates", "products", products, f"{products:.0f} TFLOP/s, bfloat16")
 
 
-def _disks(paths: Sequence[Path]) -> Iterator[Row]:
+def _disks(paths: Sequence[Path], reporter: Reporter) -> Iterator[Row]:
     paths = list({path.resolve(): path for path in paths}.values())  # one named twice is one
     tried = [[path] for path in paths] + ([list(paths)] if len(paths) > 1 else [])
-    for folders in tried:
+    for folders in reporter.counted("measuring disks", tried, len(tried)):
         name = ", ".join(map(str, folders))
         try:
             found = rates.disk(folders, DISK_SECONDS / 2 / len(tried))

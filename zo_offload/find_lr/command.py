@@ -52,7 +52,8 @@ def find(options: FindOptions, reporter: Reporter) -> Found | None:
         ZOError: With one line for the user.
     """
     replica = run.connected()
-    config, task, _ = replica.all_or_none(lambda: _asked(options))
+    with reporter.phase("reading the data", quiet=True):
+        config, task, _ = replica.all_or_none(lambda: _asked(options))
     directory = Path(options.run.output)
     with ExitStack() as stack:
 

@@ -8,6 +8,7 @@ from zo_offload.errors import ConfigError
 from zo_offload.files import write_file
 from zo_offload.report import charts
 from zo_offload.report.found import Run, read_run
+from zo_offload.reporter import Reporter
 
 MOST_RUNS = 26
 PAGE = "report.html"
@@ -28,12 +29,15 @@ class Written:
     runs: list[Run]
 
 
-def report(directories: Sequence[str], output: str | None = None) -> Written:
+def report(
+    directories: Sequence[str], output: str | None = None, reporter: Reporter | None = None
+) -> Written:
     """Write a page on some runs.
 
     Args:
         directories: Of the runs, at most ``MOST_RUNS``.
         output: The page (default: ``report.html`` in the run's directory; of several runs, here).
+        reporter: Told of what is done.
 
     Raises:
         ConfigError: A directory holds no run, or the page cannot be written.
@@ -47,10 +51,14 @@ def report(directories: Sequence[str], output: str | None = None) -> Written:
     place = Path(output) if output else Path(directories[0] if len(directories) == 1 else ".", PAGE)
     if place.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--output: {place} is to be a page; give a name that ends in .html")
-    runs = [read_run(Path(each)) for each in directories]
+    reporter = reporter or Reporter()
+    asked = reporter.counted("reading runs", directories, len(directories))
+    runs = [read_run(Path(each)) for each in asked]
     if not place.parent.is_dir():
         raise ConfigError(f"--output: {place.parent} is no directory; make it, or give another")
-    found = [(chart, *charts.drawn(chart, runs)) for chart in charts.charts(runs)]
+    wanted = charts.charts(runs)
+    drawn = reporter.counted("drawing charts", wanted, len(wanted))
+    found = [(chart, *charts.drawn(chart, runs)) for chart in drawn]
     text = page(runs, [(chart, svg) for chart, svg, _ in found])
     pictures = {place.with_name(f"{place.stem}-{c.name}.png"): png for c, _, png in found}
     try:

@@ -8,6 +8,7 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -21,7 +22,8 @@ from zo_offload.report.found import ENDED, FINISHED, Run, read_run, read_state
 from zo_offload.wording import as_speed, as_time
 
 BARS = "▁▂▃▄▅▆▇█"
-SPARKS = 40
+SPARKS, LEAST_SPARKS = 40, 8
+BESIDE_SPARKS = 24  # columns: names, and the loss itself
 RECENT_STEPS = 50  # that a speed is the mean of
 LAST_EVALUATIONS = 3
 LAST_WARNINGS = 4
@@ -36,7 +38,7 @@ def watch(directory: Path, console: Console, once: bool, interval: float) -> Run
         directory: Of the run.
         console: To write to; where it is no terminal, one snapshot is all.
         once: Whether one snapshot is all.
-        interval: Seconds between two looks.
+        interval: Seconds between two looks; Ctrl-C ends them, and what was seen last stays.
 
     Returns:
         What was seen last.
@@ -45,11 +47,19 @@ def watch(directory: Path, console: Console, once: bool, interval: float) -> Run
         ConfigError: The directory holds no run.
     """
     run = read_run(directory)
-    if once or not console.is_terminal:
-        console.print(snapshot(run))
-        return run
+    if not once and console.is_terminal:
+        run = _watched(run, directory, console, interval)
+    console.print(snapshot(run, console.width))
+    return run
+
+
+def _watched(run: Run, directory: Path, console: Console, interval: float) -> Run:
+    """On a screen of its own: a terminal that is made narrower folds what stands on the other."""
     stamp, took = _stamp(directory), 0.0
-    with Live(snapshot(run), console=console, auto_refresh=False) as live:
+    with (
+        suppress(KeyboardInterrupt),
+        Live(snapshot(run, console.width), console=console, auto_refresh=False, screen=True) as live,
+    ):
         while run.state not in (FINISHED, ENDED):
             time.sleep(max(interval, MOST_SHARE * took))
             began = time.monotonic()
@@ -58,23 +68,23 @@ def watch(directory: Path, console: Console, once: bool, interval: float) -> Run
                 run.state = read_state(directory)
             else:
                 run = read_run(directory)
-            live.update(snapshot(run), refresh=True)
+            live.update(snapshot(run, console.width), refresh=True)
             took = time.monotonic() - began
     return run
 
 
-def snapshot(run: Run) -> Group:
-    """What there is to say of a run now."""
+def snapshot(run: Run, width: int = 80) -> Group:
+    """What there is to say of a run now, in so many columns."""
     shown = Table.grid(padding=(0, 2))
     shown.add_column(style="dim", no_wrap=True)
     shown.add_column(overflow="fold")
-    for name, value in lines(run):
+    for name, value in lines(run, max(LEAST_SPARKS, min(SPARKS, width - BESIDE_SPARKS))):
         shown.add_row(name, Text(_plain(value)))
     return Group(Text(_plain(str(run.directory)), style="bold"), shown)
 
 
-def lines(run: Run) -> list[tuple[str, str]]:
-    """Names and values, in order."""
+def lines(run: Run, sparks: int = SPARKS) -> list[tuple[str, str]]:
+    """Names and values, in order; the curve of losses has so many bars at most."""
     asked = run.steps_asked
     losses = smooth([step.loss for step in run.steps])
     found = [("state", run.state)]
@@ -83,7 +93,7 @@ def lines(run: Run) -> list[tuple[str, str]]:
         taken += f" of {asked:,} ({100 * len(run.steps) / asked:.3g} %)"
     found.append(("step", taken))
     if losses and math.isfinite(losses[-1]):
-        found.append(("loss", f"{losses[-1]:.4f}  {sparkline(losses)}"))
+        found.append(("loss", f"{losses[-1]:.4f}  {sparkline(losses, sparks)}"))
     if run.steps:
         found.append(("lr", f"{run.steps[-1].lr:.4g}"))
     found += _pace(run, asked)
