@@ -24,7 +24,7 @@ class ReturnsMidpoints:
     _window: Window
 
     def _midpoint_output(self, results: list[tuple[Any, Any]], draws: Draws) -> Any:
-        outputs = results[0][1]
+        outputs: Any = results[0][1]
         by_field = midpoint.fields_of([output for _, output in results])
         # With head_chunk, the logits of a forward that gives a loss are never made.
         by_field = {
@@ -47,10 +47,11 @@ class ReturnsMidpoints:
         values = [total / weight if weight else 0.0 for total, weight in sums]
         mean = torch.tensor(sum(values) / len(values), device=self.stepper.device)
         tied = midpoint.tie(mean, partial(self._book_losses, sums, draws))
+        kind = type(outputs).__name__
         if midpoint.field_of(outputs, "loss") is None and isinstance(outputs, tuple | list):
             raise ModelError(
                 "the objective gives a loss, and the model's output is a "
-                f"{type(outputs).__name__} without a place for one; use train_batch"
+                f"{kind} without a place for one; use train_batch"
             )
         return midpoint.with_field(outputs, "loss", tied)
 

@@ -3,7 +3,9 @@
 import os
 import pty
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from io import RawIOBase
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from rich.console import Console
 from cli.common import Task, invoke
 from zo_offload import cli
 from zo_offload.doctor import rates
-from zo_offload.report import watch
+from zo_offload.report import charts, watch
 from zo_offload.reporter import Item, Reporter
 
 
@@ -60,6 +62,8 @@ def test_bars_are_for_terminals(
     name: str, finished, task: Task, noting: Noting, tmp_path: Path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
+    every = charts.charts
+    monkeypatch.setattr(charts, "charts", lambda runs: every(runs)[:1])
     monkeypatch.setattr(rates, "COPIED_BYTES", 1 << 20)
     monkeypatch.setattr(rates, "MANY", 1 << 16)
     monkeypatch.setattr(rates, "FILE_BYTES", 1 << 20)
@@ -92,6 +96,15 @@ def test_quiet_phases_are_no_lines_of_a_log(capsys):
     assert capsys.readouterr().out == "loud\n"
 
 
+def all_of(terminal: RawIOBase) -> str:
+    """What was drawn, until the other end is closed."""
+    drawn = b""
+    with suppress(OSError):
+        while part := terminal.read(1 << 12):
+            drawn += part
+    return drawn.decode()
+
+
 @pytest.mark.parametrize("width", [40, 80])
 def test_watch_leaves_the_terminal_as_it_was(
     finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int
@@ -110,17 +123,17 @@ def test_watch_leaves_the_terminal_as_it_was(
     run.state = "under way"
     monkeypatch.setattr(watch, "read_run", lambda directory: run)
     ours, terminal = pty.openpty()
-    with os.fdopen(terminal, "w") as file:
-        console = Console(file=file, width=width, height=24, highlight=False, markup=False)
-        assert console.is_terminal
-        watch.watch(finished.directory, console, once=False, interval=0.0)
-        file.flush()
-        drawn = os.read(ours, 1 << 16).decode()
-    os.close(ours)
+    with ThreadPoolExecutor(1) as pool, os.fdopen(ours, "rb", 0) as read:
+        drawing = pool.submit(all_of, read)
+        with os.fdopen(terminal, "w") as file:
+            console = Console(file=file, width=width, height=24, highlight=False, markup=False)
+            assert console.is_terminal
+            watch.watch(finished.directory, console, once=False, interval=0.0)
+        drawn = drawing.result()
     assert len(looks) == 3
     seen, left = drawn.split("\x1b[?1049l")
     assert "\x1b[?1049h" in seen
-    assert "\x1b[?25h" in seen.rpartition("\x1b[?25l")[2] or "\x1b[?25h" in left
+    assert drawn.rindex("\x1b[?25h") > drawn.rindex("\x1b[?25l")  # the cursor is back
     assert "under way" in left
     assert "\x1b[?1049h" not in left
 

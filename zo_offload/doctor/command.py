@@ -87,10 +87,10 @@ def _rates() -> Iterator[Row]:
         yield Row("rates", "products", products, f"{products:.0f} TFLOP/s, bfloat16")
 
 
-def _disks(paths: Sequence[Path], reporter: Reporter) -> Iterator[Row]:
+def _disks(paths: Sequence[Path], reporter: Reporter | None = None) -> Iterator[Row]:
     paths = list({path.resolve(): path for path in paths}.values())  # one named twice is one
     tried = [[path] for path in paths] + ([list(paths)] if len(paths) > 1 else [])
-    for folders in reporter.counted("measuring disks", tried, len(tried)):
+    for folders in (reporter or Reporter()).counted("measuring disks", tried, len(tried)):
         name = ", ".join(map(str, folders))
         try:
             found = rates.disk(folders, DISK_SECONDS / 2 / len(tried))

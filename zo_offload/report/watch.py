@@ -56,10 +56,8 @@ def watch(directory: Path, console: Console, once: bool, interval: float) -> Run
 def _watched(run: Run, directory: Path, console: Console, interval: float) -> Run:
     """On a screen of its own: a terminal that is made narrower folds what stands on the other."""
     stamp, took = _stamp(directory), 0.0
-    with (
-        suppress(KeyboardInterrupt),
-        Live(snapshot(run, console.width), console=console, auto_refresh=False, screen=True) as live,
-    ):
+    screen = Live(snapshot(run, console.width), console=console, auto_refresh=False, screen=True)
+    with suppress(KeyboardInterrupt), screen as live:
         while run.state not in (FINISHED, ENDED):
             time.sleep(max(interval, MOST_SHARE * took))
             began = time.monotonic()
