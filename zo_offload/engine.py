@@ -83,6 +83,17 @@ def initialize(
 
     Raises:
         ConfigError: Before any model is touched.
+        ModelError: The model cannot be loaded, or not be trained so.
+        StoreError: Its weights fit nowhere that the JSON allows.
+
+    Example::
+
+        engine, _, loader, _ = zo_offload.initialize(
+            model=model, config="ds.json", training_data=data
+        )
+        for batch in loader:
+            engine.backward(engine(**batch).loss)
+            engine.step()
     """
     if mpu is not None or mesh_param is not None:
         raise ConfigError(
@@ -233,6 +244,18 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
         """The model's output at the midpoint of this step's lanes, with a node for ``backward``.
 
         In evaluation mode or without gradients: of one unperturbed lane on the current weights.
+
+        Args:
+            *args: As the model takes them, tensors on ``device``.
+            **kwargs: Likewise.
+
+        Returns:
+            The model's own output type; its ``loss`` is a scalar on ``device``, the mean of the
+            lanes' losses in fp32, and its ``logits`` are their mean.
+
+        Raises:
+            ModelError: The config needs what one forward cannot know; call :meth:`train_batch`.
+            TaskError: The objective gave no loss.
         """
         batch = Inputs(args, kwargs) if args and kwargs else kwargs or args
         try:
@@ -251,6 +274,12 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
             loss: Scalar computed from ``forward``'s output.
             retain_graph: As in torch.
             scale_wrt_gas: False when the caller has divided by ``gradient_accumulation_steps``.
+
+        Returns:
+            The loss without its graph, over ``gradient_accumulation_steps`` if that scales it.
+
+        Raises:
+            ModelError: The loss has no graph, or was measured for an earlier step.
         """
         if loss.grad_fn is None:
             raise ModelError(
@@ -289,7 +318,12 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
             data_iter: Yields micro-batches (default: the engine's loader, repeated).
 
         Returns:
-            Mean loss over the lanes, a scalar on the CPU.
+            Mean loss over the lanes of all ranks, an fp32 scalar on the CPU.
+
+        Raises:
+            ConfigError: There is no ``data_iter``, and ``initialize`` was given no data.
+            ModelError: ``backward`` was called since the last step.
+            DivergedError, RolledBackError: As :meth:`step`.
         """
         if self._window.is_open:
             raise ModelError(
@@ -309,7 +343,14 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
         return torch.tensor(self.last_result.loss)
 
     def eval_batch(self, data_iter: Iterator[Any]) -> torch.Tensor:
-        """Mean loss of ``gradient_accumulation_steps`` micro-batches a rank, on current weights."""
+        """Mean loss of ``gradient_accumulation_steps`` micro-batches a rank, on current weights.
+
+        Args:
+            data_iter: Yields micro-batches.
+
+        Returns:
+            The mean over all ranks, an fp32 scalar on the CPU.
+        """
         rows = [[self.stepper.evaluate(batch)] for batch in self._pull(data_iter)]
         booked, steps = Booked.of(["unperturbed"], rows), self.global_steps
         alike = self.stepper.division.probe_parallel
@@ -317,7 +358,15 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
         return torch.tensor(loss)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """``model.generate`` on the current weights."""
+        """``model.generate`` on the current weights.
+
+        Args:
+            *args: As the model's ``generate`` takes them, tensors on ``device``.
+            **kwargs: Likewise.
+
+        Returns:
+            What it returns.
+        """
         model: Any = self.module
         return self.stepper.run_model(lambda: model.generate(*args, **kwargs))
 
@@ -350,7 +399,15 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
     # -- what would go around the store --
 
     def to(self, *args: Any, **kwargs: Any) -> "ZOEngine":
-        """Stay where the JSON has put things; anything else is refused."""
+        """Stay where the JSON has put things; anything else is refused.
+
+        Args:
+            *args: A device of the engine's own kind.
+            **kwargs: Likewise.
+
+        Raises:
+            ModelError: It would cast or move the weights.
+        """
         for wanted in (*args, *kwargs.values()):
             here = isinstance(wanted, str | torch.device) and (
                 torch.device(wanted).type == self.stepper.weights.arena.device.type
@@ -366,7 +423,11 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
         )
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: a compiled whole model hides the blocks at which lanes stop."""
+        """Refused: a compiled whole model hides the blocks at which lanes stop.
+
+        Raises:
+            ModelError: Always; compile blocks before the engine is made.
+        """
         raise ModelError(
             "compile: a compiled whole model hides its blocks; compile them before the engine is "
             "made: `for block in blocks: block.compile()`"

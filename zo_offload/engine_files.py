@@ -40,6 +40,13 @@ class SavesAndLoads:
         """Write a plain Hugging Face directory of the current weights, in the forward's dtype.
 
         Of a ``PeftModel`` its adapter, in files of the ``peft`` library.
+
+        Args:
+            directory: Made where it is missing. Of several ranks one calls this, or each with a
+                directory of its own.
+
+        Raises:
+            ModelError: The model has no ``save_pretrained``.
         """
         stepper = self.stepper
         stepper.guard.refuse_ended()
@@ -57,6 +64,9 @@ class SavesAndLoads:
             save_dir: Made where it is missing.
             save_filename: Its suffix becomes ``.safetensors``: no pickle is written.
             exclude_frozen_parameters: Leave out what does not move.
+
+        Returns:
+            True: it is written when every rank has come here.
         """
         self.stepper.guard.refuse_ended()
         if self.stepper.replica.is_first:

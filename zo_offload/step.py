@@ -498,13 +498,28 @@ class Stepper:
         return [[pair for row in rows for pair in row] for rows in zip(*parts, strict=True)]
 
     def forward(self, batch: Any, by: Callable[[nn.Module, Any], Any] | None = None) -> Any:
-        """The model's output on the current weights, ``by`` a call that is not the objective's."""
+        """The model's output on the current weights.
+
+        Args:
+            batch: What the model is called with; moved to ``device``.
+            by: A call ``fn(model, batch)`` that is not the objective's.
+
+        Returns:
+            What the call returns, without gradients.
+        """
         moved = move_to(batch, self._device)
         run = partial(by or self.objective.forward, self.model, moved)
         return self._run_one(run, [shapes_of(moved)])
 
     def evaluate(self, batch: Any) -> tuple[float, float]:
-        """``(sum, weight)`` of a batch's loss on the current weights."""
+        """``(sum, weight)`` of a batch's loss on the current weights, as float64.
+
+        Args:
+            batch: As in training.
+
+        Raises:
+            TaskError: The objective gave no loss.
+        """
         moved = move_to(batch, self._device)
 
         def run() -> tuple[float, float]:
@@ -514,7 +529,14 @@ class Stepper:
         return self._run_one(run, [shapes_of(moved)])
 
     def run_model(self, run: Callable[[], Any]) -> Any:
-        """The result of code that calls the model (``generate``, say), on the current weights."""
+        """The result of code that calls the model (``generate``, say), on the current weights.
+
+        Args:
+            run: Called once, without arguments, in a lane of its own.
+
+        Returns:
+            What ``run`` does.
+        """
         return self._run_one(run)
 
     def _run_one(self, run: Callable[[], Any], shapes: Sequence[Any] = ()) -> Any:
