@@ -143,7 +143,7 @@ def test_the_curve_of_losses_fits(finished, width: int):
     file = (console := Console(width=width, record=True, file=open(os.devnull, "w"))).file  # noqa: SIM115
     with file:
         run = watch.read_run(finished.directory)
-        run.steps = run.steps * 20
+        run.steps = list(run.steps) * 20
         console.print(watch.snapshot(run, console.width))
     (line,) = [each for each in console.export_text().splitlines() if each.startswith("loss")]
     assert sum(char in watch.BARS for char in line) == (16 if width == 40 else 40)
