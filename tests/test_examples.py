@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from cli.common import invoke
-from distributed.launch import forked, wait
+from distributed.launch import environment, forked, wait
 from forked import Forked
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification
 
@@ -21,7 +21,8 @@ DEEPSPEED = EXAMPLES / "deepspeed"
 def run(script: Path, *arguments: Path | str, cwd: Path) -> list[str]:
     """What it prints."""
     log = cwd / "log"
-    done = Forked("forked:script", str(script), *map(str, arguments), out=log, cwd=cwd)
+    given = [str(script), *map(str, arguments)]
+    done = Forked("forked:script", *given, out=log, variables=environment(), cwd=cwd)
     assert done.wait() == 0, done.stdout
     return done.stdout.splitlines()
 
