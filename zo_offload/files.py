@@ -34,6 +34,21 @@ def write_file(path: Path, content: bytes) -> None:
     sync(path.parent)
 
 
+def make_directory(path: Path, mode: int = 0o700, above: int = 0o777) -> None:
+    """Make it where it is missing, and what is missing above it; their names outlast a power cut.
+
+    Args:
+        path: The directory.
+        mode: Who may use it, less the user's ``umask``.
+        above: Who may use those above it that are made.
+    """
+    if path.is_dir():
+        return
+    make_directory(path.parent, above, above)
+    path.mkdir(mode=mode, exist_ok=True)
+    sync(path.parent)
+
+
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
     """A directory to fill, which takes its place when it is whole; what stood there goes.
@@ -42,7 +57,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     :func:`whole_directory` finds it.
     """
     aside, before = (path.with_name(path.name + suffix) for suffix in (ASIDE, BEFORE))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent, 0o777)
     if path.exists():
         shutil.rmtree(before, ignore_errors=True)
     shutil.rmtree(aside, ignore_errors=True)

@@ -9,7 +9,7 @@ from itertools import permutations
 from pathlib import Path
 
 from zo_offload.errors import ConfigError
-from zo_offload.files import locked, sync, sync_tree
+from zo_offload.files import locked, make_directory, sync, sync_tree
 
 UNFINISHED = ".converting"  # of the directory beside, and of the file that is locked in it
 
@@ -49,7 +49,7 @@ def fresh_directory(path: Path) -> Iterator[Path]:
     """
     path = path.resolve()
     aside = path.with_name(path.name + UNFINISHED)
-    aside.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_directory(aside)
     mark = aside / UNFINISHED
     if any(aside.iterdir()) and not mark.exists():
         raise ConfigError(

@@ -158,7 +158,7 @@ def write_mask(path: Path, mask: Mask) -> None:
     }
     aside = path.with_name(path.name + files.ASIDE)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        files.make_directory(path.parent, 0o777)
         save_file(tensors, aside, {FORMAT: json.dumps(asdict(mask.origin))})  # keys have no order
         files.sync(aside)
         aside.replace(path)

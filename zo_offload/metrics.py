@@ -3,8 +3,8 @@
 A row's ``step`` counts the steps taken before it: its loss, and its accuracy where the dev set was
 evaluated, belong to the same weights. The file follows the journal: a run that continues drops rows
 that the journal does not have and makes up those it missed. An evaluation, which the journal does
-not have, is on the disk before the step that follows it: as a row of its own, which that step's
-longer row then overwrites in one write.
+not have, is on the disk before the step that follows it, as a row of its own; with that step's row
+in its place the file is written anew, so that no power cut finds a part of both.
 """
 
 import csv
@@ -84,11 +84,15 @@ class Metrics:
     def add_step(self, record: Record, seconds: float) -> None:
         """A step that was taken."""
         row = self._pending | _row(record) | {"seconds": f"{seconds:.4f}"}
-        line = _lines([row])
-        self._write(line)
-        self._end += len(line)
         self.rows.append(row)
-        self._pending = dict.fromkeys(EVALUATION, "")
+        evaluated, self._pending = self._pending["accuracy"], dict.fromkeys(EVALUATION, "")
+        if evaluated:
+            self._file.close()
+            self._make()
+        else:
+            line = _lines([row])
+            self._write(line)
+            self._end += len(line)
         if self.telemetry is not None:
             self.telemetry.add_step(seconds)
 

@@ -97,7 +97,7 @@ def claimed(directory: Path, asked: Mapping[str, Any]) -> Iterator[None]:
     """Make the directory this run's, and hold it alone meanwhile."""
     with ExitStack() as stack:
         try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files.make_directory(directory)
             stack.enter_context(files.locked(directory))
             if not holds(directory, asked):  # asked again: now nobody else writes here
                 for name in ("metrics.csv", telemetry.NAME):

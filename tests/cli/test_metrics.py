@@ -57,6 +57,20 @@ def test_a_file_continues(tmp_path):
         metrics.close()
 
 
+def test_an_evaluation_on_the_disk_is_not_written_over(tmp_path):
+    """A power cut may leave some sectors of a write and not the others."""
+    path = tmp_path / "metrics.csv"
+    metrics = Metrics(path, [])
+    metrics.add_step(record(0), 0.5)
+    metrics.add_evaluation(Evaluation(0.5, 0.7, 2))
+    synced = written(path)
+    with path.open("rb") as as_synced:
+        metrics.add_step(record(1), 0.5)
+        assert as_synced.read().decode() == synced
+    metrics.close()
+    assert metrics.evaluations() == [(1, 0.5, 0.7)]
+
+
 def test_an_evaluation_that_no_step_follows_is_kept(tmp_path):
     path = tmp_path / "metrics.csv"
     first = Metrics(path, [record(0)])

@@ -32,7 +32,7 @@ def write_model(path: Path, weights: Weights, frozen: bool = True) -> None:
     }
     aside = path.with_name(path.name + files.ASIDE)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        files.make_directory(path.parent, 0o777)
         save_file(values, aside, {"format": "pt"})
         files.sync(aside)
         aside.replace(path)

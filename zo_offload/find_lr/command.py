@@ -87,7 +87,7 @@ def _claimed(directory: Path) -> Iterator[None]:
     """An empty directory, or one with what was found earlier; one process at a time."""
     ours = {*FOUND, *(name + files.ASIDE for name in FOUND), files.LOCK}
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.make_directory(directory)
         others = sorted({path.name for path in directory.iterdir()} - ours)
         if others:
             raise ConfigError(

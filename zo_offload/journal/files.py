@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from zo_offload.errors import JournalError
+from zo_offload.files import make_directory, sync
 
 
 @contextmanager
@@ -67,7 +68,7 @@ def create_locked(path: Path, content: bytes) -> io.FileIO:
     Raises:
         JournalError: the file exists, or another run is creating it.
     """
-    _make_directory(path.parent)
+    make_directory(path.parent, above=0o700)
     aside = path.with_name(path.name + ".new")
     file = open_locked(aside, os.O_CREAT | os.O_NOFOLLOW)
     try:
@@ -78,7 +79,7 @@ def create_locked(path: Path, content: bytes) -> io.FileIO:
         write_whole(file, content, 0)
         os.fsync(file.fileno())
         os.rename(aside, path)
-        _sync_directory(path.parent)
+        sync(path.parent)
     except BaseException:
         file.close()
         raise
@@ -90,19 +91,3 @@ def write_whole(file: io.FileIO, content: bytes, offset: int) -> None:
     written = os.pwrite(file.fileno(), content, offset)
     if written != len(content):
         raise OSError(errno.EIO, f"wrote {written} of {len(content)} bytes (disk full?)")
-
-
-def _make_directory(directory: Path) -> None:
-    if directory.is_dir():
-        return
-    _make_directory(directory.parent)
-    directory.mkdir(mode=0o700, exist_ok=True)
-    _sync_directory(directory.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from zo_offload.errors import StoreError
-from zo_offload.files import locked
+from zo_offload.files import locked, make_directory
 from zo_offload.offload.aio import Aio
 from zo_offload.offload.disk import allocate, errors_of
 from zo_offload.offload.manifest import (
@@ -47,7 +47,7 @@ def create_store(
     """
     for folder in folders:
         with errors_of(folder, "make it"):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directory(folder)
     with held(folders):
         for folder in folders:
             _clear(folder, identity, is_first=folder == folders[0])

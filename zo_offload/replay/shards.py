@@ -170,7 +170,7 @@ def _claim(directory: Path, record: Mapping[str, Any]) -> None:
 
 def _make(directory: Path) -> None:
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.make_directory(directory)
     except OSError as error:
         raise ConfigError(
             f"--out: cannot make {directory}: {error.strerror}; choose another"

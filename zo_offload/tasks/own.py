@@ -80,7 +80,7 @@ def _parse(path: Path) -> Node:
     else:
         try:
             value = tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # of 5,000 digits, too
             refuse(shown, f"malformed TOML: {error}", "expected key = value lines", error)
     return Node(value, shown)
 
