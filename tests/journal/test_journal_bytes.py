@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from zo_offload.errors import JournalError
 from zo_offload.journal import Flags, Journal, Probe, Record
 from zo_offload.journal import records as records_module
-from zo_offload.journal.header import HEADER, Header, as_stored, read_header
+from zo_offload.journal.header import (
+    HEADER,
+    HEADER_BYTES,
+    SYNCED_OFFSET,
+    Header,
+    as_stored,
+    read_header,
+)
 from zo_offload.journal.record import (
     MARKER,
     pack_record,
@@ -78,9 +85,9 @@ def test_a_record_round_trips_to_the_bit(record, header_crc):
 @given(st.dictionaries(st.text(), any_json, max_size=5), uint32, uint32)
 def test_a_header_round_trips(fields, contract, branch):
     packed = Header(fields, contract, branch).pack()
-    header, _, length = read_header(BytesIO(packed), Path("j"), len(packed))
-    assert header == Header(as_stored(fields), contract, branch)
-    assert length == len(packed)
+    found = read_header(BytesIO(packed), Path("j"), len(packed))
+    assert found.header == Header(as_stored(fields), contract, branch)
+    assert (found.num_bytes, found.synced) == (len(packed), len(packed))
 
 
 @given(any_record, uint32)
@@ -100,6 +107,11 @@ def test_a_scan_does_not_depend_on_its_chunks(records, chunk_bytes):
         found, tail = Scan(Path("j"), 0, 1, 0).read(BytesIO(b"".join(packed) + b"\xb5ZO"))
     assert [pack_record(record, 1) for record in found] == packed
     assert tail == 3
+
+
+def unmarked(content: bytes) -> bytes:
+    """Without what says how much of it is on the disk."""
+    return content[:SYNCED_OFFSET] + content[HEADER_BYTES:]
 
 
 def ends(content: bytes) -> list[int]:
@@ -124,14 +136,15 @@ def test_every_cut_opens_to_the_longest_whole_prefix(small, header, monkeypatch)
         assert len(Journal.read(small).records) == num_whole
         assert small.stat().st_size == cut, "read changed the file"
         Journal.open(small, header).close()
-        assert small.read_bytes() == content[: ends(content)[num_whole]]
+        assert unmarked(small.read_bytes()) == unmarked(content[: ends(content)[num_whole]])
 
 
 def test_every_flipped_byte_is_seen(small, header, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda fd: None)  # hundreds of them
     content = small.read_bytes()
     _, _, last_start, _ = ends(content)
-    for at in range(len(content)):
+    of_the_mark = range(SYNCED_OFFSET, HEADER_BYTES)  # a damaged one is none
+    for at in sorted(set(range(len(content))) - set(of_the_mark)):
         for mask in (0x01, 0x80, 0xFF):
             small.write_bytes(content[:at] + bytes([content[at] ^ mask]) + content[at + 1 :])
             if at < last_start:
@@ -139,7 +152,7 @@ def test_every_flipped_byte_is_seen(small, header, monkeypatch):
                     Journal.open(small, header)
             else:  # the last record fails: a torn tail
                 Journal.open(small, header).close()
-                assert small.read_bytes() == content[:last_start]
+                assert unmarked(small.read_bytes()) == unmarked(content[:last_start])
 
 
 def test_damage_inside_names_step_and_byte(small, header):
@@ -153,6 +166,50 @@ def test_damage_inside_names_step_and_byte(small, header):
     with pytest.raises(JournalError, match=message):
         Journal.open(small, header)
     assert small.read_bytes() == content
+
+
+def torn_inside(path, header, make_record, synced_steps):
+    """Four steps, so many of them synced, and a power cut that left the last alone whole."""
+    with Journal.create(path, header) as journal:
+        for step in range(4):
+            journal.append(make_record(step))
+            if step + 1 == synced_steps:
+                journal.sync()
+        content = bytearray(path.read_bytes())
+    at = ends(bytes(content))[2] + 50
+    content[at : at + 8] = bytes(8)
+    path.write_bytes(content)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("synced_steps", [0, 2])
+def test_what_was_not_synced_is_a_tail_whatever_lies_behind(
+    path, header, make_record, caplog, synced_steps
+):
+    torn_inside(path, header, make_record, synced_steps)
+    assert Journal.read(path).next_step == 2
+    with Journal.open(path, header) as journal:
+        assert journal.next_step == 2
+        for step in (2, 3):
+            journal.append(make_record(step))
+    assert "torn tail" in caplog.text
+    Journal.create(path.with_name("whole"), header).close()
+    with Journal.open(path.with_name("whole"), header) as whole:
+        for step in range(4):
+            whole.append(make_record(step))
+    assert path.read_bytes() == path.with_name("whole").read_bytes()
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_what_was_synced_is_damaged(path, header, make_record, marked):
+    """Also where what says how much that is has been damaged."""
+    content = bytearray(torn_inside(path, header, make_record, synced_steps=3 if marked else 0))
+    if not marked:
+        content[SYNCED_OFFSET] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(JournalError, match=r"the record of step 2 .* step 3 at .* is intact"):
+        Journal.open(path, header)
+    assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize("order", [(0, 2), (0, 0), (1,), (0, 1, 2, 2)])
@@ -209,15 +266,17 @@ def test_a_sparse_terabyte_is_refused_without_reading_it(small):
 
 
 def test_a_tail_of_false_markers_is_refused(small):
-    small.write_bytes(small.read_bytes() + MARKER * 5000)
+    content = bytearray(small.read_bytes() + MARKER * 5000)
+    content[SYNCED_OFFSET] ^= 1  # so that all of it counts
+    small.write_bytes(content)
     with pytest.raises(JournalError, match="false records"):
         Journal.read(small)
 
 
-def header_of(text: bytes, *, length: int | None = None, version: int = 1) -> bytes:
+def header_of(text: bytes, *, length: int | None = None, version: int = 2) -> bytes:
     size = len(text) if length is None else length
     start = HEADER.pack(b"\x89ZOJ\r\n\x1a\n", version, 1, size, 0)
-    return start + struct.pack("<I", zlib.crc32(text, zlib.crc32(start))) + text
+    return start + struct.pack("<IQI", zlib.crc32(text, zlib.crc32(start)), 0, 0) + text
 
 
 @pytest.mark.parametrize(
@@ -225,8 +284,8 @@ def header_of(text: bytes, *, length: int | None = None, version: int = 1) -> by
     [
         (b"", "not a journal"),
         (b"PK\x03\x04" + bytes(100), "not a journal"),
-        (header_of(b"{}", version=2), "format 2, but this zo_offload reads format 1"),
-        (header_of(b"{}", length=3), "does not fit: the file has 34"),
+        (header_of(b"{}", version=1), "format 1, but this zo_offload reads format 2"),
+        (header_of(b"{}", length=3), "does not fit: the file has 46"),
         (header_of(b"{}", length=2**64 - 1), "does not fit"),
         (header_of(b"{}")[:-1] + b"]", "header is damaged"),
         (header_of(b"{"), "not JSON"),

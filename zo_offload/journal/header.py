@@ -6,15 +6,17 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from zo_offload.errors import JournalError
 
 MAGIC = b"\x89ZOJ\r\n\x1a\n"  # as PNG's: a transfer that mends line ends or strips a bit is seen
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 HEADER = struct.Struct("<8sIIQI")  # magic, format, contract, JSON bytes, branch; then the CRC
 CRC = struct.Struct("<I")
-HEADER_BYTES = HEADER.size + CRC.size
+SYNCED = struct.Struct("<QI")  # bytes of the file that a power cut cannot take; CRC of that
+SYNCED_OFFSET = HEADER.size + CRC.size
+HEADER_BYTES = SYNCED_OFFSET + SYNCED.size
 MAX_JSON_BYTES = 64 << 20
 
 
@@ -31,13 +33,20 @@ class Header:
         """What the CRC of every record starts from."""
         return CRC.unpack_from(self.pack(), HEADER.size)[0]
 
-    def pack(self) -> bytes:
-        """The bytes at the start of the file."""
+    def pack(self, synced: int | None = None) -> bytes:
+        """The bytes at the start of the file, of which ``synced`` are on the disk, or these."""
         text = canonical(as_stored(self.fields))
         if len(text) > MAX_JSON_BYTES:
             raise JournalError(f"a header of {len(text)} bytes; at most {MAX_JSON_BYTES} fit")
         start = HEADER.pack(MAGIC, FORMAT_VERSION, self.contract, len(text), self.branch)
-        return start + CRC.pack(zlib.crc32(text, zlib.crc32(start))) + text
+        crc = zlib.crc32(text, zlib.crc32(start))
+        end = HEADER_BYTES + len(text) if synced is None else synced
+        return start + CRC.pack(crc) + pack_synced(end, crc) + text
+
+
+def pack_synced(num_bytes: int, header_crc: int) -> bytes:
+    """What the header says of how much is on the disk; alone in it, it is written again."""
+    return SYNCED.pack(num_bytes, zlib.crc32(num_bytes.to_bytes(8, "little"), header_crc))
 
 
 def canonical(value: Any) -> bytes:
@@ -54,8 +63,24 @@ def as_stored(fields: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(canonical(fields))
 
 
-def read_header(reader: BinaryIO, path: Path, file_bytes: int) -> tuple[Header, int, int]:
-    """Returns the header, its CRC (from which record CRCs start) and its length in bytes.
+class Found(NamedTuple):
+    """A header that was read.
+
+    Attributes:
+        header: What it says.
+        crc: From which record CRCs start.
+        num_bytes: Its length.
+        synced: How much of the file was on the disk, at least; where that cannot be read, all.
+    """
+
+    header: Header
+    crc: int
+    num_bytes: int
+    synced: int
+
+
+def read_header(reader: BinaryIO, path: Path, file_bytes: int) -> Found:
+    """Read it from the start of a file of so many bytes.
 
     Raises:
         JournalError: not a journal, another format, damaged, or not canonical JSON.
@@ -82,7 +107,11 @@ def read_header(reader: BinaryIO, path: Path, file_bytes: int) -> tuple[Header, 
     text = reader.read(json_bytes)
     if zlib.crc32(text, zlib.crc32(start[: HEADER.size])) != crc:
         raise JournalError(f"{path}: the header is damaged (CRC); restore the file from a copy")
-    return Header(_parse(text, path), contract, branch), crc, HEADER_BYTES + json_bytes
+    synced, _ = SYNCED.unpack_from(start, SYNCED_OFFSET)
+    if pack_synced(synced, crc) != start[SYNCED_OFFSET:]:  # its writer may be at it
+        synced = file_bytes
+    header = Header(_parse(text, path), contract, branch)
+    return Found(header, crc, HEADER_BYTES + json_bytes, synced)
 
 
 def _parse(text: bytes, path: Path) -> dict[str, Any]:

@@ -12,7 +12,14 @@ from weakref import WeakSet
 
 from zo_offload.errors import JournalError
 from zo_offload.journal import files
-from zo_offload.journal.header import Header, as_stored, differences, read_header
+from zo_offload.journal.header import (
+    SYNCED_OFFSET,
+    Header,
+    as_stored,
+    differences,
+    pack_synced,
+    read_header,
+)
 from zo_offload.journal.record import Flags, Record, pack_record, pack_rewind
 from zo_offload.journal.records import Records, Scan
 
@@ -146,13 +153,13 @@ class Journal:
         try:
             with files.errors_of(path, "read the journal"):
                 size = os.fstat(file.fileno()).st_size if size is None else size
-                header, crc, offset = read_header(file, path, size)
+                found = read_header(file, path, size)
                 if wanted is not None:
-                    _check_same(path, header, wanted)
-                scan = Scan(path, offset, crc, header.branch)
+                    _check_same(path, found.header, wanted)
+                scan = Scan(path, found.num_bytes, found.crc, found.header.branch, found.synced)
                 records, tail = scan.read(file)
             writer = file if isinstance(file, io.FileIO) and file.writable() else None
-            journal = cls(path, header, scan, records, writer)
+            journal = cls(path, found.header, scan, records, writer)
             if tail and writer is not None:
                 journal._cut_tail(tail)
         except BaseException:
@@ -230,10 +237,12 @@ class Journal:
         """
         if self.path is None:
             return
-        file, steps = self._writable(), len(self.records)
+        file, steps, end = self._writable(), len(self.records), self._end
         try:
             with files.errors_of(self.path, "sync (what reached the disk is unknown: reopen)"):
                 os.fsync(file.fileno())
+                # The next sync brings this to the disk; until then the file says less, not more.
+                files.write_whole(file, pack_synced(end, self._scan.header_crc), SYNCED_OFFSET)
         except JournalError:
             self._broken = True  # a second fsync would succeed and mean nothing
             raise
@@ -281,7 +290,8 @@ class Journal:
     @property
     def content(self) -> bytes:
         """The whole journal as a file holds it."""
-        return self.header.pack() + self.records.content
+        records, start = self.records.content, len(self.header.pack())
+        return self.header.pack(start + len(records)) + records
 
     @property
     def _end(self) -> int:

@@ -142,18 +142,20 @@ class Records(Sequence[Record]):
 
 
 class Scan(NamedTuple):
-    """Where a file's records start, and what makes one its own."""
+    """Where a file's records start, what makes one its own, and how much is on the disk."""
 
     path: Path
     offset: int
     header_crc: int
     branch: int
+    synced: int = 0
 
     def read(self, reader: BinaryIO) -> tuple[Records, int]:
         """Returns the records and the number of bytes of a torn tail after them.
 
         Raises:
-            JournalError: a bad record that valid ones follow, or one out of sequence.
+            JournalError: a bad record that valid ones follow, of those that a power cut cannot
+                take; or one out of sequence.
         """
         records, pending, end = Records(self.branch), bytearray(), 0
         while chunk := reader.read(CHUNK_BYTES):
@@ -183,7 +185,12 @@ class Scan(NamedTuple):
             )
 
     def _check_tail(self, tail: bytearray, end: int, step: int) -> None:
-        """A torn tail has nothing valid after its start; what does is damage inside."""
+        """A torn tail has nothing valid after its start; what does is damage inside.
+
+        Of what was not synced a power cut may leave any part, the later without the earlier.
+        """
+        if self.offset + end >= self.synced:
+            return
         candidate, num_false = tail.find(record.MARKER, 1), 0
         while candidate >= 0 and num_false < MAX_FALSE_MARKERS:
             if record.valid_record_bytes(tail, candidate, self.header_crc):
