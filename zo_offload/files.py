@@ -44,7 +44,8 @@ def make_directory(path: Path, mode: int = 0o700, above: int = 0o777) -> None:
     """
     if path.is_dir():
         return
-    make_directory(path.parent, above, above)
+    if not path.parent.exists():
+        make_directory(path.parent, above, above)
     path.mkdir(mode=mode, exist_ok=True)
     sync(path.parent)
 

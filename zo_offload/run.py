@@ -310,6 +310,7 @@ def take_steps(
     every = options.eval_every or max(LEAST_EVAL_EVERY, steps // NUM_EVALUATIONS)
     reporter.on_start(engine.global_steps, steps)
     for step in range(engine.global_steps, steps + 1):
+        stopping.steps = step
         if step % every == 0 or step == steps:
             missing = metrics is not None and metrics.evaluation(step) is None
             if _on_every_rank(replica, missing):

@@ -41,9 +41,13 @@ class Stopping:
     Args:
         reporter: Says that the wish was heard.
         alone: Whether there is no other rank, so that what is no step need not be finished.
+
+    Attributes:
+        steps: That were taken; None before the first one was reached.
     """
 
     def __init__(self, reporter: Reporter, alone: bool) -> None:
+        self.steps: int | None = None
         self._reporter = reporter
         self._alone = alone
         self._asked: set[int] = set()  # by which signals
@@ -93,5 +97,5 @@ class Stopping:
         if self._replica is not None:
             self._replica.stop_asked = True
         elif self._alone:
-            raise Stopped
+            raise Stopped(self.steps)
         self._reporter.say("stopping after this step; once more: at once")
