@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from codec.wires import expected_bytes, packed, raw, wire_of
-from zo_offload.codec import codec_of
+from zo_offload.codec import codec_of, reference
 from zo_offload.errors import CodecError
 from zo_offload.ops import Draw, kernels
 from zo_offload.ops.lossless12 import HEADER, HEADER_BYTES, PACKED, RAW, sections
@@ -93,6 +93,8 @@ def refused(damaged: torch.Tensor, elements: int = len(WIRE)) -> None:
     for take in (CODEC.decode, CODEC.look):
         with pytest.raises(CodecError, match="encode the weights again"):
             take(damaged, elements, BF16)
+    with pytest.raises(CodecError, match=r"^lossless12: damaged: .*; encode the weights again$"):
+        reference.decode(CODEC.layout, damaged.numpy(), elements, np.uint16)
 
 
 @pytest.mark.parametrize(
