@@ -75,7 +75,8 @@ def begin_with(stepper: Stepper, source: Journal, weights: Path | None) -> None:
     """
     if weights is None:
         raise CheckpointError(
-            "this checkpoint holds scalars only; its weights cannot be taken alone"
+            f"the checkpoint's {source.next_step} steps are scalars only, without weights to take "
+            'alone; load it without load_module_only, or save it with "checkpoint": "weights"'
         )
     snapshot = read_snapshot(weights)
     snapshot.check(stepper.weights)

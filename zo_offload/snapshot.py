@@ -66,10 +66,11 @@ class Snapshot:
     frozen: str
 
     def check(self, weights: Weights) -> None:
-        """Compare every file with the manifest, before anything is changed.
+        """Compare every file with the manifest and the model, before anything is changed.
 
         Raises:
-            CheckpointError: A file is missing, damaged, or of another model.
+            CheckpointError: A file is missing, damaged, or of another model: a tensor is missing,
+                or of another shape or dtype.
         """
         trained = len(_trained(weights))
         if len(self.units) != trained:
@@ -78,7 +79,7 @@ class Snapshot:
                 "that are trained; it is of another model, or of another zeroth_order.unit or "
                 "device_budget"
             )
-        for file in self.units:
+        for unit, file in zip(_trained(weights), self.units, strict=True):
             path = self.directory / file.name
             found = _measure(path)
             if found != (file.num_bytes, file.sha256):
@@ -87,6 +88,7 @@ class Snapshot:
                     f"manifest says {file.num_bytes:,} ({file.sha256[:12]}...)"
                     "; load another tag, or restore the file from a copy"
                 )
+            _check_tensors(path, unit, _load(path))  # views of the file
 
     def check_frozen(self, weights: Weights) -> None:
         """Compare what the snapshot leaves out, where it may be another run's.
@@ -110,15 +112,13 @@ class Snapshot:
             behind_only: Leave units that carry as many steps already.
 
         Raises:
-            CheckpointError: A tensor is missing, or of another shape or dtype.
+            CheckpointError: A file cannot be read.
         """
         with weights.replacing():
             for unit, file in zip(_trained(weights), self.units, strict=True):
                 behind = weights.carried(unit) < file.carries
                 if weights.is_mine(unit) and (behind or not behind_only):
-                    tensors = _load(self.directory / file.name)
-                    _check_tensors(self.directory / file.name, unit, tensors)
-                    weights.restore(unit, tensors, file.carries)
+                    weights.restore(unit, _load(self.directory / file.name), file.carries)
 
     def of_unit(
         self, weights: Weights, unit: Unit

@@ -271,6 +271,36 @@ def test_weights_alone_begin_a_run(make_engine, tmp_path):
         engine.load_checkpoint(tmp_path, load_module_only=True)
 
 
+def test_scalars_alone_begin_no_run(make_engine, tmp_path):
+    trained = train(make_engine(ds=settings(checkpoint="scalars")), 2)
+    trained.save_checkpoint(tmp_path)
+    engine = make_engine(net(seed=1), ds=settings())
+    before = weights(engine)
+    words = (
+        "^the checkpoint's 2 steps are scalars only, .*; load it without load_module_only, or save "
+        'it with "checkpoint": "weights"$'
+    )
+    with pytest.raises(CheckpointError, match=words):
+        engine.load_checkpoint(tmp_path, load_module_only=True)
+    assert same(weights(engine), before)
+
+
+def test_weights_of_another_model_begin_no_run(make_engine, tmp_path):
+    """Also where the first of them would fit."""
+    other = net(seed=1)
+    other.blocks[2] = torch.nn.Linear(8, 8, bias=False)
+    train(make_engine(other, ds=settings()), 1).save_checkpoint(tmp_path, "t")
+    engine = make_engine(ds=settings())
+    before = weights(engine)
+    words = (
+        r"t/weights/unit-00004-of-00004\.safetensors: blocks\.2\.bias is missing, the model has "
+        r"\(8,\); it is of another model$"
+    )
+    with pytest.raises(CheckpointError, match=words):
+        engine.load_checkpoint(tmp_path, load_module_only=True)
+    assert same(weights(engine), before)
+
+
 def test_schedule_and_rate_stay_where_asked(make_engine, tmp_path):
     train(make_engine(ds=settings()), 4).save_checkpoint(tmp_path)
     engine = make_engine(ds=settings())
@@ -319,6 +349,19 @@ def test_a_damaged_snapshot_is_passed_over(make_engine, tmp_path, caplog):
     next(newest.glob("unit-00001*")).write_bytes(b"short")
     again = make_engine(ds=ds)
     assert "damaged" in caplog.text
+    held = again.stepper.weights
+    assert {held.carried(unit) for unit in held.map.everything} == {4}
+    assert_same_outcome(train(again, 9), expected)
+
+
+def test_a_snapshot_under_another_name_is_passed_over(make_engine, tmp_path, caplog):
+    expected = outcome(train(make_engine(ds=settings()), 9))
+    ds = settings(path=str(tmp_path / "run.journal"), snapshot_interval=2)
+    train(make_engine(ds=ds), 7).destroy()
+    kept = tmp_path / "run.journal.snapshots"
+    (kept / "step-000000006").rename(kept / "step-000000007")
+    again = make_engine(ds=ds)
+    assert f"{kept}/step-000000007: holds the weights of step 6; remove it: an old" in caplog.text
     held = again.stepper.weights
     assert {held.carried(unit) for unit in held.map.everything} == {4}
     assert_same_outcome(train(again, 9), expected)
@@ -374,6 +417,18 @@ def test_the_16_bit_model_is_a_safetensors_file(make_engine, tmp_path):
     assert held.keys() == expected.keys()
     assert all(torch.equal(held[name], expected[name]) for name in held)
     assert {value.dtype for value in held.values()} == {torch.bfloat16}
+
+
+def test_a_16_bit_model_that_cannot_be_written(make_engine, tmp_path):
+    engine = make_engine()
+    (tmp_path / "file").write_text("mine")
+    words = (
+        r"file/model\.safetensors: cannot write the model: .*(File exists|Not a directory).*; make "
+        "room there, or let this user write$"
+    )
+    with pytest.raises(CheckpointError, match=words):
+        engine.save_16bit_model(tmp_path / "file", "model.safetensors")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_custom_loading_is_refused(make_engine, tmp_path):

@@ -39,6 +39,16 @@ def test_a_run_that_is_stopped_after_a_step_has_counted_it(make_engine, tmp_path
     assert engine.micro_steps == engine.global_steps
 
 
+def test_a_run_that_a_dead_eps_stops_has_counted_the_step(make_engine, tmp_path):
+    path = tmp_path / "run.journal"
+    engine = make_engine(ds=settings(path, eps=1e-12, guard={"dead_eps": "stop"}))
+    words = r"^step 19: eps 1e-12 is dead: .*raise eps.*; the step was taken$"
+    with pytest.raises(DivergedError, match=words):
+        train(engine, 90)
+    assert engine.global_steps == engine.stepper.step == 20
+    assert len(Journal.read(path).records) == 20
+
+
 def test_what_is_ahead_of_the_journal_is_not_saved(make_engine, tmp_path):
     ds = settings(tmp_path / "run.journal", guard={"explosion": "rollback"})
     engine = make_engine(ds=ds)

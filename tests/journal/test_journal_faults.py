@@ -128,6 +128,29 @@ def test_a_short_write_that_stays_is_repaired_by_opening(path, header, make_reco
         assert journal.next_step == 1
 
 
+def test_a_torn_tail_that_cannot_be_cut_off_stays(path, header, make_record, monkeypatch):
+    with Journal.open(path, header) as journal:
+        journal.append(make_record(0))
+    torn = path.read_bytes() + b"\0" * 40
+    path.write_bytes(torn)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "ftruncate", system_error(errno.EIO))
+        words = f"^{path}: cannot cut off a torn tail of 40 bytes: Input/output error; look at its"
+        with pytest.raises(JournalError, match=words):
+            Journal.open(path, header)
+    assert path.read_bytes() == torn
+    with Journal.open(path, header) as journal:  # nor is the lock kept
+        assert journal.next_step == 1
+
+
+def test_a_disk_that_fails_is_named():
+    """The memory of a process is a regular file to the system, which cannot be read at 0."""
+    path = "/proc/self/mem"
+    words = f"^{path}: cannot read the journal: Input/output error; look at its disk and its perm"
+    with pytest.raises(JournalError, match=words):
+        Journal.read(path)
+
+
 def test_an_interrupted_append_can_be_tried_again(path, header, make_record, monkeypatch):
     pwrite = os.pwrite
 

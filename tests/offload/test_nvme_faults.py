@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -237,6 +238,28 @@ def test_another_format_is_refused(places, monkeypatch):
     manifest = places[0] / "store.json"
     write_sealed(manifest, 7, read_sealed(manifest, 1, ""))
     with pytest.raises(StoreError, match="format 7, but this zo_offload reads format 1; "):
+        opened(places)
+
+
+def rewritten(path: Path, **changes: Any) -> None:
+    """With a right sum."""
+    write_sealed(path, 1, {**read_sealed(path, 1, ""), **changes})
+
+
+def test_a_manifest_of_our_sum_and_not_of_our_making_is_refused(places: list[Path]):
+    path = places[0] / "store.json"
+    rewritten(path, geometry={**read_sealed(path, 1, "")["geometry"], "num_slots": "many"})
+    words = rf"^{path}: damaged at geometry\.num_slots; .*remove its folder"
+    with pytest.raises(StoreError, match=words):
+        opened(places)
+
+
+def test_folders_of_two_sizes_are_refused(tmp_path: Path):
+    places = created(tmp_path, 2)
+    first, second = (place / "store.json" for place in places)
+    geometry = read_sealed(second, 1, "")["geometry"]
+    rewritten(second, geometry={**geometry, "num_slots": geometry["num_slots"] + 1})
+    with pytest.raises(StoreError, match=f"^{second}: of another size than {first}; .*remove its"):
         opened(places)
 
 

@@ -81,7 +81,7 @@ def _put_parameters(model: nn.Module, converted: Converted) -> None:
             )
         value = ambient.get(name)
         if value is None:
-            value = nothing(tuple(shape), _dtype(dtype), torch.device("cpu"))
+            value = nothing(tuple(shape), _dtype(converted, name, dtype), torch.device("cpu"))
         made[id(parameter)] = nn.Parameter(value, requires_grad=value.is_floating_point())
     if len(made) < len(expected):
         raise ModelError(
@@ -100,8 +100,9 @@ def _put_buffers(model: nn.Module, converted: Converted) -> None:
         model.get_submodule(path)._buffers[leaf] = value
 
 
-def _dtype(name: str) -> torch.dtype:
+def _dtype(converted: Converted, parameter: str, name: str) -> torch.dtype:
     found = getattr(torch, name, None)
     if not isinstance(found, torch.dtype):
-        raise ModelError(f"{RECORD}: {name!r} is no dtype; {AGAIN}")
+        path = converted.directory / RECORD
+        raise ModelError(f"{path}: {parameter} is of {name!r}, which is no dtype; {AGAIN}")
     return found
