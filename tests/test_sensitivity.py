@@ -96,6 +96,32 @@ def test_what_cannot_be_scored_is_refused():
         stepper.train_step([row.inputs(5)], 1e-3)  # nothing was left behind
 
 
+class Turning(nn.Module):
+    """Leaves its second block out where the input says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> Any:
+        for block in self.blocks[: 1 if bool(x[0, 0] < 0) else 2]:
+            x = block(x)
+        return {"loss": (x - labels).square().mean()}
+
+
+def test_batches_that_go_different_ways_are_scored_one_by_one():
+    batches = [{"x": sign * torch.ones(2, 4), "labels": torch.zeros(2, 4)} for sign in (1.0, -1.0)]
+    model, kept = Turning(), []
+    with closing(Stepper(model)) as stepper:
+        words = "batches take different ways through the model's units; score them one at a time$"
+        with pytest.raises(ModelError, match=words):
+            squared_gradients(stepper, batches, lambda *found: kept.append(found))
+        assert kept == []
+        for batch in batches:  # each alone, and nothing was left behind
+            squared_gradients(stepper, [batch], lambda *found: kept.append(found))
+    assert [unit.name for unit, _ in kept] == ["blocks.1", "blocks.0", "blocks.0"]
+
+
 def test_training_goes_on_to_the_same_bits():
     row, digests = ROWS["opt"], []
     for scores in (False, True):

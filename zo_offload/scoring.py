@@ -86,7 +86,7 @@ def score(options: ScoringOptions, reporter: Reporter | None = None) -> Scored:
         if batches:
             _by_gradient(model, settings, batches, chosen)
         elif options.method == "magnitude":
-            _by_magnitude(model, chosen)
+            _by_magnitude(options.model, model, chosen)
         else:
             _by_chance(options.seed, chosen)
         mask = chosen.mask()
@@ -99,18 +99,15 @@ def _by_gradient(model: nn.Module, settings: Settings, batches: Batches, chosen:
     mode = None if converted_of(model) is not None else Frozen()  # one is laid out with them
     device = accelerator().current_device_name()
     with Stepper(model, settings.zeroth_order, device, settings.dtype, mode=mode) as stepper:
-        if stepper.weights.map.divided:
-            raise ModelError(
-                'experts are divided; keep them together to score them: "unit": "sublayer"'
-            )
         squared_gradients(stepper, batches, lambda unit, found: chosen.keep(found))
 
 
-def _by_magnitude(model: nn.Module, chosen: "_Choice") -> None:
+def _by_magnitude(name: str, model: nn.Module, chosen: "_Choice") -> None:
     """Of the weights as the model has them, one matrix after another."""
     if converted_of(model) is not None:
         raise ModelError(
-            "a converted model holds no weights to look at; give the model that was converted"
+            f"--method magnitude: {name} is a converted model, whose weights are on its disk; give "
+            "the model that was converted, or score by gradient"
         )
     for name, parameter in chosen.matrices.items():
         chosen.keep({name: parameter.detach().float().abs()})

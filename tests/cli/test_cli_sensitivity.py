@@ -95,6 +95,16 @@ def test_a_mistake_is_one_line(
     assert not (tmp_path / "mask").exists()
 
 
+def test_a_converted_model_has_no_magnitudes(task: Task, tmp_path: Path):
+    base = tmp_path / "base"
+    done = invoke(["convert", "--model", f"{task.folder / 'model'}", "--output", f"{base}"])
+    assert done.exit_code == 0, done.output
+    done = invoke(command(task, tmp_path / "mask", model=base, method="magnitude"))
+    words = rf"--method magnitude: {base} is a converted model, .*; give the model that was conv"
+    assert_one_line(done, words)
+    assert not (tmp_path / "mask").exists()
+
+
 @pytest.mark.parametrize("scope", ["global", "matrix"])
 def test_weights_that_are_no_numbers(task: Task, tmp_path: Path, scope: str):
     model: Any = AutoModelForCausalLM.from_pretrained(str(task.folder / "model"))

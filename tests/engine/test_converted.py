@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from models.table import ROWS
+from trainable.modes import lora, written_mask
+from transformers import OPTForCausalLM
 
 from engine.common import LR
 from zo_offload.config import ZOConfig
 from zo_offload.convert import Conversion, convert
-from zo_offload.converted import converted_of, read_converted
+from zo_offload.converted import converted_of, measure, read_converted
 from zo_offload.errors import ConfigError, ModelError, StoreError
 from zo_offload.integrations.hf import load_causal_lm
 from zo_offload.journal import Journal
@@ -270,6 +272,82 @@ def test_a_hostile_record_is_refused(tmp_path: Path):
     write_sealed(directory / "base.json", 2, {**content, "parameters": changed})
     with pytest.raises(ModelError, match=r"config.json makes .* base.json has \[3, 3\] float32"):
         load_causal_lm(directory)
+
+
+def test_a_hostile_dtype_is_refused(tmp_path: Path):
+    path = written(tmp_path, saved(tmp_path)).directory / "base.json"
+    content = read_sealed(path, 2, "")
+    name = next(name for name in content["parameters"] if ".layers." in name)
+    shape, _ = content["parameters"][name]
+    changed = {**content["parameters"], name: [shape, "load"]}
+    write_sealed(path, 2, {**content, "parameters": changed})
+    words = rf"^{path}: {name} is of 'load', which is no dtype; convert the model again$"
+    with pytest.raises(ModelError, match=words):
+        load_causal_lm(path.parent)
+
+
+def test_a_file_of_the_right_sum_that_holds_no_tensors_is_refused(tmp_path: Path):
+    directory = written(tmp_path, saved(tmp_path)).directory
+    path = directory / "ambient.safetensors"
+    path.write_bytes(b"no tensors")
+    content = read_sealed(directory / "base.json", 2, "")
+    files = {**content["files"], path.name: measure(path)}
+    write_sealed(directory / "base.json", 2, {**content, "files": files})
+    words = rf"^{path}: cannot be read: .*; convert the model again$"
+    with pytest.raises(StoreError, match=words):
+        load_causal_lm(directory)
+
+
+def test_a_configuration_of_fewer_blocks_is_refused(tmp_path: Path):
+    directory = written(tmp_path, saved(tmp_path)).directory
+    path = directory / "config.json"
+    shape = json.loads(path.read_text())
+    path.write_text(json.dumps({**shape, "num_hidden_layers": 1}))
+    words = rf"^{directory}: config.json makes a model of 20 parameters, 36 were converted; .*again$"
+    with pytest.raises(ModelError, match=words):
+        load_causal_lm(directory)
+
+
+def test_a_model_that_keeps_a_tensor_to_itself_is_refused(tmp_path: Path, monkeypatch):
+    made = OPTForCausalLM.__init__
+
+    def init(self: Any, config: Any) -> None:
+        made(self, config)
+        self.scale = torch.ones(1)
+
+    plain = saved(tmp_path)
+    monkeypatch.setattr(OPTForCausalLM, "__init__", init)
+    words = r": scale of OPTForCausalLM is a tensor that no parameter or buffer holds, .*; use the"
+    with pytest.raises(ModelError, match=words):
+        written(tmp_path, plain)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ds.json", "plain"]
+
+
+MOVED = {
+    "full": ({"kinds": ["vector"]}, r"as a whole; to choose some of .*\(.*trainable\), give"),
+    "low_rank": ({"mode": "low_rank"}, "to move by dense directions; give"),
+    "sparse": ({"mode": "sparse"}, "to move; sparse needs a base that does not: give"),
+    "scales": ({"mode": "scales"}, "to move; scales needs a base that does not: give"),
+    "peft": (lora(), "to move; adapters need a base that does not: give"),
+}
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tests only read it."""
+    folder = tmp_path_factory.mktemp("converted")
+    return written(folder, saved(folder)).directory
+
+
+@pytest.mark.parametrize("mode", MOVED)
+def test_it_moves_as_it_was_laid_out(converted: Path, mode: str):
+    trainable, words = MOVED[mode]
+    if mode == "sparse":
+        trainable = {**trainable, "mask": str(written_mask(model=ROWS["opt"].build))}
+    block = {"trainable": trainable, "wire": "int4" if mode == "scales" else None}
+    words = f"^a converted model's blocks are laid out .*{words} the model that was converted$"
+    with pytest.raises(ModelError, match=words):
+        stepper_of(converted, **block)
 
 
 def test_what_is_there_is_left_alone(tmp_path: Path):

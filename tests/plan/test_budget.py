@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import XLMConfig
 
 from plan.smaller import config_like
 from zo_offload.errors import ConfigError
@@ -132,6 +133,18 @@ def test_a_chunk_of_the_head_takes_its_share():
         assert (copies, logits) <= last
         last = copies, logits
     assert logits == 16 * (2 * 64 * 4 + 96 * 4 + 96 * 2 + SUMS_BYTES) + 64 * 96 * 4
+
+
+def test_a_head_that_the_model_does_not_name_has_no_chunks():
+    small = {"vocab_size": 512, "emb_dim": 64, "n_layers": 2, "n_heads": 4}
+    adaptive = XLMConfig(asm=True, asm_cutoffs=[100, 200], asm_div_value=4.0, **small)  # no matrix of logits
+    request = replace(ON_HOST, head_chunk=256)
+    words = (
+        r"^zeroth_order\.head_chunk: 256 rows of the head at a time, and the model names no output "
+        'embedding; write "head_chunk": null$'
+    )
+    with pytest.raises(ConfigError, match=words):
+        plan(Layouts(adaptive, torch.float32), request, Budgets(), RATES)
 
 
 def test_a_head_in_chunks_is_the_way_out_where_it_alone_is_too_much():

@@ -152,6 +152,10 @@ def test_after_a_run_the_adapter_holds_its_values():
         ),
         ({"peft_config": {"peft_type": "LORA", "r": 0}}, "peft_config: .* `r` should be"),
         (
+            {"peft_config": {"peft_type": "LORA", "layers_pattern": "layers"}},
+            "^zeroth_order.trainable.peft_config: When .layers_pattern. .*; write the keys as peft",
+        ),
+        (
             {"peft_config": {"peft_type": "LORA", "target_modules": ["qproj"]}},
             "peft_config: .*qproj.* not found",
         ),
