@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli.common import invoke, make_task
+from cli.common import assert_one_line, invoke, make_task
 
 from zo_offload.config_check import mistakes
 from zo_offload.config_new import NewOptions, made
@@ -92,6 +92,24 @@ def test_a_json_that_trains(tmp_path: Path):
     assert output.read_text() == written
     trained = invoke(task.arguments(tmp_path / "out", config=output, steps=2))
     assert trained.exit_code == 0, trained.output
+
+
+def test_a_model_that_does_not_fit_is_one_line(tmp_path: Path):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"train_batch_size": 1, "zeroth_order": {"unit": "block"}}))
+    given = ["--model", "opt-1.3b", "--device-gb", "0.5"]
+    done = invoke(["config", "check", str(path), *given])
+    words = r"opt-1\.3b does not fit by units of a block: device needs .* 0\.5.*GiB.*; "
+    assert_one_line(done, words)
+    assert done.stdout == ""
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path):
+    (tmp_path / "file").write_text("mine")
+    output = tmp_path / "file" / "new.json"
+    done = invoke(["config", "new", "--model", "opt-125m", "--output", str(output)])
+    assert_one_line(done, f"Error: {output}: cannot write it: Not a directory")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_disk_takes_what_memory_does_not():

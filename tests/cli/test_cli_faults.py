@@ -119,6 +119,14 @@ MODELS = {
         model_file("tokenizer.json", lambda content: content[:100]),
         "the tokenizer could not be loaded",
     ),
+    "no tokenizer at all": (
+        lambda task: [model_file(f"tokenizer{end}.json", None)(task) for end in ("", "_config")][0],
+        r"/model: no tokenizer there; copy its files \(tokenizer\.json, \.\.\.\)",
+    ),
+    "a tokenizer that ends nothing": (
+        model_file("tokenizer_config.json", lambda content: content.replace(b"eos_", b"other_")),
+        "/model: the tokenizer has neither a padding nor an end token; set pad_token",
+    ),
     "unknown type": (
         model_config(model_type="abacus"),
         "the configuration could not be loaded: ValueError: .*abacus",

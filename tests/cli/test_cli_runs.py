@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import struct
 
 import pytest
@@ -60,6 +61,22 @@ def test_the_exported_model_scores_the_printed_accuracy(task, finished):
     dev = task.folder / "dev.tsv"
     assert f"{plain_accuracy(task.folder / 'model', dev):.4f}" == before
     assert f"{plain_accuracy(finished.directory / 'model', dev):.4f}" == after
+
+
+def test_a_journal_that_is_ahead_of_what_is_asked_stays(task, finished, tmp_path):
+    """As one that was named in the JSON, and brought here from a longer run."""
+    run, journal = tmp_path / "run", tmp_path / "run" / "journal" / "run.journal"
+    asked = task.arguments(run, steps=2, eval_every=None)
+    assert invoke(asked).exit_code == 0
+    (run / "summary.json").unlink()  # as if it were not finished
+    shutil.copyfile(finished.directory / "journal" / "run.journal", journal)
+    before = journal.read_bytes()
+    words = (
+        f"--steps: {journal} holds {STEPS} already, found 2; give at least that many, or another "
+        "--output"
+    )
+    assert_one_line(invoke(asked), words)
+    assert journal.read_bytes() == before
 
 
 def test_eval_prints_the_same_accuracy(task, finished):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cli.common import STEPS, assert_one_line, invoke, results, tree
+from zo_offload.files import locked
 from zo_offload.find_lr.sweep import ROUNDS, for_run
 
 TRIAL_STEPS = 4
@@ -75,6 +76,24 @@ def test_a_run_is_not_mixed_with_what_is_found(task, finished):
         done, "--output: .* holds curve.png and more; --find-lr writes into a directory"
     )
     assert tree(finished.directory) == before
+
+
+def test_a_directory_that_another_process_works_in_is_left_alone(task, tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    with locked(output):
+        done = invoke([*task.arguments(output), "--find-lr"])
+        words = f"--output: another process is at work in {output}; wait for it, or choose another"
+        assert_one_line(done, words)
+        assert [*tree(output)] == [".lock"]
+
+
+def test_a_directory_below_a_file(task, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    output = tmp_path / "file" / "out"
+    done = invoke([*task.arguments(output), "--find-lr"])
+    assert_one_line(done, f"--output: cannot write {output}: Not a directory; give another")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

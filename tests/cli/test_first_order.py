@@ -145,6 +145,21 @@ def test_an_adapter_is_not_trained_whole(task: Task, tmp_path: Path):
     assert_one_line(invoke(asked), "adapter: is an adapter; train it by --first-order lora")
 
 
+def test_a_converted_model_is_not_held_in_memory(task: Task, tmp_path: Path):
+    base = tmp_path / "base"
+    passed(invoke(["convert", "--model", f"{task.folder / 'model'}", "--output", f"{base}"]))
+    asked = command(task, tmp_path / "run", model=base)
+    words = f"{base}: a converted model's weights stay .*; give the model that was converted"
+    assert_one_line(invoke(asked), words)
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_loss_that_is_no_number_ends_it(task: Task, tmp_path: Path):
+    done = invoke(command(task, tmp_path / "run", lr=1e30))
+    assert_one_line(done, r"step 1: the loss is (nan|inf); lower --lr, or look at its data")
+    assert not (tmp_path / "run" / "model").exists()
+
+
 @pytest.mark.parametrize("config", [{}, {"train_batch_size": "auto"}, {"train_batch_size": 7,
     "train_micro_batch_size_per_gpu": 2}])  # fmt: skip
 def test_batch_sizes_that_do_not_go_together(config):

@@ -28,6 +28,7 @@ from ops.spans import (
     span_of,
 )
 from ops.test_philox import KNOWN_ANSWERS, hexadecimal
+from zo_offload.errors import KernelError
 from zo_offload.ops import Draw, kernels
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -53,6 +54,15 @@ def kernel() -> Iterator:
         from zo_offload.ops.triton import TritonKernels
 
         yield TritonKernels()
+
+
+def test_where_triton_is_missing(monkeypatch: pytest.MonkeyPatch):
+    from zo_offload.ops.triton import TritonKernels
+
+    monkeypatch.setitem(sys.modules, "triton", None)
+    words = "^triton kernels: triton is not installed; pip install triton$"
+    with pytest.raises(KernelError, match=words):
+        TritonKernels()
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

@@ -136,8 +136,10 @@ def test_a_chunk_of_the_head_takes_its_share():
 
 
 def test_a_head_that_the_model_does_not_name_has_no_chunks():
-    small = {"vocab_size": 512, "emb_dim": 64, "n_layers": 2, "n_heads": 4}
-    adaptive = XLMConfig(asm=True, asm_cutoffs=[100, 200], asm_div_value=4.0, **small)  # no matrix of logits
+    adaptive = XLMConfig(  # which has no matrix of logits
+        asm=True, asm_cutoffs=[100, 200], asm_div_value=4.0, tie_word_embeddings=False,
+        vocab_size=512, emb_dim=64, n_layers=2, n_heads=4,
+    )  # fmt: skip
     request = replace(ON_HOST, head_chunk=256)
     words = (
         r"^zeroth_order\.head_chunk: 256 rows of the head at a time, and the model names no output "
