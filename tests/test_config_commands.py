@@ -99,7 +99,10 @@ def test_a_model_that_does_not_fit_is_one_line(tmp_path: Path):
     path.write_text(json.dumps({"train_batch_size": 1, "zeroth_order": {"unit": "block"}}))
     given = ["--model", "opt-1.3b", "--device-gb", "0.5"]
     done = invoke(["config", "check", str(path), *given])
-    words = r"opt-1\.3b does not fit by units of a block: device needs .* 0\.5.*GiB.*; "
+    words = (
+        r"opt-1\.3b does not fit by units of a block: device needs .* bytes\), .* more than there "
+        r"are \(.*\); it would fit with "
+    )
     assert_one_line(done, words)
     assert done.stdout == ""
 

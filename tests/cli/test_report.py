@@ -263,13 +263,15 @@ def test_mistakes_are_one_line(finished, tmp_path, monkeypatch, arguments, words
     assert_one_line(invoke(given), words)
 
 
-def test_a_page_that_cannot_be_written(finished, tmp_path):
+def test_a_page_that_cannot_be_written(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(charts, "drawn", lambda chart, runs: ("", b""))  # pictures take long
     page = tmp_path / "page.html"
     page.mkdir()
     done = invoke(["report", str(finished.directory), "--output", str(page)])
     words = rf"--output: cannot write {page}: Is a directory; give a place that this user may write"
     assert_one_line(done, words)
     assert not [*page.iterdir()]
+    assert not [*tmp_path.glob("*.new")]
 
 
 def test_equal_warnings_are_told_once(copy):

@@ -1,6 +1,9 @@
 """What a replay refuses, compares, and goes on from."""
 
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from replay.ways import STEPS, WAYS, Run, content, tensors, train
+from replay.ways import STEPS, WAYS, Run, Way, content, tensors, train
 from zo_offload.errors import CheckpointError, ConfigError, JournalError, ModelError
 from zo_offload.journal import Journal
 from zo_offload.replay import command, shards
@@ -61,6 +64,10 @@ def flipped(directory: Path, name: str, element: int) -> None:
         ({"lag": 2, "streamed": "0" * 64}, "cannot be laid out as the run did"),
         ({"update": {"type": "lion"}}, "header.update: .* is no update that this"),
         ({"trainable": {"mode": "dreams"}}, "header.trainable.mode: 'dreams' is none"),
+        (
+            {"trainable": {"mode": "peft", "adapters": {"one": {}, "two": {}}}},
+            "^header.trainable.adapters: one, two; one that is called default can be made again: g",
+        ),
         ({"trainable": {"mode": "full", "moves": "0"}}, "no kinds and layers of Llama.* have it"),
         ({"trainable": {"mode": "sparse", "mask": "0"}}, "chosen by a mask, of which .*--config"),
         (
@@ -140,6 +147,32 @@ def test_verify_knows_another_step(run: Run):
         replay(run.options(run.exports[STEPS], to=STEPS - 1, verify=True))
 
 
+def with_tensors(run: Run, there: Path, **changes: Any) -> Path:
+    """A copy of the last export with other tensors, as a user may have it; ``...`` for none."""
+    copied(run.exports[STEPS], there)
+    path = there / "model.safetensors"
+    held = load_file(path) | changes
+    save_file({name: value for name, value in held.items() if value is not ...}, path)
+    return there
+
+
+def test_verify_knows_another_precision(run: Run, tmp_path: Path):
+    name = "model.layers.0.mlp.up_proj.weight"
+    held = load_file(run.exports[STEPS] / "model.safetensors")
+    halves = {name: value.half() for name, value in held.items()}
+    there = with_tensors(run, tmp_path / "there", **halves)
+    config = json.loads((there / "config.json").read_text())
+    (there / "config.json").write_text(json.dumps({**config, "dtype": "float16"}))
+    before = content(there)
+    words = (
+        rf"^{there}: model\.\S+ is \[.*\] of torch\.float16, the replay gives \[.*\] of "
+        r"torch\.float32; it is no export of this run$"
+    )
+    with pytest.raises(CheckpointError, match=words):
+        replay(run.options(there, verify=True))
+    assert content(there) == before
+
+
 def test_verify_compares_what_is_there(run: Run, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"--verify: .* there is no directory"):
         replay(run.options(tmp_path / "none", verify=True))
@@ -202,6 +235,25 @@ def test_what_is_no_replay_stays(run: Run, tmp_path: Path, name: str):
     assert (tmp_path / name / "mine").read_text() == "mine"
 
 
+def test_a_damaged_record_is_named(run: Run, tmp_path: Path):
+    work = tmp_path / "out.replaying"
+    work.mkdir()
+    (work / "replay.json").write_text("{")
+    words = rf"^{work}/replay\.json: cannot be read \(Expecting .*\); remove {work}$"
+    with pytest.raises(ConfigError, match=words):
+        replay(run.options(tmp_path / "out"))
+    assert (work / "replay.json").read_text() == "{"
+
+
+def test_an_output_below_a_file(run: Run, tmp_path: Path):
+    (tmp_path / "file").write_text("mine")
+    out = tmp_path / "file" / "out"
+    words = rf"^--out: cannot make {out}\.replaying: Not a directory; choose another$"
+    with pytest.raises(ConfigError, match=words):
+        replay(run.options(out))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_two_at_work_in_one_place_are_refused(run: Run, tmp_path: Path):
     record = command.record_of(Journal.read(run.journal))
     with shards.held(tmp_path / "out", record), pytest.raises(ConfigError, match="at work in"):
@@ -215,3 +267,37 @@ def test_a_full_disk_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(shards, "_write", full)
     with pytest.raises(CheckpointError, match=r"unit-00001-of-00003.* cannot write it: No space"):
         replay(run.options(tmp_path / "out"))
+
+
+def test_a_disk_that_is_full_at_the_end_costs_no_work(run: Run, tmp_path: Path):
+    """Units are written, and the model, which is larger than each of them, is not."""
+    out = tmp_path / "out"
+    with at_most(40_000):
+        words = rf"^--out: cannot write {out}: .*File too large.*; make room or choose another$"
+        with pytest.raises(CheckpointError, match=words):
+            replay(run.options(out))
+    assert [path.name for path in tmp_path.iterdir()] == ["out.replaying"]
+    assert replay(run.options(out)).kept == 3
+    assert content(out) == content(run.exports[STEPS])
+
+
+@contextmanager
+def at_most(num_bytes: int) -> Iterator[None]:
+    """No file grows beyond it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_experts_that_moved_in_groups_are_refused(tmp_path: Path):
+    way = Way({"unit": "linear", "update": {"lag": 2}}, model="mixtral")
+    grouped = train(way, tmp_path / "run", steps=1)
+    words = (
+        rf'^{grouped.base}: \S*experts\S* moved in groups of experts, .*"unit": "linear" and export'
+    )
+    with pytest.raises(ModelError, match=words):
+        replay(grouped.options(tmp_path / "out"))
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

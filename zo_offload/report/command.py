@@ -67,7 +67,7 @@ def report(
         write_file(place, text.encode("utf-8", errors="replace"))
     except OSError as error:
         raise ConfigError(
-            f"--output: cannot write {error.filename or place}: {error.strerror}"
+            f"--output: cannot write {error.filename2 or error.filename or place}: {error.strerror}"
             "; give a place that this user may write"
         ) from error
     return Written(place, list(pictures), runs)
