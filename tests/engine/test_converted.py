@@ -303,7 +303,9 @@ def test_a_configuration_of_fewer_blocks_is_refused(tmp_path: Path):
     path = directory / "config.json"
     shape = json.loads(path.read_text())
     path.write_text(json.dumps({**shape, "num_hidden_layers": 1}))
-    words = rf"^{directory}: config.json makes a model of 20 parameters, 36 were converted; .*again$"
+    words = (
+        rf"^{directory}: config.json makes a model of 20 parameters, 36 were converted; .*again$"
+    )
     with pytest.raises(ModelError, match=words):
         load_causal_lm(directory)
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 import torch
 from cli.common import tree
+from limits import at_most
 from models.table import ROWS
 from peft import PeftModel
 from replay.ways import BF16, WAYS, Way
@@ -16,11 +17,13 @@ from transformers import AutoModelForCausalLM
 
 from zo_offload import checkpoint
 from zo_offload.config import parse_config
+from zo_offload.convert import convert
 from zo_offload.errors import CheckpointError, ConfigError, ModelError, ZOError
 from zo_offload.export import delta as deltas
 from zo_offload.export.command import ADAPTER, CARD, ExportOptions, export
 from zo_offload.integrations.hf import load_model
 from zo_offload.journal import Journal
+from zo_offload.replay.command import ReplayOptions, replay
 from zo_offload.step import Stepper
 
 SMALL = "8KiB"  # of a file, so that there are several
@@ -269,6 +272,39 @@ def test_a_damaged_delta_is_refused(delta: Path, damage: Any, words: str):
     with pytest.raises(CheckpointError, match=words):
         apply(delta)
     assert not delta.with_name("back").exists()
+
+
+def test_a_delta_is_to_a_plain_model(full: Tag, delta: Path, tmp_path: Path):
+    """Said before anything is rebuilt."""
+    base = convert(str(full.base), tmp_path / "base", full.config).directory
+    words = rf"^{base}: a converted model's weights are laid out for runs, .*; give that: --base$"
+    with pytest.raises(ConfigError, match=words):
+        full.export(tmp_path / "out", base=str(base), format="delta")
+    with pytest.raises(ConfigError, match=words):
+        apply(delta, base=str(base))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "delta"]
+
+
+def test_an_output_below_a_file(full: Tag, tmp_path: Path):
+    (tmp_path / "file").write_text("mine")
+    out = tmp_path / "file" / "out"
+    words = rf"^--output: cannot write {out}: .*Not a directory.*; make room or choose another$"
+    with pytest.raises(CheckpointError, match=words):
+        full.export(out)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_disk_without_room_for_a_delta_costs_no_work(full: Tag, tmp_path: Path):
+    """What was rebuilt is kept for the same command."""
+    out = tmp_path / "out"
+    journal, rebuilt = full.directory / checkpoint.JOURNAL, tmp_path / "out.replayed"
+    replay(ReplayOptions(str(full.base), str(journal), str(rebuilt)))
+    words = rf"^{out}\S+: cannot write the delta: .*File too large.*; make room there$"
+    with at_most(4096), pytest.raises(CheckpointError, match=words):
+        full.export(out, format="delta")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.replayed"]
+    assert deltas.read_delta(full.export(out, format="delta")).base == str(full.base)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_what_is_there_stays(full: Tag, tmp_path: Path):

@@ -2,13 +2,13 @@
 
 import errno
 import os
-import resource
 import signal
 import stat
 import subprocess
 import sys
 
 import pytest
+from limits import at_most
 
 from zo_offload.errors import JournalError
 from zo_offload.journal import Journal, files
@@ -169,16 +169,11 @@ def test_an_interrupted_append_can_be_tried_again(path, header, make_record, mon
 
 
 def test_a_full_disk_leaves_a_valid_journal(path, header, make_record):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with Journal.open(path, header) as journal:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 532, limits[1]))
-        try:
-            for step in range(4):
-                journal.append(make_record(step))
-            with pytest.raises(JournalError, match=r"step 4.* wrote 20 of 128 bytes"):
-                journal.append(make_record(4))
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with Journal.open(path, header) as journal, at_most(path.stat().st_size + 532):
+        for step in range(4):
+            journal.append(make_record(step))
+        with pytest.raises(JournalError, match=r"step 4.* wrote 20 of 128 bytes"):
+            journal.append(make_record(4))
     assert len(Journal.read(path).records) == 4
 
 

@@ -61,6 +61,7 @@ WAYS = {
     "probes": Way({"probes": 3, "direction": "gaussian"}),
     "tied": Way(model="gpt2"),
     "experts": Way(model="mixtral"),
+    "experts-in-groups": Way({"unit": "linear", "update": {"lag": 2}}, model="mixtral", told=True),
     "bf16": Way(base=BF16, decay=0.1),
     "bf16-of-fp32": Way(forward=BF16),
     "fp16": Way(forward=torch.float16),

@@ -129,6 +129,8 @@ def parse_size(text: str) -> int:
 def _written(options: ExportOptions, aside: Path, most_bytes: int, reporter: Reporter) -> str:
     """Out of a run or a checkpoint; gives the format."""
     source = find_source(Path(options.source), options.base)
+    if options.format == "delta":
+        _refuse_converted(str(source.base))
     model = source.model or _replayed(options, source, reporter)
     is_adapter = base_of(model) is not None
     kind = options.format or ("adapter" if is_adapter else "hf")
@@ -234,7 +236,6 @@ def _write_delta(
 ) -> dict[str, str]:
     """Gives rows for the card."""
     named = str(source.base)
-    _refuse_converted(named)
     trained = load_model(directory, [aside.parent], dtype=dtype)
     base = load_model(named, [aside.parent])
     delta = write_delta(aside, base, trained, named, most_bytes)

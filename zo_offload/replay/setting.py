@@ -248,6 +248,7 @@ def _mapped(
     converted = converted_of(prepared.model)
     if converted is not None:
         units = (converted.record.unit,)
+    in_groups = ""
     for unit in units:
         found = map_model(
             prepared.model, unit, header["scales"], dtype, header["master"], header["wire"],
@@ -256,15 +257,18 @@ def _mapped(
         names = {segment.name for each in found.units for _, segment in each.segments}
         if header["streamed"] not in (None, digest_of(sorted(names))):
             continue
-        for name in found.divided:
-            raise ModelError(
-                f"{base}: {name} moved in groups of experts, which cannot be replayed yet; "
-                'continue the run with "unit": "linear" and export it'
-            )
+        if found.divided:  # another division of the same bits has them together
+            in_groups = in_groups or next(iter(found.divided))
+            continue
         dtypes = sorted({str(span.dtype) for each in found.everything for span in each.spans})
         if dtypes != header["forward"]:
             break
         return found
+    if in_groups:
+        raise ModelError(
+            f"{base}: {in_groups} lies there in groups of experts, which cannot be replayed; give "
+            "the model that was converted"
+        )
     raise JournalError(
         f"{base}: cannot be laid out as the run did (header.streamed, header.forward); name the "
         "run's JSON: --config FILE"
