@@ -136,10 +136,9 @@ def test_a_chunk_of_the_head_takes_its_share():
 
 
 def test_a_head_that_the_model_does_not_name_has_no_chunks():
-    adaptive = XLMConfig(  # which has no matrix of logits
-        asm=True, asm_cutoffs=[100, 200], asm_div_value=4.0, tie_word_embeddings=False,
-        vocab_size=512, emb_dim=64, n_layers=2, n_heads=4,
-    )  # fmt: skip
+    small = {"vocab_size": 512, "emb_dim": 64, "n_layers": 2, "n_heads": 4}
+    cutoffs = {"asm_cutoffs": [100, 200], "asm_div_value": 4.0}  # of a head without a matrix
+    adaptive: Any = XLMConfig(asm=True, tie_word_embeddings=False, **small, **cutoffs)
     request = replace(ON_HOST, head_chunk=256)
     words = (
         r"^zeroth_order\.head_chunk: 256 rows of the head at a time, and the model names no output "

@@ -6,6 +6,7 @@ knows nothing of it. A line is ``[["file.py", line], ...], message]``, the inner
 lines are appended whole, by any number of processes.
 """
 
+import atexit
 import json
 import os
 import sys
@@ -32,10 +33,18 @@ def note_errors(notes: str) -> None:
             if name.startswith(package):
                 sites.append([name.removeprefix(package), frame.f_lineno])
             frame = frame.f_back
-        with suppress(OSError):  # tests limit the size of files: a note is lost, the error is not
-            os.write(notes_fd, (json.dumps([sites, " ".join(map(str, args))]) + "\n").encode())
+        late.append(json.dumps([sites, " ".join(map(str, args))]) + "\n")
+        write()
+
+    late: list[str] = []
+
+    def write() -> None:
+        with suppress(OSError):  # tests limit the size of files: then a note waits for the next
+            os.write(notes_fd, "".join(late).encode())
+            late.clear()
 
     ZOError.__init__ = noted
+    atexit.register(write)
 
 
 if NOTES:
