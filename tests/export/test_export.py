@@ -265,6 +265,7 @@ def rewritten(path: Path, **changes: Any) -> None:
             "no entry of a tensor",
         ),
         (lambda d: (d / "delta.json").write_text("{"), "cannot be read .JSONDecodeError"),
+        (lambda d: (d / "config.json").unlink(), "config.json: cannot be read .*; export it again"),
     ],
 )
 def test_a_damaged_delta_is_refused(delta: Path, damage: Any, words: str):
@@ -272,6 +273,13 @@ def test_a_damaged_delta_is_refused(delta: Path, damage: Any, words: str):
     with pytest.raises(CheckpointError, match=words):
         apply(delta)
     assert not delta.with_name("back").exists()
+
+
+def test_a_delta_needs_no_card(delta: Path):
+    (delta / CARD).unlink()
+    apply(delta)
+    assert not (delta.with_name("back") / CARD).exists()
+    assert (delta.with_name("back") / "model.safetensors").is_file()
 
 
 def test_a_delta_is_to_a_plain_model(full: Tag, delta: Path, tmp_path: Path):

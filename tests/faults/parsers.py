@@ -17,6 +17,8 @@ import torch
 from cli.common import TEMPLATE
 from safetensors.torch import save
 
+from faults import exports
+
 from zo_offload import checkpoint
 from zo_offload.config import load_json, parse_config
 from zo_offload.converted import read_converted
@@ -366,6 +368,26 @@ PARSERS = {
     "labels": Parser(written(b" bad, good", b'[" a", " b"]'), read_prompt, is_json=True),
     "template": Parser(written(TEMPLATE.encode(), b"{a} {{b}} {mask}"), read_template),
     "sums of rank 0": Parser(lambda: [Sums([1.5, 2.5], [2.0, 4.0]).pack(2)], read_sums),
+    **{
+        f"{name}, reported": Parser(
+            written(content), exports.of_a_run(name, exports.shown), is_json=content[:1] == b"{"
+        )
+        for name, content in exports.FILES.items()
+    },
+    "journal, reported": Parser(
+        journals, exports.of_a_run("journal", exports.shown), seal_journal
+    ),
+    **{
+        f"{name}, on a card": Parser(
+            written(exports.FILES[name]), exports.of_a_run(name, exports.carded), is_json=True
+        )
+        for name in ("run.json", "summary.json")
+    },
+    "delta": Parser(exports.indices, exports.of_a_delta("delta.json"), is_json=True),
+    "tensors of a delta": Parser(
+        lambda: [exports.delta()["delta-00001.safetensors"]],
+        exports.of_a_delta("delta-00001.safetensors"),
+    ),
     "losses of a rank": Parser(lambda: [BOOKED.pack(3), BOOKED.pack(3, (1, 2))], read_booked),
     "shared by rank 0": Parser(shared, read_shared),
 }

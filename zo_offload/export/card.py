@@ -9,6 +9,7 @@ from typing import Any
 
 from zo_offload.export.source import Source
 from zo_offload.journal import Journal
+from zo_offload.report.found import number
 
 OF_TASK = ("task", "data", "template", "labels", "train", "dev", "objective")
 PATHS = ("task", "data", "train", "dev")
@@ -41,7 +42,7 @@ def card(source: Source, kind: str, notes: Mapping[str, str]) -> str:
         if shown:
             lines = [f"| {key} | {_shown(value)} |" for key, value in shown]
             parts.append("\n".join([f"## {name}\n", "| | |", "|---|---|", *lines]) + "\n")
-    return "\n".join(parts)
+    return "\n".join(parts).encode("utf-8", errors="replace").decode()
 
 
 def applied(text: str) -> str:
@@ -52,7 +53,7 @@ def applied(text: str) -> str:
 def _front(source: Source, kind: str) -> str:
     """What the hub reads; a base that is a directory means nothing there."""
     lines = [f"library_name: {'peft' if kind == 'adapter' else 'transformers'}"]
-    if source.base is not None and not Path(source.base).is_dir():
+    if source.base is not None and not _is_there(source.base):
         lines.append(f"base_model: {json.dumps(source.base)}")
     return "\n".join(["---", *lines, "---", ""])
 
@@ -97,18 +98,26 @@ def _of_summary(summary: Mapping[str, Any]) -> Rows:
     metric = summary.get("metric")
     for name, key in ((metric, "accuracy"), ("loss", "loss")):
         before, after = (summary.get(f"{key}_{when}") for when in ("before", "after"))
-        if before is not None and after is not None:
-            yield f"{name} before", f"{before:.4f}"
-            yield f"{name} after", f"{after:.4f}"
+        found = number(before), number(after)
+        if found[0] is not None and found[1] is not None:
+            yield f"{name} before", f"{found[0]:.4f}"
+            yield f"{name} after", f"{found[1]:.4f}"
 
 
 def _versions() -> Rows:
     yield "exported with", ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
 
 
-def _named(path: str | None) -> str | None:
+def _named(path: Any) -> Any:
     """Without the folders above, which are nobody's business; an id is whole."""
-    return path if path is None or not Path(path).exists() else Path(path).name
+    return Path(path).name if isinstance(path, str) and _is_there(path) else path
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # too long for a name
+        return False
 
 
 def _shown(value: Any) -> str:

@@ -29,6 +29,7 @@ from zo_offload.replay.shards import RECORD
 from zo_offload.reporter import Reporter
 from zo_offload.trainable.decoded import MARK
 from zo_offload.trainable.peft import base_of
+from zo_offload.wording import one_line
 
 CARD = "README.md"
 REPLAYED = ".replayed"  # of the directory beside the output
@@ -130,7 +131,7 @@ def _written(options: ExportOptions, aside: Path, most_bytes: int, reporter: Rep
     """Out of a run or a checkpoint; gives the format."""
     source = find_source(Path(options.source), options.base)
     if options.format == "delta":
-        _refuse_converted(str(source.base))
+        refuse_converted(str(source.base))
     model = source.model or _replayed(options, source, reporter)
     is_adapter = base_of(model) is not None
     kind = options.format or ("adapter" if is_adapter else "hf")
@@ -158,17 +159,29 @@ def _applied(options: ExportOptions, aside: Path, most_bytes: int, reporter: Rep
         )
     delta = read_delta(directory)
     base = options.base or delta.base
-    _refuse_converted(base)
+    refuse_converted(base)
     with reporter.phase(f"loading {base}"):
         model = load_model(base, [aside.parent])
     with reporter.phase(f"exporting to {options.output}"):
         apply_delta(directory, delta, model, aside.parent)
-        model.config = type(model.config).from_pretrained(str(directory))
+        model.config = _config_of(directory, model)
         _save(model, aside, most_bytes)
         _copy_beside(directory, aside)
-        text = (directory / CARD).read_text(encoding="utf-8")
-        (aside / CARD).write_text(applied(text), encoding="utf-8")
+        if (directory / CARD).is_file():
+            text = (directory / CARD).read_text(encoding="utf-8", errors="replace")
+            (aside / CARD).write_text(applied(text), encoding="utf-8")
     return "hf"
+
+
+def _config_of(delta: Path, base: Any) -> Any:
+    """The trained model's configuration, which may say another dtype than the base's."""
+    try:
+        return type(base.config).from_pretrained(str(delta))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{delta / 'config.json'}: cannot be read ({one_line(str(error))[:160]}); export it "
+            "again, or restore it from a copy"
+        ) from error
 
 
 def _replayed(options: ExportOptions, source: Source, reporter: Reporter) -> Path:
@@ -250,7 +263,12 @@ def _write_delta(
     }
 
 
-def _refuse_converted(base: str) -> None:
+def refuse_converted(base: str) -> None:
+    """Whether a delta can be to it.
+
+    Raises:
+        ConfigError: It cannot.
+    """
     if is_converted(base):
         raise ConfigError(
             f"{base}: a converted model's weights are laid out for runs, and a delta is to the "

@@ -117,7 +117,10 @@ def read_delta(directory: Path) -> Delta:
         version = held.pop("format")
         if version == FORMAT:
             held["tensors"] = {name: _entry(one) for name, one in held["tensors"].items()}
-            return Delta(**held)
+            made = Delta(**held)
+            if all(isinstance(each, str) for each in (made.base, made.base_sha256, made.sha256)):
+                return made
+            raise TypeError("base and digests are to be text")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: cannot be read ({type(error).__name__}: {error}); export it again, or "
@@ -279,10 +282,21 @@ def _entry(held: Mapping[str, Any]) -> Entry:
     file, form = entry.file, entry.form
     named = file is None or (isinstance(file, str) and Path(file).name == file)
     known = form in ("equal", "dense", "sparse") and (form == "equal") == (file is None)
-    is_dtype = isinstance(getattr(torch, str(entry.dtype), None), torch.dtype)
-    if not (named and known and is_dtype and isinstance(entry.shape, list)):
+    if not (named and known and _is_dtype(entry.dtype) and isinstance(entry.shape, list)):
         raise ValueError(f"no entry of a tensor: {held!r:.200}")
     return entry
+
+
+def _is_dtype(name: Any) -> bool:
+    """Whether weights may be made of it: torch has more than weights have."""
+    found = getattr(torch, str(name), None)
+    if not isinstance(found, torch.dtype) or found.itemsize not in BITS:
+        return False
+    try:
+        torch.zeros(1).to(found).view(BITS[found.itemsize])
+    except RuntimeError:
+        return False
+    return True
 
 
 def _check_shapes(
