@@ -18,7 +18,6 @@ from cli.common import TEMPLATE
 from safetensors.torch import save
 
 from faults import exports
-
 from zo_offload import checkpoint
 from zo_offload.config import load_json, parse_config
 from zo_offload.converted import read_converted
@@ -374,9 +373,7 @@ PARSERS = {
         )
         for name, content in exports.FILES.items()
     },
-    "journal, reported": Parser(
-        journals, exports.of_a_run("journal", exports.shown), seal_journal
-    ),
+    "journal, reported": Parser(journals, exports.of_a_run("journal", exports.shown), seal_journal),
     **{
         f"{name}, on a card": Parser(
             written(exports.FILES[name]), exports.of_a_run(name, exports.carded), is_json=True

@@ -175,12 +175,14 @@ def _applied(options: ExportOptions, aside: Path, most_bytes: int, reporter: Rep
 
 def _config_of(delta: Path, base: Any) -> Any:
     """The trained model's configuration, which may say another dtype than the base's."""
+    path = delta / "config.json"
     try:
+        path.stat()  # transformers takes its own defaults where there is none
         return type(base.config).from_pretrained(str(delta))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{delta / 'config.json'}: cannot be read ({one_line(str(error))[:160]}); export it "
-            "again, or restore it from a copy"
+            f"{path}: cannot be read ({one_line(str(error))[:160]}); export it again, or restore it "
+            "from a copy"
         ) from error
 
 
