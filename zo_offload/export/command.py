@@ -181,8 +181,8 @@ def _config_of(delta: Path, base: Any) -> Any:
         return type(base.config).from_pretrained(str(delta))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: cannot be read ({one_line(str(error))[:160]}); export it again, or restore it "
-            "from a copy"
+            f"{path}: cannot be read ({one_line(str(error))[:160]}); export it again, or restore "
+            "it from a copy"
         ) from error
 
 
