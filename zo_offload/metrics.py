@@ -85,7 +85,8 @@ class Metrics:
         """A step that was taken."""
         row = self._pending | _row(record) | {"seconds": f"{seconds:.4f}"}
         self.rows.append(row)
-        evaluated, self._pending = self._pending["accuracy"], dict.fromkeys(EVALUATION, "")
+        evaluated = bool(self._pending["accuracy"])
+        self._pending = dict.fromkeys(EVALUATION, "")
         if evaluated:
             self._file.close()
             self._make()

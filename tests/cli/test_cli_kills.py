@@ -20,6 +20,7 @@ from cli.common import (
     write_config,
 )
 from cli.conftest import Finished
+from zo_offload.journal import Journal
 
 POINTS = [
     At("os", "replace", 1, "before"),  # run.json is written aside, and not there yet

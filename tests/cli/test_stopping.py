@@ -38,20 +38,21 @@ def test_the_step_under_way_is_finished(task, finished, tmp_path, number, when: 
 
 
 @pytest.mark.parametrize(
-    "at",
+    ("at", "steps"),
     [
-        At("zo_offload.integrations.hf", "load_model", 1, "after", signal.SIGTERM),
-        At("transformers", "OPTForCausalLM.__init__", 1, "before", signal.SIGINT),
-        At("zo_offload.run", "evaluate_on_ranks", 2, "before", signal.SIGTERM),
-        At("zo_offload.run", "export_model", 1, "before", signal.SIGINT),
+        (At("zo_offload.integrations.hf", "load_model", 1, "after", signal.SIGTERM), None),
+        (At("transformers", "OPTForCausalLM.__init__", 1, "before", signal.SIGINT), None),
+        (At("zo_offload.run", "evaluate_on_ranks", 2, "before", signal.SIGTERM), 2),
+        (At("zo_offload.run", "export_model", 1, "before", signal.SIGINT), STEPS),
     ],
     ids=str,
 )
-def test_outside_of_steps_it_ends_at_once(task, finished, tmp_path, at: At):
+def test_outside_of_steps_it_ends_at_once(task, finished, tmp_path, at: At, steps: int | None):
     child = Child(task.arguments(tmp_path / "run"), tmp_path / "log", at)
     assert child.wait() == 0, child.stderr
     last = child.stdout.splitlines()[-1]
-    assert last == f"{tmp_path / 'run'}: stopped; the same command continues the run"
+    after = f" after {steps} of {STEPS} steps" if steps is not None else ""
+    assert last == f"{tmp_path / 'run'}: stopped{after}; the same command continues the run"
     goes_on(task, finished, tmp_path / "run")
 
 

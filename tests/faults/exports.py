@@ -102,12 +102,13 @@ def carded(folder: Path) -> None:
 
 def model(seed: int) -> nn.Module:
     """A dense and a sparse difference, and none."""
-    made = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 40), nn.BatchNorm1d(2))
+    dense, sparse = nn.Linear(4, 3), nn.Linear(3, 40)
+    made = nn.Sequential(dense, sparse, nn.BatchNorm1d(2))
     with torch.no_grad():
         for number, parameter in enumerate(made.parameters()):
             parameter.copy_(torch.arange(parameter.numel()).view_as(parameter) + number)
-        made[0].weight += seed
-        made[1].weight[0, 0] += seed
+        dense.weight += seed
+        sparse.weight[0, 0] += seed
     return made
 
 
