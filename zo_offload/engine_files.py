@@ -42,15 +42,16 @@ class SavesAndLoads:
         Of a ``PeftModel`` its adapter, in files of the ``peft`` library.
 
         Args:
-            directory: Made where it is missing. Of several ranks one calls this, or each with a
-                directory of its own.
+            directory: Made where it is missing. Of several ranks the first writes, and the others
+                return at once.
 
         Raises:
             ModelError: The model has no ``save_pretrained``.
         """
         stepper = self.stepper
         stepper.guard.refuse_ended()
-        stepper.trainable.save(stepper.model, stepper.weights, Path(directory))
+        if stepper.replica.is_first:
+            stepper.trainable.save(stepper.model, stepper.weights, Path(directory))
 
     def save_16bit_model(
         self,

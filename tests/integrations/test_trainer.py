@@ -80,7 +80,8 @@ def two_undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, 
 @pytest.mark.parametrize(
     "launcher",
     [
-        "deepspeed",
+        "none",
+        pytest.param("deepspeed", marks=pytest.mark.launchers),
         pytest.param("torchrun", marks=pytest.mark.launchers),
         pytest.param("mpirun", marks=pytest.mark.launchers),
     ],

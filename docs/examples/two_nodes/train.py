@@ -42,7 +42,7 @@ for epoch in range(4):
         loss = engine.train_batch()  # of the engine's own loader; the mean over all ranks
     if is_first:
         print(f"epoch {epoch}: loss {loss.item():.4f}")
+engine.save_pretrained(output)  # the first rank writes
 if is_first:
-    engine.save_pretrained(output)
     tokenizer.save_pretrained(output)
 engine.destroy()
