@@ -65,7 +65,8 @@ doctest: $(READY)  ## run the examples in the docstrings only
 	$(BIN)/pytest tests/test_doctests.py $(ARGS)
 
 site: $(READY)  ## write the documentation to build/site; warnings are errors
-	$(BIN)/python -m mkdocs build --quiet
+	@$(BIN)/python -m mkdocs build --quiet
+	@echo "build/site/index.html"
 
 lint: $(READY)  ## check style, format, types and spelling
 	$(BIN)/ruff check .
@@ -87,6 +88,8 @@ distclean: clean  ## remove .venv as well
 # torch comes first and by itself: which of its wheels fits, and what that wheel needs, is the
 # platform's business. All else is in the lock, so nothing is resolved and `pip check` proves it.
 # DeepSpeed exists as source only; it is built here without its native ops, so without a compiler.
+# This checkout is installed as a path: a finder comes too late for scripts beside a clone, which
+# would take its folder for the package.
 $(READY): requirements.lock setup.py pyproject.toml $(wildcard zo_offload/ops/csrc/*)
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(MAKE) --no-print-directory new-venv
 	@echo "$(VENV): installing torch (the largest download)"
@@ -94,7 +97,7 @@ $(READY): requirements.lock setup.py pyproject.toml $(wildcard zo_offload/ops/cs
 	@echo "$(VENV): installing the packages in requirements.lock"
 	@DS_BUILD_OPS=0 $(PIP_INSTALL) --no-deps --no-build-isolation --use-pep517 -r requirements.lock
 	@echo "$(VENV): installing zo_offload from this checkout"
-	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@$(PIP_INSTALL) --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	@$(BIN)/python -m pip check
 	@touch $@
 

@@ -86,3 +86,17 @@ def test_a_wheel_with_a_compiler_has_the_kernels(tmp_path: Path):
     quick.chmod(0o755)
     names = wheel_of(tmp_path, {"CXX": str(quick)})
     assert [name for name in names if name.endswith(".so")] == ["zo_offload/ops/_kernels.so"]
+
+
+def test_a_script_beside_a_clone_finds_the_package(tmp_path: Path):
+    """Whose folder has the package's name, and is none."""
+    (tmp_path / "zo_offload").mkdir()
+    (tmp_path / "script.py").write_text(
+        "from importlib.util import find_spec\nprint(find_spec('zo_offload').origin)\n"
+    )
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "script.py"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=True
+    )
+    assert Path(done.stdout.strip()).name == "__init__.py"

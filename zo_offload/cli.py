@@ -348,7 +348,8 @@ def write_report(run_dir: tuple[str, ...], output: str | None) -> None:
     for run in done.runs:
         for line in run.missing:
             print(f"{run.directory}: {line}")
-    print(f"{done.page}: {len(done.runs)} runs, {len(done.pictures)} pictures beside it")
+    runs = f"{len(done.runs)} run{'s' if len(done.runs) > 1 else ''}"
+    print(f"{done.page}: {runs}, {len(done.pictures)} pictures beside it")
 
 
 @main.command(name="watch")
@@ -380,7 +381,8 @@ def export_trained(**options: Any) -> None:
             done = export(ExportOptions(**options), bar)
     except KeyboardInterrupt:
         raise Interrupted("interrupted; the same command does it again") from None
-    print(f"{done.directory}: {done.format}, {done.num_files} files of weights, "
+    files = f"{done.num_files} file{'s' if done.num_files > 1 else ''}"
+    print(f"{done.directory}: {done.format}, {files} of weights, "
           f"{as_bytes(done.num_bytes)}, in {done.seconds:.1f} s")  # fmt: skip
 
 

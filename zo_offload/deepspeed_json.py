@@ -164,7 +164,27 @@ REFUSALS = (  # all that DeepSpeed raises on what it does not like
 )  # fmt: skip
 
 
+def _check_batch(config: Mapping[str, Any], data_ranks: DataRanks | None) -> None:
+    """Whether the batch divides among ranks; DeepSpeed names keys that nobody wrote."""
+    names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    size, micro, accumulation = (config.get(name) for name in names)
+    if size is None or micro is None or accumulation is not None:
+        return
+    if data_ranks is not None:
+        ranks = data_ranks.get_data_parallel_world_size()
+    else:
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+    if size % (micro * ranks):
+        fits = f"{names[1]} {math.gcd(size // ranks, micro)}, or " if size % ranks == 0 else ""
+        more = -(-size // (micro * ranks)) * micro * ranks
+        raise ConfigError(
+            f"{names[0]}: {size} examples are no whole number of micro-batches of {micro} on "
+            f"{ranks} rank(s) ({names[1]}); write {fits}{names[0]} {more}"
+        )
+
+
 def _read_deepspeed(config: Mapping[str, Any], data_ranks: DataRanks | None) -> DeepSpeedConfig:
+    _check_batch(config, data_ranks)
     try:
         return DeepSpeedConfig(deepspeed_part(config), data_ranks)
     except ValidationError as error:

@@ -42,7 +42,7 @@ def test_a_finished_run(finished: Finished, tmp_path: Path):
     out = tmp_path / "out"
     done = invoke(["export", f"{finished.directory}", "--output", f"{out}"])
     assert done.exit_code == 0, done.output
-    assert f"{out}: hf, 1 files of weights, 76.1 KiB, in " in done.stdout
+    assert f"{out}: hf, 1 file of weights, 76.1 KiB, in " in done.stdout
     assert_is_the_export(finished, out)
     card = (out / CARD).read_text()
     before, after = finished.results.accuracies

@@ -418,6 +418,7 @@ def test_a_rank_of_mpi_that_ends_alone_ends_the_others(
     aborted: list[None] = []
     monkeypatch.setattr("zo_offload.run.train", fail)
     monkeypatch.setattr("zo_offload.process_group.abort", lambda: aborted.append(None))
+    monkeypatch.delenv("RANK", raising=False)  # of an engine in this process
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
     assert f"Error: rank 1: {error}" in invoke(own.arguments(tmp_path / "run")).stderr
     assert aborted == [None]

@@ -18,9 +18,13 @@ from zo_offload.files import sync
 
 @pytest.mark.parametrize(("name", "seed"), [("nvme, lag, snapshots", 1), ("checkpoints", 2)])
 def test_kills_are_survived(bench: Callable[[str], Bench], name: str, seed: int):
-    trial = bench(name).killed(seed)
-    assert trial.faults == [], trial.name
-    assert trial.happened
+    """The first that comes about: runs sync by the clock, some have fewer calls than others."""
+    for each in range(seed, seed + 10):
+        trial = bench(name).killed(each)
+        assert trial.faults == [], trial.name
+        if trial.happened:
+            return
+    pytest.fail("none of ten was killed")
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,10 @@ def refusing(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
 
 
 REFUSED: dict[str, tuple[Any, str, Callable[[Path], Any], str]] = {
-    "make": (Path, "mkdir", lambda path: folders.create_store([path], IDENTITY, []), "make it"),
+    "make": (
+        folders, "make_directory", lambda path: folders.create_store([path], IDENTITY, []),
+        "make it",
+    ),
     "hold": (folders, "locked", lambda path: hold(path), "hold it"),
     "check": (Path, "stat", lambda path: folders.check_files([path], ONE, IDENTITY), "look at it"),
     "stat": (Path, "stat", lambda path: disk.allocate([path / "slots"], 1), "look at it"),
