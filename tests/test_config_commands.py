@@ -123,6 +123,12 @@ def test_a_disk_takes_what_memory_does_not():
     assert any("units on nvme" in line for line in said)
 
 
+def test_a_batch_in_one_piece_is_left_to_the_ranks():
+    """Who divide it: of a micro-batch as large as the batch only one could have any."""
+    config, _ = made(NewOptions("opt-125m", None, 16.0, None, 64, "unused"), Machine(None, 2**34))
+    assert "train_micro_batch_size_per_gpu" not in config
+
+
 def test_what_fits_no_way_is_refused():
     options = NewOptions("opt-1.3b", 0.1, 0.1, None, 64, "unused")
     with pytest.raises(StoreError, match=r"opt-1\.3b does not fit"):

@@ -127,7 +127,8 @@ def _written(
     """What was decided, as keys; those that say what is so anyway are left out."""
     request, tiers, block = planned.request, planned.tiers, config["zeroth_order"]
     config = {"train_batch_size": config["train_batch_size"], **config}
-    config["train_micro_batch_size_per_gpu"] = request.batch_size
+    if request.batch_size < config["train_batch_size"]:  # else ranks could not share a batch
+        config["train_micro_batch_size_per_gpu"] = request.batch_size
     for key, kind in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
         if dtype == kind:
             config[key] = {"enabled": True}

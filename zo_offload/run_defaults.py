@@ -1,8 +1,8 @@
 """The JSON of a run whose command names none: what learnt most from a forward, measured.
 
 The matrices that add to what flows between blocks learn most (docs/choosing.md). Where what moves
-is settled already, by an adapter or by the layout of a converted model, all of it moves, in
-proportion to its size.
+is settled already, all of it moves: a converted model in proportion to its size; an adapter not so,
+because half of a LoRA begins at zero.
 """
 
 from typing import Any
@@ -30,6 +30,11 @@ EVERYTHING: dict[str, Any] = {
         "offload_param": {"device": "cpu"},
     },
 }
+ADAPTER: dict[str, Any] = {
+    "train_batch_size": 16,
+    "optimizer": {"type": "ZO", "params": {"lr": 3e-3}},
+    "zeroth_order": {"eps": 1e-3, "offload_param": {"device": "cpu"}},
+}
 
 
 def default_config(model: str) -> dict[str, Any]:
@@ -38,5 +43,6 @@ def default_config(model: str) -> dict[str, Any]:
     Args:
         model: Directory or id.
     """
-    settled = is_converted(model) or base_of(model) is not None
-    return EVERYTHING if settled else PROJECTIONS
+    if is_converted(model):
+        return EVERYTHING
+    return PROJECTIONS if base_of(model) is None else ADAPTER
