@@ -494,7 +494,8 @@ def summary_lines(summary: "Summary", directory: str) -> list[str]:
     equal = summary.equal_share
     rows = {
         summary.metric: f"{summary.accuracy_before:.4f} -> {summary.accuracy_after:.4f}",
-        "dev loss": f"{as_loss(summary.loss_before)} -> {as_loss(summary.loss_after)}",
+        "dev loss": f"{as_loss(summary.loss_before)} -> {as_loss(summary.loss_after)}"
+        + verdict(summary.loss_before, summary.loss_after),
         "model": f"{summary.model_parameters:,} parameters, {as_bytes(summary.model_bytes)}",
         "weights on the device": f"{as_bytes(summary.peak_device_bytes)} at the peak",
         "weights on the host": as_bytes(summary.host_bytes),
@@ -519,6 +520,20 @@ def summary_lines(summary: "Summary", directory: str) -> list[str]:
     if summary.eps_warning is not None:
         rows["eps"] = summary.eps_warning
     return [f"  {name:<23}{value}" for name, value in rows.items()]
+
+
+def verdict(before: float | None, after: float | None) -> str:
+    """What is said of a loss on the dev set that training did not lower.
+
+    Example:
+        >>> verdict(0.8328, 0.83279), verdict(0.83, 1.07), verdict(0.83, 0.71)
+        (': unchanged; try a larger rate', ': worse; try a smaller rate', '')
+    """
+    if before is None or after is None:
+        return ""
+    if abs(after - before) < 1e-4 * abs(before):
+        return ": unchanged; try a larger rate"
+    return ": worse; try a smaller rate" if not after < before else ""
 
 
 class _OneLineWarnings(logging.Handler):
