@@ -23,20 +23,25 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write aside, sync, rename; what could not be written whole leaves nothing aside."""
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A file to write, which takes its place when it is whole; with an error it is removed."""
     aside = path.with_name(path.name + ASIDE)
     try:
-        with naming(path), aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield aside
+        sync(aside)
         os.replace(aside, path)
-    except OSError:
+    except BaseException:
         with suppress(OSError):
             aside.unlink()
         raise
     sync(path.parent)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write aside, sync, rename."""
+    with naming(path), new_file(path) as aside, aside.open("wb") as file:
+        file.write(content)
 
 
 def make_directory(path: Path, mode: int = 0o700, above: int = 0o777) -> None:

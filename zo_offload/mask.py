@@ -156,13 +156,12 @@ def write_mask(path: Path, mask: Mask) -> None:
         for name, chosen in mask.chosen.items()
         for suffix, part in ((INDICES, chosen.indices), (SCORES, chosen.scores))
     }
-    aside = path.with_name(path.name + files.ASIDE)
     try:
         files.make_directory(path.parent, 0o777)
-        save_file(tensors, aside, {FORMAT: json.dumps(asdict(mask.origin))})  # keys have no order
-        files.sync(aside)
-        aside.replace(path)
-        files.sync(path.parent)
+        with files.new_file(path) as aside:
+            save_file(
+                tensors, aside, {FORMAT: json.dumps(asdict(mask.origin))}
+            )  # keys have no order
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path}: cannot write the mask: {error}; make room there, or let this user write"

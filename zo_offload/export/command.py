@@ -242,7 +242,7 @@ def _merged(model: Any, directory: Path) -> Any:
     except (AttributeError, NotImplementedError, ValueError, TypeError) as error:
         raise ConfigError(
             f"--format hf: the adapter in {directory} cannot be merged into its base "
-            f"({type(error).__name__}); write adapter"
+            f"({type(error).__name__}); export it with --format adapter"
         ) from error
 
 

@@ -30,13 +30,10 @@ def write_model(path: Path, weights: Weights, frozen: bool = True) -> None:
         for name, ((_, span, _), *_) in weights.map.places.items()
         if (frozen or span.trainable or name in laid_over) and name not in values_of
     }
-    aside = path.with_name(path.name + files.ASIDE)
     try:
         files.make_directory(path.parent, 0o777)
-        save_file(values, aside, {"format": "pt"})
-        files.sync(aside)
-        aside.replace(path)
-        files.sync(path.parent)
+        with files.new_file(path) as aside:
+            save_file(values, aside, {"format": "pt"})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path}: cannot write the model: {error}; make room there, or let this user write"
