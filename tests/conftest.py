@@ -1,6 +1,7 @@
 """What every test stands on: a fixed environment, two threads, and the acceptance folder."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -22,7 +23,8 @@ os.environ.update(
     # ten of them on two cores a second of training took a minute of processor time, five of wall.
     OMP_WAIT_POLICY="PASSIVE",
 )
-for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+RANKS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what makes a process one of several
+for name in (*RANKS, "LOCAL_RANK"):
     os.environ.pop(name, None)
 
 import pytest
@@ -63,6 +65,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_ranks_left() -> Iterator[None]:
+    """A process that a later test starts would take itself for a rank, and wait at a used port."""
+    yield
+    assert not os.environ.keys() & set(RANKS), "a test of this file has left a rank's variables"
 
 
 @pytest.fixture(scope="session")
