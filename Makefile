@@ -32,7 +32,7 @@ FAULTS := tests/faults tests/journal/test_journal_faults.py tests/offload/test_n
   tests/offload/test_nvme_kills.py tests/offload/test_nvme_power.py tests/cli/test_cli_kills.py \
   tests/cli/test_cli_faults.py tests/distributed/test_lost_ranks.py
 
-.PHONY: help venv new-venv launchers quickstart test faults starts errors doctest site lint format clean distclean
+.PHONY: help venv new-venv launchers quickstart test faults thorough errors doctest site lint format clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
@@ -44,21 +44,21 @@ quickstart: $(READY)  ## tune a model; MODEL=, TASK= and others become --model, 
 	$(BIN)/python launcher/quickstart.py $(OPTIONS)
 
 test: $(READY) launchers  ## run the test suite; ARGS="-k codec" goes to pytest
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not launchers" $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not thorough" $(ARGS)
 
 faults: $(READY)  ## kill, tear, fill, corrupt and fuzz, within an hour; ARGS="--kill-points 50"
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(FAULTS)
 	cd tests && ../$(BIN)/python -m faults --workers $(WORKERS) $(ARGS)
 
-starts: $(READY) launchers  ## test the rest of the ways to start ranks, some minutes
-	$(BIN)/pytest -m launchers $(ARGS)
+thorough: $(READY) launchers  ## test the ways to start ranks, and the combinations, that make test leaves out
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m thorough $(ARGS)
 
 NOTES = .pytest_cache/errors.jsonl
 
 errors: $(READY) launchers  ## run the tests, then list the errors that none of them makes
 	@mkdir -p $(dir $(NOTES)) && rm -f $(NOTES)
 	ZO_ERROR_SITES=$(abspath $(NOTES)) PYTHONPATH=$(abspath tests/error_sites/hook)$${PYTHONPATH:+:$$PYTHONPATH} \
-	  $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not launchers" $(ARGS)
+	  $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not thorough" $(ARGS)
 	$(BIN)/python tests/error_sites/unreached.py $(NOTES)
 
 doctest: $(READY)  ## run the examples in the docstrings only

@@ -29,6 +29,7 @@ for name in (*RANKS, "LOCAL_RANK"):
 
 import pytest
 import pytest_randomly
+import sampling
 import torch
 from hypothesis import settings
 
@@ -52,12 +53,14 @@ settings.register_profile("repository", deadline=None, print_blob=True)
 settings.load_profile("repository")
 
 
-@pytest.hookimpl(trylast=True)  # when the order is random already
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     """Files with long tests first, so that no process is left with one at the end.
 
     What needs a GPU is skipped where there is none.
     """
+    sampling.mark(items)  # before ``-m`` selects
+    yield  # after it the order is random
     long = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in long)
     if torch.cuda.is_available():

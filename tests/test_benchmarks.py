@@ -73,7 +73,7 @@ SMALL = "--small 2 64 200 --large 2 64 200 --medium 2 64 200 --tokens 1 8 --rank
 
 
 @pytest.mark.slow
-@pytest.mark.launchers
+@pytest.mark.thorough
 def test_ranks_are_counted_and_timed():
     """Two of them."""
     options = f"{SMALL} --parts exchange --rounds 1 --counted 100"
@@ -83,7 +83,7 @@ def test_ranks_are_counted_and_timed():
 
 
 @pytest.mark.slow
-@pytest.mark.launchers
+@pytest.mark.thorough
 def test_ranks_are_weighed():
     """Two of them, in host memory and on NVMe."""
     found = json.loads(run("scaling.py", *f"{SMALL} --parts memory".split()).splitlines()[-1])
@@ -92,7 +92,7 @@ def test_ranks_are_weighed():
 
 
 @pytest.mark.slow
-@pytest.mark.launchers
+@pytest.mark.thorough
 def test_ranks_are_modelled_from_five_that_only_exchange():
     """On two nodes where there can be any."""
     options = f"{SMALL} --star 2 5 --far 5 --delays 1 --rounds 1 --counted 100"

@@ -74,6 +74,7 @@ def test_a_smaller_master_is_for_bfloat16(dtype: torch.dtype):
         Stepper(Net(dtype), ZOConfig(master="bf16_sr"))
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("direction", ["rademacher", "gaussian"])
 @pytest.mark.parametrize("device", ["none", "cpu"])

@@ -170,6 +170,7 @@ with Stepper(OPTForCausalLM(config), ZOConfig.model_validate(nvme)) as stepper:
 """
 
 
+@pytest.mark.thorough
 def test_it_takes_the_memory_of_training_and_one_units_gradients(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path)],

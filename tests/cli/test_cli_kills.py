@@ -46,6 +46,7 @@ POINTS = [
 ]
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("at", POINTS, ids=str)
 def test_a_kill_at_a_point(task: Task, finished: Finished, tmp_path, at: At):
     command = task.arguments(tmp_path / "run")
@@ -138,6 +139,7 @@ ON_DISK = [
 ]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("points", ON_DISK, ids=lambda points: ", ".join(map(str, points)))
 def test_kills_while_weights_rest_on_a_disk(
     task: Task, finished: Finished, tmp_path, points: list[At]

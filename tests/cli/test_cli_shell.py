@@ -95,7 +95,7 @@ def test_train_on_a_terminal(task, finished, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.launchers
+@pytest.mark.thorough
 def test_the_deepspeed_launcher_gives_the_same_bits(task, finished, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

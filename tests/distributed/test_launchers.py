@@ -178,28 +178,28 @@ def test_the_shell_finds_nothing_wrong():
 
 
 @needs("numactl")
-@pytest.mark.launchers
+@pytest.mark.thorough
 def test_one_host_with_cores_bound(run: Run):
     run.start("local.sh", OMP_NUM_THREADS="7")  # of which the launcher makes a rank's share
     run.wait()
 
 
 @needs("mpirun")
-@pytest.mark.launchers
+@pytest.mark.thorough
 def test_one_host_under_mpirun(run: Run):
     run.start("mpirun.sh", **OPEN_MPI)
     assert "\x1b" not in run.wait()  # no bars, though Open MPI gives ranks a terminal
 
 
 @needs("mpirun")
-@pytest.mark.launchers
+@pytest.mark.thorough
 def test_two_hosts_by_open_mpi(run: Run, nodes: Nodes):
     run.start("openmpi.sh", nodes[0], **OPEN_MPI)
     run.wait()
 
 
 @needs("mpirun.mpich")
-@pytest.mark.launchers
+@pytest.mark.thorough
 def test_two_hosts_by_mpich_where_a_rank_is_killed(run: Run, nodes: Nodes, tmp_path: Path):
     """DeepSpeed ends with 0 all the same, so what is printed has to say it."""
     (tmp_path / "mpirun").write_text('#!/bin/sh\nexec mpirun.mpich "$@"\n')
@@ -213,6 +213,7 @@ def test_two_hosts_by_mpich_where_a_rank_is_killed(run: Run, nodes: Nodes, tmp_p
     run.wait()
 
 
+@pytest.mark.thorough
 @needs("pdsh")
 def test_two_hosts_by_pdsh_where_a_rank_is_killed(run: Run, nodes: Nodes):
     """The host without it says which was lost, the command fails, and the same one goes on."""
@@ -227,14 +228,14 @@ def test_two_hosts_by_pdsh_where_a_rank_is_killed(run: Run, nodes: Nodes):
     run.wait()
 
 
-@pytest.mark.launchers
+@pytest.mark.thorough
 def test_two_hosts_without_ssh(run: Run, nodes: Nodes):
     for rank, node in enumerate(nodes):
         run.start("no_ssh.sh", node, NODE_RANK=str(rank), MASTER_ADDR=nodes[0].name)
     run.wait()
 
 
-@pytest.mark.launchers
+@pytest.mark.thorough
 def test_torchrun_restarts_a_killed_rank(run: Run):
     process = run.start(command("torchrun", 2, ["--max_restarts=1", str(LAUNCHERS / "train.py")]))
     run.wait_for_a_step(process)
@@ -242,7 +243,7 @@ def test_torchrun_restarts_a_killed_rank(run: Run):
     run.wait()
 
 
-@pytest.mark.launchers
+@pytest.mark.thorough
 def test_torchrun_restarts_the_ranks_of_two_hosts(run: Run, nodes: Nodes):
     given = {"NODES": "2", "RANKS": "1", "RENDEZVOUS": f"{nodes[0].name}:29400", "RESTARTS": "1"}
     processes = [run.start("torchrun.sh", node, **given) for node in nodes]
@@ -251,7 +252,7 @@ def test_torchrun_restarts_the_ranks_of_two_hosts(run: Run, nodes: Nodes):
     run.wait()
 
 
-@pytest.mark.launchers
+@pytest.mark.thorough
 def test_an_allocation_of_slurm(run: Run, nodes: Nodes, cluster: dict[str, str]):
     """With MPI's variables too, which ranks that Slurm started have no use for."""
     allocated = ["salloc", "--nodes=2", str(LAUNCHERS / "slurm.sh")]
@@ -259,7 +260,7 @@ def test_an_allocation_of_slurm(run: Run, nodes: Nodes, cluster: dict[str, str])
     run.wait()
 
 
-@pytest.mark.launchers
+@pytest.mark.thorough
 def test_a_requeued_job_goes_on(
     run: Run, nodes: Nodes, cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):

@@ -57,7 +57,7 @@ def model_for(launcher: str) -> str:
     [
         ("deepspeed", 2, "train_batch", "SocketLink"),
         ("none", 4, "forward", "SocketLink"),
-        pytest.param("torchrun", 2, "forward", "SocketLink", marks=pytest.mark.launchers),
+        pytest.param("torchrun", 2, "forward", "SocketLink", marks=pytest.mark.thorough),
         ("mpirun", 2, "train_batch", "MPILink"),
     ],
 )
@@ -80,8 +80,8 @@ def test_ranks_end_in_the_bits_of_one(
     [
         ("none", 2),
         ("none", 4),
-        pytest.param("deepspeed", 2, marks=pytest.mark.launchers),
-        pytest.param("mpirun", 2, marks=pytest.mark.launchers),
+        pytest.param("deepspeed", 2, marks=pytest.mark.thorough),
+        pytest.param("mpirun", 2, marks=pytest.mark.thorough),
     ],
 )
 def test_signs_apart_end_in_the_bits_of_one_rank(
@@ -112,6 +112,7 @@ def test_a_midpoint_of_some_lanes_is_refused(tmp_path: Path):
         assert "ModelError: forward: what it returns is the midpoint of all lanes, and" in text
 
 
+@pytest.mark.thorough
 def test_the_command_with_signs_apart_ends_as_on_one_rank(tmp_path: Path):
     task = make_task(tmp_path / "task")
     ended = []

@@ -44,6 +44,7 @@ def assert_same_outcome(engine: Any, expected: tuple) -> None:
     assert same(found[0], expected[0])
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("lag", [1, 3])
 @pytest.mark.parametrize("kind", ["weights", "scalars"])
 @pytest.mark.parametrize(("device", "where"), [("cpu", "host"), ("cpu", "device"), ("none", None)])

@@ -72,6 +72,7 @@ def trials_of(stepper: Stepper, batches: Sequence[Any] = BATCHES) -> Trials:
     return Trials(stepper, of_step, held_out=BATCHES[:3], steps=STEPS)
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("name", CASES)
 def test_every_try_begins_on_the_same_weights(name, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -81,9 +81,9 @@ def two_undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, 
     "launcher",
     [
         "none",
-        pytest.param("deepspeed", marks=pytest.mark.launchers),
-        pytest.param("torchrun", marks=pytest.mark.launchers),
-        pytest.param("mpirun", marks=pytest.mark.launchers),
+        pytest.param("deepspeed", marks=pytest.mark.thorough),
+        pytest.param("torchrun", marks=pytest.mark.thorough),
+        pytest.param("mpirun", marks=pytest.mark.thorough),
     ],
 )
 def test_two_ranks_resume_to_the_same_bits(

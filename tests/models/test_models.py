@@ -39,6 +39,7 @@ def trained(
         return losses, dict(stepper.weights.masters())
 
 
+@pytest.mark.sampled(40)
 def test_streamed_equals_resident(row: Row, dtype: torch.dtype):
     resident_losses, resident = trained(row, dtype, OffloadConfig())
     streamed_losses, streamed = trained(row, dtype, STREAMED)
@@ -61,6 +62,7 @@ def test_lanes_equal_plain_forwards(row: Row, dtype: torch.dtype):
     assert_equals_plain_forwards(row.build(), [row.inputs(6, dtype)], dtype)
 
 
+@pytest.mark.sampled(32)
 def test_micro_batches_of_a_draw_share_its_copies(row: Row, dtype: torch.dtype):
     """Without poison, which makes every lane's copy anew."""
     batches = [row.inputs(6, dtype), row.inputs(4, dtype)]

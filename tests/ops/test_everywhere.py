@@ -34,6 +34,7 @@ from zo_offload.ops import Draw, Span, kernels, native, reference
 directions = st.sampled_from(DIRECTIONS)
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("layout", MASTERS)
 @settings(max_examples=50)
 @given(data=st.data(), around=circumstances)

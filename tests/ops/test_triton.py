@@ -65,6 +65,7 @@ def test_where_triton_is_missing(monkeypatch: pytest.MonkeyPatch):
         TritonKernels()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("layout", MASTERS)
 @settings(max_examples=4)

@@ -47,6 +47,7 @@ def flip(stepper: Stepper, index: int, bit: int = 3, in_rest: bool = False) -> U
     return unit
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("master", MASTERS)
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_of_four_copies_the_odd_one_is_put_right(

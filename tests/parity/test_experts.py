@@ -89,6 +89,7 @@ def kept_together() -> Iterator[None]:
         yield
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("name", "dtype", "lag", "budgets", "block"),
     [

@@ -106,6 +106,7 @@ TIERS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(("dtype", "wire"), PAIRS)
 @pytest.mark.parametrize("freeze", [whole_blocks, matrices])
 def test_the_forward_sees_what_the_codec_makes(

@@ -33,6 +33,7 @@ def trained(
         return losses, dict(stepper.weights.masters())
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["plain", "opt", "llama", "qwen3-moe", "t5"])
 def test_finer_units_train_to_the_same_bits(name: str, dtype: torch.dtype):

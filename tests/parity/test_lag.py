@@ -69,6 +69,7 @@ class PlainRun:
         return {n: self.moved(v, i, 0, now) for i, (n, v) in enumerate(self.base.items())}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("device", ["none", "cpu"])
 @pytest.mark.parametrize("lag", [1, 3])
 @pytest.mark.parametrize("name", ["opt", "plain"])
@@ -119,6 +120,7 @@ def look_around(stepper: Stepper) -> None:
     stepper.model.state_dict()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("master", ["fp32", "bf16+8", "bf16_sr"])
 @pytest.mark.parametrize("lag", [0, 1, 2, 5])
 def test_tiers_slots_places_and_looking_change_no_bit(lag: int, master: str):

@@ -59,6 +59,7 @@ def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[st
     return [name for name in a if not torch.equal(a[name], b[name])]
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("lag", [0, 1, 3])
 @pytest.mark.parametrize(
     ("dtype", "block"),

@@ -8,6 +8,7 @@ from replay.ways import BEFORE, STEPS, WAYS, content, tensors, train
 from zo_offload.replay import pieces
 
 
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("name", WAYS)
 def test_a_replay_is_what_the_run_exports(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

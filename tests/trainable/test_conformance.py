@@ -54,6 +54,7 @@ def after(name: str, **more: Any) -> dict[str, torch.Tensor]:
         return masters(stepper)
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize(
     ("name", "lag"),
     [

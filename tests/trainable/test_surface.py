@@ -183,6 +183,7 @@ def test_what_a_command_has_written_is_not_packed_again(tmp_path: Path, mode: st
     )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "block",
