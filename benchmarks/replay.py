@@ -2,9 +2,10 @@
 
 A random Llama of 98 million parameters in bfloat16 with fp32 masters, and a journal of made-up
 projected gradients. In each round, in turns: the kernel takes the same steps on data that stays in
-cache, and on a buffer far larger; then ``zo-offload replay`` rebuilds the model in a process of its
-own, whose seconds from the command's begin to its end count, and whose peak of anonymous memory is
-polled. The weights are compared with those of a stepper that has taken the steps of the journal.
+cache, and on a buffer as large as the model; then ``zo-offload replay`` rebuilds the model in a
+process of its own, whose seconds from the command's begin to its end count, and whose peak of
+anonymous memory is polled. The weights are compared with those of a stepper that has taken the
+steps of the journal.
 
 Before that a real training of a small model, whose export and replay are compared.
 
@@ -39,12 +40,14 @@ from zo_offload.integrations.hf import load_model
 from zo_offload.journal import Journal, Probe, Record
 from zo_offload.ops import Draw, Segment, Span, StepUpdate
 
-IN_CACHE, LARGE = 1 << 17, 1 << 24  # elements, of 4 bytes
+IN_CACHE = 1 << 17  # elements, of 4 bytes
 CALLS = 16  # on what stays in cache
+BLOCK = 128  # elements that kernels are called with, or a multiple
 LR = 1e-6
 RUN = """
 import json, sys, time
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from zo_offload.replay.command import ReplayOptions, replay
 
 base, journal, out, threads = sys.argv[1:]
@@ -165,7 +168,7 @@ def main() -> None:
         print(f"{count:,} parameters, {chosen.steps} steps; the stepper took {seconds:.1f} s")
         for number in range(chosen.rounds):
             cached, cached_busy = kernel_rates(IN_CACHE, updates, CALLS)
-            large, large_busy = kernel_rates(LARGE, updates)
+            large, large_busy = kernel_rates(count // BLOCK * BLOCK, updates)
             out = folder / f"out-{number}"
             wall, busy, peak = replay(folder / "base", journal, out, chosen.threads)
             rate = count * chosen.steps / wall
