@@ -1,7 +1,7 @@
 """Of a test with many parameters `make test` runs some, `make thorough` the others.
 
-Where every combination of settings has to give the same bits, a few that differ the most find nearly
-all that all of them would; the others are for whoever has the time.
+Where every combination of settings has to give the same bits, a few that differ the most find
+nearly all that all of them would; the others are for whoever has the time.
 """
 
 from collections import defaultdict

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -566,6 +567,7 @@ def _is_ours_to_show(record: logging.LogRecord) -> bool:
 def _quiet() -> None:
     """Leave the terminal to us: libraries report warnings only, and draw no bars of their own."""
     _quiet_deepspeed()
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft's
     import transformers
 
     transformers.utils.logging.set_verbosity_error()

@@ -11,7 +11,7 @@ from zo_offload.deepspeed_json import read_settings
 from zo_offload.errors import ConfigError, StoreError
 from zo_offload.plan.advice import nearest
 from zo_offload.plan.rates import Rates
-from zo_offload.plan.report import gib, refusal
+from zo_offload.plan.report import exact, refusal
 from zo_offload.plan.request import DEFAULT_LENGTH, GIB, request_of
 from zo_offload.plan.search import Layouts, Planned, plan
 from zo_offload.plan.shapes import config_of
@@ -65,8 +65,8 @@ def checked(
     tiers = planned[0].tiers
     return [
         *said,
-        f"  plan: {model} fits, device {gib(tiers.device_bytes)}, host {gib(tiers.host_bytes)}, "
-        f"nvme {gib(tiers.nvme_bytes)}",
+        f"  plan: {model} fits, device {exact(tiers.device_bytes)}, "
+        f"host {exact(tiers.host_bytes)}, nvme {exact(tiers.nvme_bytes)}",
     ], []
 
 

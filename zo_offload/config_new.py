@@ -23,6 +23,7 @@ from zo_offload.plan.search import Layouts, Planned, plan
 from zo_offload.plan.shapes import config_of
 from zo_offload.plan.shortage import Machine, this_machine
 from zo_offload.run_defaults import default_config
+from zo_offload.wording import as_bytes
 
 DEFAULT_LENGTH = 512  # tokens; what most tasks stay below
 CHUNK_ROWS = 8192  # of a head whose logits do not fit
@@ -186,8 +187,8 @@ def _reasons(
     rests = ", ".join(f"{count} units on {tier}" for tier, count in held.items())
     tiers = planned.tiers
     yield (
-        f"rests: {rests}, by {request.unit}: device {tiers.device_bytes / GIB:.2f} GiB, host "
-        f"{tiers.host_bytes / GIB:.2f} GiB, nvme {tiers.nvme_bytes / GIB:.2f} GiB"
+        f"rests: {rests}, by {request.unit}: device {as_bytes(tiers.device_bytes)}, host "
+        f"{as_bytes(tiers.host_bytes)}, nvme {as_bytes(tiers.nvme_bytes)}"
     )
     if request.head_chunk is not None:
         yield f"head_chunk {request.head_chunk}: whole logits do not fit"

@@ -86,14 +86,23 @@ def initialize(
         ModelError: The model cannot be loaded, or not be trained so.
         StoreError: Its weights fit nowhere that the JSON allows.
 
-    Example::
-
-        engine, _, loader, _ = zo_offload.initialize(
-            model=model, config="ds.json", training_data=data
-        )
-        for batch in loader:
-            engine.backward(engine(**batch).loss)
-            engine.step()
+    Example:
+        >>> data = [torch.full((4,), float(n)) for n in (1, 2)]
+        >>> engine, _, loader, _ = initialize(
+        ...     model=nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))),
+        ...     config={
+        ...         "train_batch_size": 2,
+        ...         "optimizer": {"type": "ZO", "params": {"lr": 1e-2}},
+        ...         "zeroth_order": {"unit": ["Linear"]},
+        ...     },
+        ...     training_data=data,
+        ... )
+        >>> for batch in loader:
+        ...     loss = engine.backward(engine(batch).square().mean())
+        ...     engine.step()
+        >>> engine.global_steps
+        1
+        >>> engine.destroy()
     """
     if mpu is not None or mesh_param is not None:
         raise ConfigError(
@@ -137,6 +146,29 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
             batch; None of an objective that is not smooth.
         eps_watch: Sees whether losses differ enough from one another; its ``finding`` says what is
             wrong with eps.
+
+    Example:
+        >>> engine, *_ = initialize(
+        ...     model=nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))),
+        ...     config={
+        ...         "train_batch_size": 4,
+        ...         "train_micro_batch_size_per_gpu": 2,
+        ...         "optimizer": {"type": "ZO", "params": {"lr": 1e-2}},
+        ...         "zeroth_order": {"unit": ["Linear"]},
+        ...     },
+        ...     objective=lambda model, batch, outputs: outputs.square().mean(),
+        ... )
+        >>> batches = [torch.ones(2, 4), -torch.ones(2, 4)]
+        >>> before = engine.eval_batch(iter(batches))
+        >>> for _ in range(50):
+        ...     loss = engine.train_batch(iter(batches))
+        >>> bool(engine.eval_batch(iter(batches)) < before)
+        True
+        >>> len(engine.last_result.lane_losses), engine.global_samples
+        (2, 200)
+        >>> engine.eval()(torch.ones(2, 4)).shape
+        torch.Size([2, 4])
+        >>> engine.destroy()
     """
 
     def __init__(

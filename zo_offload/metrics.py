@@ -14,13 +14,16 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zo_offload.estimator import mean_loss
 from zo_offload.files import naming, write_file
 from zo_offload.journal import Flags, Record
 from zo_offload.journal.files import write_whole
-from zo_offload.tasks import Evaluation
 from zo_offload.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from zo_offload.tasks import Evaluation
 
 EVALUATION = ("accuracy", "dev_loss")
 STEP = re.compile("[0-9]{1,10}")
@@ -67,7 +70,7 @@ class Metrics:
         found = [(step, self.evaluation(step)) for step in range(len(self.rows) + 1)]
         return [(step, *pair) for step, pair in found if pair is not None]
 
-    def add_evaluation(self, evaluation: Evaluation) -> None:
+    def add_evaluation(self, evaluation: "Evaluation") -> None:
         """The dev set, before the next step."""
         self._pending = _evaluation_row(evaluation)
         if self.telemetry is not None:
@@ -75,7 +78,7 @@ class Metrics:
         self._write(_lines([self._pending_row]))
         os.fsync(self._file.fileno())
 
-    def mend_evaluation(self, step: int, evaluation: Evaluation) -> None:
+    def mend_evaluation(self, step: int, evaluation: "Evaluation") -> None:
         """Of an earlier step, when the file that held it was lost."""
         self.rows[step].update(_evaluation_row(evaluation))
         self._file.close()
@@ -186,7 +189,7 @@ def _row(record: Record) -> dict[str, str]:
     }
 
 
-def _evaluation_row(evaluation: Evaluation) -> dict[str, str]:
+def _evaluation_row(evaluation: "Evaluation") -> dict[str, str]:
     # Twelve digits: an accuracy is a quotient of integers, and rounds from here as from itself.
     return {"accuracy": f"{evaluation.accuracy:.12g}", "dev_loss": f"{evaluation.loss:.6f}"}
 

@@ -18,7 +18,7 @@ from zo_offload.midpoint import field_of
 class Inputs(NamedTuple):
     """A batch of positional and keyword arguments together."""
 
-    args: tuple
+    args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
 

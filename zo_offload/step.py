@@ -111,6 +111,20 @@ class Stepper:
         >>> results = [stepper.train_step([batch], lr=1e-2) for _ in range(200)]
         >>> results[-1].loss < 0.5 * results[0].loss
         True
+
+        What a step does can be had in parts: its directions, their losses, the model as it is.
+
+        >>> [(probe, sign, draw.step) for probe, sign, draw in stepper.draws()]
+        [(0, 1, 200), (0, -1, 200)]
+        >>> stepper.my_draws() == stepper.draws()  # no other rank takes a part of them
+        True
+        >>> ((plus, minus),) = stepper.measure([batch], stepper.draws())  # a (sum, weight) each
+        >>> bool(abs(stepper.evaluate(batch)[0] - (plus[0] + minus[0]) / 2) < 1e-3)
+        True
+        >>> stepper.forward(batch).shape, stepper.step
+        (torch.Size([]), 200)
+        >>> stepper.plan.host_bytes  # nothing is offloaded
+        0
         >>> stepper.close()
 
     Reference:

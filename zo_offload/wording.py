@@ -52,7 +52,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
-def as_bytes(count: int) -> str:
+def as_bytes(count: float) -> str:
     """Bytes with a binary unit.
 
     Example:
@@ -60,13 +60,24 @@ def as_bytes(count: int) -> str:
         ('1.5 KiB', '3.0 GiB')
     """
     if count < 1024:
-        return f"{count} B"
+        return f"{count:.0f} B"
     value, units = float(count), iter(["KiB", "MiB", "GiB", "TiB"])
     unit = next(units)
     value /= 1024
     while value >= 1024:
         value, unit = value / 1024, next(units)
     return f"{value:.1f} {unit}"
+
+
+def as_traffic(count: float) -> str:
+    """Bytes with a decimal unit, as rates of links and disks have.
+
+    Example:
+        >>> as_traffic(0), as_traffic(1_250_000), as_traffic(3.2e12)
+        ('0.0 kB', '1.2 MB', '3200.0 GB')
+    """
+    unit, size = ("GB", 1e9) if count >= 1e9 else ("MB", 1e6) if count >= 1e6 else ("kB", 1e3)
+    return f"{count / size:.1f} {unit}"
 
 
 def as_loss(value: float | None) -> str:

@@ -97,7 +97,7 @@ def test_a_table_for_readers(tmp_path: Path):
     assert "micro-batches of 1 x 64 tokens" in lines[3]  # the context of this model
     for beginning in ("device  ", "host    ", "nvme    ", "step    ", "in the JSON: ", "note: "):
         assert any(line.startswith(beginning) for line in lines), beginning
-    assert any("GiB (" in line and "bytes)" in line for line in lines)
+    assert any("MiB (" in line and "bytes)" in line for line in lines)
     block = json.loads(next(x for x in lines if "JSON" in x).split('"zeroth_order": ', 1)[1])
     assert block["offload_param"]["device"] == "none"
 

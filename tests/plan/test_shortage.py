@@ -27,8 +27,8 @@ def test_what_should_have_fitted_is_told_with_what_there_is():
     offloaded = config(offload_param={"device": "cpu"})
     said = explanation(MODEL, offloaded, 128, Machine(24 * GIB, 64 * GIB))
     assert re.match(r"the plan counts device \d.* for 16 x 128 tokens a forward, and ", said)
-    assert "there is a device of 24.00 GiB" in said
-    assert "64.00 GiB (68,719,476,736 bytes) of host memory" in said
+    assert "there is a device of 24.0 GiB" in said
+    assert "64.0 GiB (68,719,476,736 bytes) of host memory" in said
 
 
 def test_where_forwards_run_in_host_memory_all_has_to_fit_into_it():

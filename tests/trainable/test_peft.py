@@ -64,6 +64,15 @@ def test_files_load_to_equal_outputs(kind: str, unit: Any, tmp_path: Path):
         assert float(loaded(**BATCH).loss) == expected
 
 
+def test_its_base_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    given: Any = model()
+    given.config.save_pretrained("base")
+    given.name_or_path = "base"
+    with closing(Stepper(made_of(given))) as stepper:
+        assert base_of(saved(stepper, tmp_path / "out")) == str(tmp_path / "base")
+
+
 def test_a_given_adapter_goes_on_from_its_files(tmp_path: Path):
     """By the caller, or by the JSON: the same bits, and other ones than at the beginning."""
     with closing(Stepper(made_of(model()))) as stepper:

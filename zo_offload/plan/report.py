@@ -12,21 +12,22 @@ from zo_offload.errors import ConfigError
 from zo_offload.plan.advice import Advice
 from zo_offload.plan.budget import ADAPTER_RANK
 from zo_offload.plan.rates import Rates
-from zo_offload.plan.request import GIB, Request
+from zo_offload.plan.request import Request
 from zo_offload.plan.search import Planned
+from zo_offload.wording import as_bytes, as_traffic
 
 WITH_MODES = {"sparse": {"mask": "mask.safetensors"}}  # what a JSON must say beside the mode
 DEVICES = {"device": "none", "host": "cpu", "nvme": "nvme"}
 
 
-def gib(count: float) -> str:
-    """Bytes in GiB, and as they are.
+def exact(count: float) -> str:
+    """Bytes with a unit, and as they are.
 
     Example:
-        >>> gib(3 * 2**29)
-        '1.50 GiB (1,610,612,736 bytes)'
+        >>> exact(3 * 2**29)
+        '1.5 GiB (1,610,612,736 bytes)'
     """
-    return f"{count / GIB:.2f} GiB ({count:,.0f} bytes)"
+    return f"{as_bytes(count)} ({count:,.0f} bytes)"
 
 
 def block_of(planned: Planned) -> dict[str, Any]:
@@ -138,23 +139,20 @@ def refusal(model: str, planned: Planned, fitting: tuple[str, Planned] | None) -
     tiers = planned.tiers
     held = {"device": tiers.device_bytes, "host": tiers.host_bytes, "nvme": tiers.nvme_bytes}
     lacks = "; ".join(
-        f"{tier} needs {gib(held[tier])}, {gib(count)} more than there are"
+        f"{tier} needs {exact(held[tier])}, {exact(count)} more than there are"
         for tier, count in tiers.short.items()
     )
     parts = {**tiers.device} if "device" in tiers.short else {**tiers.host}
-    inside = ", ".join(f"{name} {count / GIB:.2f}" for name, count in parts.items() if count)
+    inside = ", ".join(f"{name} {as_bytes(count)}" for name, count in parts.items() if count)
     if fitting is None:
         mend = "no change of the settings fits: give more memory"
     else:
         words, other = fitting
         mend = (
-            f"it would fit with {words}: device {other.tiers.device_bytes / GIB:.2f} GiB, host "
-            f"{other.tiers.host_bytes / GIB:.2f} GiB, nvme {other.tiers.nvme_bytes / GIB:.2f} GiB"
+            f"it would fit with {words}: device {as_bytes(other.tiers.device_bytes)}, host "
+            f"{as_bytes(other.tiers.host_bytes)}, nvme {as_bytes(other.tiers.nvme_bytes)}"
         )
-    return (
-        f"{model} does not fit by units of {_units(planned.request)}: {lacks} ({inside} GiB); "
-        f"{mend}"
-    )
+    return f"{model} does not fit by units of {_units(planned.request)}: {lacks} ({inside}); {mend}"
 
 
 def _units(request: Request) -> str:
@@ -168,7 +166,7 @@ def _heading(model: str, planned: Planned) -> Iterator[str]:
     yield f"{model}: {layout.num_parameters:,} parameters, {str(layout.dtype)[6:]}"
     yield (
         f"unit: {request.unit}, {len(layout.names)} of them, the largest "
-        f"{gib(int(planned.tiers.sizes.wire.max()))} on the wire ({request.wire})"
+        f"{exact(int(planned.tiers.sizes.wire.max()))} on the wire ({request.wire})"
     )
     where = request.where if any(planned.tiers.residents[1:]) else "device"
     yield (
@@ -184,11 +182,11 @@ def _heading(model: str, planned: Planned) -> Iterator[str]:
 
 def _memory(planned: Planned) -> Iterator[str]:
     tiers, names = planned.tiers, planned.layout.names
-    yield f"device  {gib(tiers.device_bytes)}"
-    yield from (f"  {name:<16}{gib(n)}" for name, n in tiers.device.items() if n)
-    yield f"host    {gib(tiers.host_bytes)}"
-    yield from (f"  {name:<16}{gib(n)}" for name, n in tiers.host.items() if n)
-    yield f"nvme    {gib(tiers.nvme_bytes)}"
+    yield f"device  {exact(tiers.device_bytes)}"
+    yield from (f"  {name:<16}{exact(n)}" for name, n in tiers.device.items() if n)
+    yield f"host    {exact(tiers.host_bytes)}"
+    yield from (f"  {name:<16}{exact(n)}" for name, n in tiers.host.items() if n)
+    yield f"nvme    {exact(tiers.nvme_bytes)}"
     position = 0
     for tier, group in groupby(tiers.residency()):
         count = len(list(group))
@@ -201,11 +199,11 @@ def _step(planned: Planned, rates: Rates) -> Iterator[str]:
     yield f"step    {step.step_seconds:.3g} s, bound by {step.bound_by}"
     given = {
         "compute": f"{step.flops:.3g} FLOPs at {rates.tflops:g} TFLOP/s",
-        "bus": f"{step.bus_up / 1e9:.1f} GB up, {step.bus_down / 1e9:.1f} GB down at "
+        "bus": f"{as_traffic(step.bus_up)} up, {as_traffic(step.bus_down)} down at "
         f"{rates.pcie_gbps:g} GB/s",
-        "disk": f"{step.disk_read / 1e9:.1f} GB read, {step.disk_written / 1e9:.1f} GB written at "
+        "disk": f"{as_traffic(step.disk_read)} read, {as_traffic(step.disk_written)} written at "
         f"{rates.nvme_gbps:g} GB/s",
-        "host": f"{step.host_kernel / 1e9:.1f} GB of masters at {rates.host_gbps:g} GB/s",
+        "host": f"{as_traffic(step.host_kernel)} of masters at {rates.host_gbps:g} GB/s",
     }
     for name, seconds in step.seconds.items():
         yield f"  {name:<16}{seconds:9.3g} s  {given[name]}"

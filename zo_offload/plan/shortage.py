@@ -9,7 +9,7 @@ from typing import Any
 from zo_offload.errors import StoreError, ZOError
 from zo_offload.plan.advice import nearest
 from zo_offload.plan.rates import Rates
-from zo_offload.plan.report import gib, refusal
+from zo_offload.plan.report import exact, refusal
 from zo_offload.plan.request import Budgets, request_of
 from zo_offload.plan.search import Layouts, Planned, plan
 from zo_offload.plan.shapes import config_of
@@ -74,10 +74,10 @@ def _compared(model: str, config: Mapping[str, Any], length: int, machine: Machi
     if not planned.fits:
         return refusal(model, planned, nearest(layouts, request, there, Rates()))
     tiers = planned.tiers
-    had = f"{gib(machine.host)} of host memory"
-    had = f"a device of {gib(machine.device)} and {had}" if machine.device is not None else had
+    had = f"{exact(machine.host)} of host memory"
+    had = f"a device of {exact(machine.device)} and {had}" if machine.device is not None else had
     return (
-        f"the plan counts device {gib(tiers.device_bytes)}, host {gib(tiers.host_bytes)}, for "
+        f"the plan counts device {exact(tiers.device_bytes)}, host {exact(tiers.host_bytes)}, for "
         f"{request.batch_size} x {length} tokens a forward, and there is {had}: something else "
         "holds the rest; end it, or lower train_micro_batch_size_per_gpu"
     )

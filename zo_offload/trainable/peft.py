@@ -96,6 +96,8 @@ class Peft(Trainable):
     def save(self, model: nn.Module, weights: Values, directory: Path) -> None:
         """See :class:`Trainable`: ``adapter_config.json`` and ``adapter_model.safetensors``."""
         adapted: Any = model
+        for config in adapted.peft_config.values():
+            config.base_model_name_or_path = _from_anywhere(config.base_model_name_or_path)
         with _values(weights, self.moving.resident):  # prompts are computed when they are saved
             adapted.save_pretrained(str(directory), state_dict=_state(model, weights))
 
@@ -249,6 +251,11 @@ def base_of(directory: str | Path) -> str | None:
             f"{path / ADAPTER}: base_model_name_or_path names no model; write its directory there"
         )
     return base
+
+
+def _from_anywhere(base: str | None) -> str | None:
+    """A model's directory as a path that holds wherever a program is started; a name as it is."""
+    return str(Path(base).resolve()) if base and Path(base).is_dir() else base
 
 
 def _as_json(value: Any) -> Any:
