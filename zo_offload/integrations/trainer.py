@@ -139,5 +139,6 @@ def _refuse_unseen_ranks() -> None:
     if seen != started:
         raise ConfigError(
             f"accelerate: sees {seen} rank(s), and {started} were started; without a GPU write "
-            "TrainingArguments(use_cpu=True), or start a loop of accelerate's own on one rank"
+            "TrainingArguments(use_cpu=True), or accelerate.PartialState(cpu=True) before a loop's "
+            "Accelerator is made"
         )
