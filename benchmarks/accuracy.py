@@ -8,9 +8,10 @@ on one seed and on rows held out for that; 5,000 other rows are measured, with f
                                   [--acceptance DIR] [--out FILE] [--picture FILE] [--workers 2]
 
 ``--search`` runs the grids; what they found stands in ``--out``, and runs take the best rate from
-there. Every run is written there as it ends, with its curve, and is not done again. Seconds are of
-steps alone, and comparable only where nothing else ran: ``--seconds`` measures steps of all methods
-in turn, MeZO's with its four draws. The last line is JSON, medians over seeds:
+there. Every run is written there as it ends, with its curve, and is not done again; one that was
+ended in the middle goes on from what it has left in ``FILE.kept``. Seconds are of steps alone, and
+comparable only where nothing else ran: ``--seconds`` measures steps of all methods in turn, MeZO's
+with its four draws. The last line is JSON, medians over seeds:
 ``{"methods": {NAME: {"accuracy": ..., "loss": ..., "forwards": ..., "seconds": ...}}}``.
 """
 
@@ -18,6 +19,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -31,7 +33,7 @@ from typing import Any
 
 import torch
 from accuracy_data import Data, data
-from accuracy_methods import METHODS, Forward
+from accuracy_methods import METHODS, Forward, Reached, Run
 from accuracy_report import draw, paired, show
 
 from zo_offload.errors import DivergedError
@@ -61,28 +63,42 @@ class Job:
     search: bool
 
 
-def run(job: Job, folder: Path) -> dict[str, Any]:
+def run(job: Job, folder: Path, kept: Path) -> dict[str, Any]:
     """Learn and judge; in a process of its own."""
     torch.set_num_threads(1)
     method, rows = METHODS[job.method], data(folder)
     steps = max(1, job.forwards // method.forwards)
     judged = rows.held_out if job.search else rows.measured
     due = {math.ceil(steps * point / POINTS) for point in range(1, POINTS + 1)}
-    curve, seconds = [], 0.0
-    learner = method.learn(method, folder, rows, job.seed, steps, job.lr)
+    kept = kept / f"{job.method}, seed {job.seed}, {job.forwards}, {job.lr:g}, {job.search}"
+    kept.mkdir(parents=True, exist_ok=True)
+    seconds, curve = _kept_curve(kept)
+    learner = method.learn(method, Run(folder, rows, job.seed, steps, job.lr, kept))
     with closing(learner):
         began = time.perf_counter()
-        for step, forward in enumerate(stopped_where_it_diverges(learner), start=1):
+        for step, forward in stopped_where_it_diverges(learner):
             seconds += time.perf_counter() - began
+            spent = step * method.forwards
+            curve = [point for point in curve if point[0] < spent]  # what is not kept is done again
             if step in due:
                 found = judge(forward, judged)
-                curve.append([step * method.forwards, found.loss, found.accuracy])
+                curve.append([spent, found.loss, found.accuracy])
+                (kept / "curve.new").write_text(json.dumps([seconds, curve]))
+                (kept / "curve.new").replace(kept / "curve.json")
             began = time.perf_counter()
+    shutil.rmtree(kept)
     last = curve[-1] if len(curve) == len(due) else [steps * method.forwards, math.inf, 0.0]
     return {
         **asdict(job), "loss": last[1], "accuracy": last[2], "spent": last[0],
         "seconds": round(seconds, 1), "curve": curve,
     }  # fmt: skip
+
+
+def _kept_curve(kept: Path) -> tuple[float, list[list[float]]]:
+    """Seconds and points of a process that was ended."""
+    path = kept / "curve.json"
+    seconds, curve = json.loads(path.read_text()) if path.exists() else (0.0, [])
+    return seconds, curve
 
 
 def judge(forward: Forward, rows: Any) -> Evaluation:
@@ -91,7 +107,7 @@ def judge(forward: Forward, rows: Any) -> Evaluation:
         return evaluate(forward, evaluation_batches(rows, 64))
 
 
-def stopped_where_it_diverges(learner: Iterator[Forward]) -> Iterator[Forward]:
+def stopped_where_it_diverges(learner: Iterator[Reached]) -> Iterator[Reached]:
     """As far as it goes."""
     try:
         yield from learner
@@ -139,8 +155,9 @@ def results(options: argparse.Namespace) -> list[dict[str, Any]]:
     keys = list(asdict(wanted[0]))
     done = {Job(**{key: each[key] for key in keys}): each for each in held}
     missing = [job for job in wanted if job not in done]
+    kept = options.out.with_name(f"{options.out.name}.kept")
     with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
-        under_way = [pool.submit(run, job, options.acceptance) for job in missing]
+        under_way = [pool.submit(run, job, options.acceptance, kept) for job in missing]
         for future in as_completed(under_way):
             found = future.result()
             with options.out.open("a") as file:
@@ -164,8 +181,9 @@ def seconds_a_step(options: argparse.Namespace) -> dict[str, float]:
     learners = {}
     for name in options.methods:
         method = METHODS[name]
-        timed = partial(method.learn, method, options.acceptance, rows, 0, TIMED_STEPS + 3)
-        learners[name] = timed(method.lrs[0])
+        timed = Run(options.acceptance, rows, 0, TIMED_STEPS + 3, method.lrs[0])
+        learners[name] = method.learn(method, timed)
+        next(learners[name])  # where it begins
     steps = {name: partial(next, learner) for name, learner in learners.items()}
     found = alternating(steps, TIMED_STEPS, warm_up=2)
     return {name: times.median for name, times in found.items()}
