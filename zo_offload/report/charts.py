@@ -1,37 +1,20 @@
 """Charts of runs, as SVG that takes its colours from the page, and as PNG."""
 
-import io
-import re
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from zo_offload.metrics import smooth
-from zo_offload.report import measured, series
+from zo_offload.report import figure, measured, series
+from zo_offload.report.figure import INK, colour_of, letter
 from zo_offload.report.found import Run
 from zo_offload.telemetry import TIERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-# On a page, ink and colours stand for var(--ink), var(--c0), ...
-WIDTH, HEIGHT = 5.2, 3.0  # inches; text is legible on a phone, too
-ROW_HEIGHT = 0.32
-COLOURS = ("#2563b0", "#c2570c", "#15803d", "#a21caf", "#b91c1c", "#0e7490", "#6d5a00", "#57606a")
-INK = "#24292f"
 GIB = 2**30
-STYLE: dict[Any, Any] = {
-    "text.parse_math": False,  # names come from files
-    "svg.fonttype": "none",
-    "font.size": 9.0,
-    "font.family": "sans-serif",
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
 
 
 @dataclass(frozen=True)
@@ -51,22 +34,6 @@ class Chart:
     text: str
     draw: "Callable[[Axes, Sequence[Run]], None]"
     rows: int = 0
-
-
-def colour_of(index: int) -> str:
-    """Of a run or part, by its place."""
-    return COLOURS[index % len(COLOURS)]
-
-
-def letter(index: int) -> str:
-    """A run's name in charts.
-
-    Example:
-        >>> letter(0), letter(27)
-        ('A', 'B2')
-    """
-    turn, place = divmod(index, 26)
-    return chr(ord("A") + place) + (str(turn + 1) if turn else "")
 
 
 def charts(runs: Sequence[Run]) -> list[Chart]:
@@ -104,60 +71,23 @@ def drawn(chart: Chart, runs: Sequence[Run]) -> tuple[str, bytes]:
     """An ``svg`` element for a page, whose colours are the page's; and a PNG, on white."""
     import matplotlib as mpl
 
-    text, content = io.StringIO(), io.BytesIO()
-    with mpl.rc_context({**STYLE, "svg.hashsalt": chart.name}):
-        figure = _figure(chart, runs)
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-        figure.set_layout_engine("none")  # it is found, and takes most of the time
-        figure.savefig(content, format="png", dpi=150)
-    return _inline(text.getvalue(), chart.name), content.getvalue()
-
-
-def _inline(svg: str, name: str) -> str:
-    """Of a file's text the element, with names of its own, for a page that holds several."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = svg.replace(INK, "var(--ink)")
-    for index, colour in enumerate(COLOURS):
-        svg = svg.replace(colour, f"var(--c{index})")
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
-    return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">',
-                  svg, count=1)  # fmt: skip
-
-
-def _figure(chart: Chart, runs: Sequence[Run]) -> "Figure":
-    from matplotlib.figure import Figure
-
-    height = HEIGHT if chart.rows < 0 else 0.9 + ROW_HEIGHT * chart.rows
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color=INK, alpha=0.15, linewidth=0.6, axis="both" if chart.rows < 0 else "x")
-    axes.set_axisbelow(True)
-    chart.draw(axes, runs)
-    return figure
+    with mpl.rc_context({**figure.STYLE, "svg.hashsalt": chart.name}):
+        paper, axes = figure.new_figure(chart.rows if chart.rows > 0 else None)
+        chart.draw(axes, runs)
+        return figure.as_files(paper, chart.name)
 
 
 def _over_steps(axes: "Axes", runs: Sequence[Run]) -> None:
     """What all curves have: whole steps below, and runs named where there are several."""
+    from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("steps")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     if len(runs) > 1:
-        for index in range(len(runs)):
-            axes.plot([], [], color=colour_of(index), label=letter(index))
-        axes.legend(frameon=False, ncols=4, fontsize=8, loc="best")
-
-
-def _log(axes: "Axes") -> None:
-    """Powers of ten, in plain text."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+        places = range(len(runs))
+        lines = [Line2D([], [], color=colour_of(index), linewidth=2.5) for index in places]
+        figure.add_legend(axes, lines, [letter(index) for index in places])
 
 
 def _draw_loss(axes: "Axes", runs: Sequence[Run]) -> None:
@@ -196,58 +126,74 @@ def _draw_grads(axes: "Axes", runs: Sequence[Run]) -> None:
         axes.fill_between(xs, low, high, color=colour, alpha=0.12, linewidth=0)
         axes.fill_between(xs, quarter, three, color=colour, alpha=0.25, linewidth=0)
         axes.plot(xs, middle, color=colour, marker="o" if len(xs) == 1 else None)
-    _log(axes)
+    figure.use_log(axes)
     axes.set_ylabel("|projected_grad|")
     _over_steps(axes, runs)
 
 
 def _draw_noise(axes: "Axes", runs: Sequence[Run]) -> None:
+    axes.axhline(0.5, color=INK, linestyle=":", linewidth=1)
+    any_noise = False
     for index, run in enumerate(runs):
         xs, ys = series.noise_over_signal(run, measured.noise(run))
         if any(ys):
             axes.plot(xs, ys, color=colour_of(index), marker="o" if len(xs) == 1 else None)
-            _log(axes)
-    axes.axhline(0.5, color=INK, linestyle=":", linewidth=1)
+            any_noise = True
+    if any_noise:
+        figure.use_log(axes)
     axes.set_ylabel("noise / signal")
     _over_steps(axes, runs)
 
 
 def _draw_lr(axes: "Axes", runs: Sequence[Run]) -> None:
+    peaks = []
     for index, run in enumerate(runs):
-        points = series.thinned([s.step for s in run.steps], [s.lr for s in run.steps])
-        axes.plot(*points, color=colour_of(index))
-    axes.set_ylim(bottom=0)
+        steps, rates = series.thinned([s.step for s in run.steps], [s.lr for s in run.steps])
+        axes.plot(steps, rates, color=colour_of(index))
+        peaks.append(max(rates, default=0.0))
+    if figure.are_unlike(peaks):
+        figure.use_log(axes)
+        least = min(peak for peak in peaks if peak > 0) / figure.DECAYED
+        axes.set_ylim(bottom=max(least, axes.get_ylim()[0]))
+    else:
+        axes.set_ylim(bottom=0)
     axes.set_ylabel("learning rate")
     _over_steps(axes, runs)
 
 
 def _draw_seconds(axes: "Axes", runs: Sequence[Run]) -> None:
-    tops = [0.0]
+    tops, middles = [0.0], []
     for index, run in enumerate(runs):
         steps, found = list(run.seconds), list(run.seconds.values())
         axes.plot(*series.thinned(steps, found), color=colour_of(index), alpha=0.3, linewidth=0.6)
         axes.plot(*series.thinned(steps, smooth(found)), color=colour_of(index), linewidth=1.8)
         tops += [1.5 * sorted(found)[int(0.98 * (len(found) - 1))]] if found else []
-    axes.set_ylim(0, max(tops) or None)
+        middles += [statistics.median(found)] if found else []
+    if figure.are_unlike(middles):
+        figure.use_log(axes)
+    else:
+        axes.set_ylim(0, max(tops) or None)
     axes.set_ylabel("seconds")
     _over_steps(axes, runs)
 
 
 def _draw_parts(axes: "Axes", runs: Sequence[Run]) -> None:
+    from matplotlib.patches import Patch
+
     bars = [(letter(i), found) for i, run in enumerate(runs)
             if (found := measured.seconds_by_part(run))]  # fmt: skip
+    shown = {part: colour_of(index) for index, part in enumerate(measured.SHOWN_PARTS)
+             if any(found[part] for _, found in bars)}  # fmt: skip
     for place, (_, found) in enumerate(bars):
         left = 0.0
-        for index, part in enumerate(measured.SHOWN_PARTS):
-            axes.barh(place, found[part], left=left, color=colour_of(index), height=0.6,
-                      label=part if not place else None)  # fmt: skip
+        for part, colour in shown.items():
+            axes.barh(place, found[part], left=left, color=colour, height=0.6)
             left += found[part]
     axes.set_yticks(range(len(bars)), [name for name, _ in bars])
     axes.invert_yaxis()
     axes.set_xlabel("seconds a step")
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    figure.legend(frameon=False, ncols=4, fontsize=8, loc="outside upper center")
+    if shown:
+        figure.add_legend(axes, [Patch(color=colour) for colour in shown.values()], list(shown))
 
 
 def _tiers(run: Run) -> list[tuple[str, float, float]]:

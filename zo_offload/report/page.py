@@ -5,17 +5,19 @@ the template's own is the charts', which matplotlib writes and escapes.
 """
 
 import functools
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from zo_offload import __version__
 from zo_offload.report import tables
-from zo_offload.report.charts import COLOURS, Chart, letter
+from zo_offload.report.charts import Chart
+from zo_offload.report.figure import COLOURS, letter
 from zo_offload.report.found import Run
 
 DARK = ("#6cb6ff", "#f69d50", "#6bc46d", "#e28df0", "#ff938a", "#4fc4d6", "#d8b84a", "#9198a1")
@@ -78,9 +80,20 @@ def _of_chart(chart: Chart, svg: str) -> dict[str, Any]:
     }
 
 
+def foldable(text: str) -> Markup:
+    """Text that a narrow cell folds between the parts of a path or a name.
+
+    Example:
+        >>> foldable("config.seed <b>")
+        Markup('config.<wbr>seed &lt;b&gt;')
+    """
+    return Markup(re.sub(r"(?<=[./_])(?=[^\W\d])", "<wbr>", escape(text)))
+
+
 @functools.cache
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["foldable"] = foldable
     return environment.from_string(Path(__file__).with_name("page.html").read_text("utf-8"))
