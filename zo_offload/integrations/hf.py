@@ -8,6 +8,7 @@ from typing import Any
 
 from zo_offload.converted import is_converted, read_converted, refuse_unfinished
 from zo_offload.errors import ModelError, StoreError
+from zo_offload.integrations.hub import check_reached
 from zo_offload.integrations.model_kind import kind_of
 from zo_offload.integrations.quantized import refuse_quantized
 from zo_offload.integrations.skeleton import skeleton
@@ -214,6 +215,7 @@ def _load(auto_class: Any, name: str | Path, what: str, **options: Any) -> Any:
         raise ModelError(f"{name}: no config.json in this directory; is it a Hugging Face model?")
     if not path.is_dir() and (path.is_absolute() or str(name).count("/") > 1):  # no model id
         raise ModelError(f"{name}: no such directory; check the path, or give a model id")
+    check_reached(name)
     try:
         return auto_class.from_pretrained(str(name), trust_remote_code=False, **options)
     except StoreError:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from zo_offload.integrations.hub import check_reached
 from zo_offload.kinds import Kind, kind_of_architecture
 from zo_offload.trainable.peft import base_of
 
@@ -16,11 +17,16 @@ def kind_of(name: str | Path) -> Kind:
 
     Args:
         name: Directory or id; of an adapter of ``peft``, its base counts.
+
+    Raises:
+        ModelError: It is no directory, not in the cache, and the hub is not reached.
     """
     from transformers import PreTrainedConfig
 
+    model = base_of(name) or name
+    check_reached(model)
     try:
-        config, _ = PreTrainedConfig.get_config_dict(str(base_of(name) or name))
+        config, _ = PreTrainedConfig.get_config_dict(str(model))
     except (OSError, ValueError):
         return "causal"
     return kind_of_config(config) if isinstance(config, Mapping) else "causal"

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from zo_offload.errors import ModelError
+from zo_offload.integrations.hub import check_reached
 from zo_offload.integrations.model_kind import kind_of_config
 from zo_offload.kinds import LOADED_BY
 from zo_offload.wording import one_line
@@ -98,6 +99,7 @@ def config_of(name: str) -> tuple[Any, torch.dtype]:
     near = get_close_matches(name.lower(), READY, n=1, cutoff=0.75)
     if near and "/" not in name and not Path(name).is_dir():
         raise ModelError(f"{name}: no such shape or directory; did you mean {near[0]}?")
+    check_reached(name)
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
