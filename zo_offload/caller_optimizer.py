@@ -97,6 +97,24 @@ def check_alike(optimizer: torch.optim.Optimizer) -> None:
             )
 
 
+def check_fused(learning_rate: float | None) -> None:
+    """Before a loss is booked.
+
+    Args:
+        learning_rate: That ``backward`` was given; a Trainer does where LOMO is to update weights
+            while gradients are computed.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    if learning_rate is not None:
+        raise ConfigError(
+            f'backward: was given a learning rate ({learning_rate:g}), as optim="lomo" and '
+            '"adalomo" of TrainingArguments do, which update weights by backpropagation'
+            '; leave optim out: "optimizer" in the JSON says how weights move'
+        )
+
+
 def check_metric(scheduler: Any, given: Mapping[str, Any]) -> None:
     """Before a step is taken.
 

@@ -298,7 +298,11 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
             self._tell_mode()  # lanes leave it in evaluation mode
 
     def backward(
-        self, loss: torch.Tensor, retain_graph: bool = False, scale_wrt_gas: bool = True
+        self,
+        loss: torch.Tensor,
+        retain_graph: bool = False,
+        scale_wrt_gas: bool = True,
+        learning_rate: float | None = None,
     ) -> torch.Tensor:
         """Book the gradients of a loss made of ``forward``'s output, as the caller scaled it.
 
@@ -306,13 +310,16 @@ class ZOEngine(SavesAndLoads, ReturnsMidpoints, DeepSpeedEngine):
             loss: Scalar computed from ``forward``'s output.
             retain_graph: As in torch.
             scale_wrt_gas: False when the caller has divided by ``gradient_accumulation_steps``.
+            learning_rate: Refused; a Trainer gives one to optimizers that are a backward pass.
 
         Returns:
             The loss without its graph, over ``gradient_accumulation_steps`` if that scales it.
 
         Raises:
+            ConfigError: A learning rate is given.
             ModelError: The loss has no graph, or was measured for an earlier step.
         """
+        caller_optimizer.check_fused(learning_rate)
         if loss.grad_fn is None:
             raise ModelError(
                 "backward: this loss has no graph; it must come from the engine's forward in "

@@ -113,6 +113,8 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ConfigError,
         "ReduceLROnPlateau asks for a metric .*lr_scheduler_type",
     ),
+    "lomo": ({"optim": "lomo"}, ConfigError, 'given a learning rate .*"lomo".*; leave optim out'),
+    "adalomo": ({"optim": "adalomo"}, ConfigError, "; leave optim out"),
     "decay of some": (
         {"deepspeed": without_optimizer(), "weight_decay": 0.1},
         ConfigError,
