@@ -9,6 +9,7 @@ a TSV or JSONL file (``DEV=`` names a held-out one; else every fifth example is 
 import hashlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from zo_offload.tasks import split_file
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "runs"
 DEFAULT_STEPS = 150
+LAUNCHERS_ENDED_BY = 256  # less the signal that has ended a rank: the launcher's exit status
 console = Console(highlight=False)
 
 
@@ -82,14 +84,22 @@ def main(
         )
     job = embedded_job() if model is None or task is None else chosen_job(model, task, dev, data)
     job = replace(job, template=template or job.template, labels=_whole(labels) or job.labels)
-    console.print(shown(job), markup=False, soft_wrap=True)
+    say(shown(job))
     # None is left out, so that folders are named as they were.
     given = {name: value for name, value in asdict(job).items() if value is not None} | options
     given["output"] = output or RUNS / run_name(model, task, given)
     flags = [
         f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None
     ]
+    say("starting one rank through the deepspeed launcher")
     launch([str(ROOT / "launcher" / "train.py"), *flags])
+    if (given["output"] / "summary.json").exists():  # it was not stopped on the way
+        say(next_steps(job, given["output"]))
+
+
+def say(text: str) -> None:
+    """Whole lines, however wide the terminal is."""
+    console.print(text, markup=False, soft_wrap=True)
 
 
 def shown(job: Job) -> str:
@@ -100,6 +110,22 @@ def shown(job: Job) -> str:
         f"model {job.model}, training on {job.train}, held out {job.dev}\n"
         f"prompt {json.dumps(job.template)} (TEMPLATE=), label words {json.dumps(job.labels)} "
         "(LABELS=)"
+    )
+
+
+def next_steps(job: Job, output: Path) -> str:
+    """What there is to do with a finished run."""
+    program = os.path.relpath(Path(sys.executable).with_name("zo-offload"))
+    names = ("task", "data") if job.task is not None else ("dev", "template", "labels")
+    given = [f"--{name}={getattr(job, name)}" for name in names if getattr(job, name) is not None]
+    model = os.path.relpath(output / "model")
+    return "\n".join(
+        [
+            "next:",
+            f"  {shlex.join([program, 'report', os.path.relpath(output)])}  # a page of curves",
+            f"  {shlex.join([program, 'eval', f'--model={model}', *given])}  # what it has learnt",
+            "  make quickstart MODEL=... TASK=...  # a model and a task of yours: see README.md",
+        ]
     )
 
 
@@ -122,11 +148,11 @@ def run_name(model: str | None, task: str | None, given: Mapping[str, Any]) -> s
 
 
 def launch(program: list[str]) -> None:
-    """Run a program under the deepspeed launcher, and end as it ends."""
-    deepspeed = str(Path(sys.executable).with_name("deepspeed"))
+    """Run a program under the deepspeed launcher; where it fails, end as it ends."""
+    deepspeed = str(ROOT / "launcher" / "deepspeed_quietly.py")
     # In a session of its own: the launcher would meet Ctrl-C with a traceback.
     with subprocess.Popen(
-        [deepspeed, "--num_accelerators=1", *program], start_new_session=True
+        [sys.executable, deepspeed, "--num_accelerators=1", *program], start_new_session=True
     ) as it:
         try:
             code = it.wait()
@@ -134,10 +160,12 @@ def launch(program: list[str]) -> None:
             interrupt_ranks(it.pid)
             it.wait()
             raise Interrupted("interrupted; the same command continues the run") from None
-    if code < 0:
-        reason = f"was ended by {signal.Signals(-code).name}"
-        raise click.ClickException(f"the launcher {reason}; the same command continues the run")
-    sys.exit(code)
+    for who, number in (("launcher", -code), ("run", LAUNCHERS_ENDED_BY - code)):
+        if number in list(signal.Signals):
+            reason = f"the {who} was ended by {signal.Signals(number).name}"
+            raise click.ClickException(f"{reason}; the same command continues the run")
+    if code:
+        sys.exit(code)
 
 
 def interrupt_ranks(launcher: int) -> None:

@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -9,6 +12,7 @@ import pytest
 from click import ClickException
 from click.testing import CliRunner
 
+from zo_offload.cli import main
 from zo_offload.errors import TaskError
 from zo_offload.tasks import read_examples, split_file
 
@@ -104,15 +108,56 @@ def test_model_and_task_go_together(quickstart):
 
 
 def test_the_job_is_launched_and_its_end_is_ours(quickstart, tmp_path, monkeypatch, capfd):
-    launcher = tmp_path / "deepspeed"
+    launcher = tmp_path / "python"
     launcher.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\nexit 3\n")
     launcher.chmod(0o755)
-    monkeypatch.setattr(quickstart.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(quickstart.sys, "executable", str(launcher))
     with pytest.raises(SystemExit, match="3"):
         quickstart.launch(["train.py", "--labels= a, b"])
     assert capfd.readouterr().out.splitlines() == [
-        "--num_accelerators=1", "train.py", "--labels= a, b"
+        str(PROGRAM.with_name("deepspeed_quietly.py")), "--num_accelerators=1", "train.py",
+        "--labels= a, b",
     ]  # fmt: skip
     launcher.write_text("#!/bin/sh\nkill -9 $$\n")
-    with pytest.raises(ClickException, match="was ended by SIGKILL; the same command continues"):
+    with pytest.raises(ClickException, match="launcher was ended by SIGKILL; the same command"):
         quickstart.launch([])
+    launcher.write_text("#!/bin/sh\nexit 247\n")
+    with pytest.raises(ClickException, match="run was ended by SIGKILL; the same command"):
+        quickstart.launch([])
+    launcher.write_text("#!/bin/sh\n")
+    quickstart.launch([])
+
+
+@pytest.mark.parametrize(
+    ("job", "given"),
+    [
+        (
+            {
+                "train": Path("a.tsv"),
+                "dev": Path("b c.tsv"),
+                "template": "{x} It",
+                "labels": " a, b",
+            },
+            ["--dev=b c.tsv", "--template={x} It", "--labels= a, b"],
+        ),
+        ({"task": "SST-2"}, ["--task=SST-2"]),
+        ({"task": "own.toml", "data": "folder"}, ["--task=own.toml", "--data=folder"]),
+    ],
+)
+def test_what_is_next_can_be_typed(quickstart, tmp_path, monkeypatch, job, given):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(quickstart.sys, "executable", str(tmp_path / "venv" / "python"))
+    said = quickstart.next_steps(quickstart.Job("m", **job), tmp_path / "runs" / "q")
+    _, page, again, _ = (shlex.split(line, comments=True) for line in said.splitlines())
+    assert page == ["venv/zo-offload", "report", "runs/q"]
+    assert again == ["venv/zo-offload", "eval", "--model=runs/q/model", *given]
+    options = {name for option in main.commands["eval"].params for name in option.opts}
+    assert {part.partition("=")[0] for part in again[2:]} <= options
+
+
+def test_the_launcher_says_nothing_of_its_own(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text("print('a rank')\nraise SystemExit(5)\n")
+    command = [sys.executable, str(PROGRAM.with_name("deepspeed_quietly.py")), str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (5, "a rank\n", "")

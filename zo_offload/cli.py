@@ -224,7 +224,7 @@ def doctor(path: tuple[str, ...], json: bool) -> None:
     """Say what this machine has and does in a second, and what to mend."""
     with shown() as bar:
         with bar.phase("starting"):
-            _quiet_deepspeed()
+            quiet_deepspeed()
             from zo_offload.doctor import command
         rows = command.examine([Path(each) for each in path], bar)
     print(command.as_json(rows) if json else command.as_table(rows))
@@ -241,7 +241,7 @@ def config_commands() -> None:
 @fails_in_one_line
 def schema() -> None:
     """Print the JSON Schema (draft 2020-12) of a whole DeepSpeed JSON, for editors."""
-    _quiet_deepspeed()
+    quiet_deepspeed()
     from zo_offload.config_schema import json_schema
 
     print(json.dumps(json_schema(), indent=2))
@@ -254,7 +254,7 @@ def check_config(file: str, trainer: bool, model: str | None, **options: Any) ->
     """Say all that is wrong with a JSON, or the defaults that matter."""
     memory = {name.removesuffix("_gb"): size for name, size in options.items()}
     with shown() as bar, bar.phase(f"checking {file}"):
-        _quiet() if model is not None else _quiet_deepspeed()
+        _quiet() if model is not None else quiet_deepspeed()
         from zo_offload.config_command import checked
 
         said, mistakes = checked(file, trainer, model, memory)
@@ -566,7 +566,7 @@ def _is_ours_to_show(record: logging.LogRecord) -> bool:
 
 def _quiet() -> None:
     """Leave the terminal to us: libraries report warnings only, and draw no bars of their own."""
-    _quiet_deepspeed()
+    quiet_deepspeed()
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft's
     import transformers
 
@@ -574,7 +574,8 @@ def _quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _quiet_deepspeed() -> None:
+def quiet_deepspeed() -> None:
+    """The same of DeepSpeed alone, before it is imported; and our own warnings a line each."""
     os.environ.setdefault("DS_LOG_LEVEL", "warning")  # for when its logger is made,
     deepspeed = logging.getLogger("DeepSpeed")  # and for when it has been
     deepspeed.setLevel(logging.WARNING)
