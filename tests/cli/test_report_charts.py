@@ -16,12 +16,12 @@ CHART_ON_A_PHONE = 340  # pixels of 390, within the margins of page and chart
 READABLE = 11  # pixels
 
 
-def run_of(lr: float = 0.1, seconds: float = 1.0, num_steps: int = 20) -> Run:
+def run_of(lr: float = 0.1, seconds: float = 1.0, num_steps: int = 20, loss: float = 1.0) -> Run:
     """A run whose rate falls to nothing."""
-    rates = [lr * (1 - step / num_steps) for step in range(num_steps)]
+    taken = [(i, loss * (1 + i % 3), lr * (1 - i / num_steps)) for i in range(num_steps)]
     return Run(
         Path("run"),
-        steps=[Step(i, 1.0 + i % 3, rate, (0.1 + i,), (0.2,)) for i, rate in enumerate(rates)],
+        steps=[Step(*step, grads=(0.1 + step[0],), differences=(0.2,)) for step in taken],
         seconds=dict.fromkeys(range(num_steps), seconds),
         evaluations=[(0, 0.5, 1.0), (num_steps, 0.9, 0.5)],
         begins=[{"plan": {"device": 2**20, "host": 2**21}}],
@@ -79,9 +79,14 @@ def test_rates_of_runs_that_are_unlike_stand_on_a_log_axis():
     assert high > 2.0
     assert low >= 2e-3 / figure.DECAYED
     assert drawn("seconds", [run_of(seconds=2.0), run_of(seconds=0.02)])[1].get_yscale() == "log"
+    assert drawn("loss", [run_of(loss=1.0), run_of(loss=1e6)])[1].get_yscale() == "log"
 
 
-@pytest.mark.parametrize("name", ["lr", "seconds"])
+def test_losses_below_nothing_stand_on_a_plain_axis():
+    assert drawn("loss", [run_of(loss=-1.0), run_of(loss=1e6)])[1].get_yscale() == "linear"
+
+
+@pytest.mark.parametrize("name", ["loss", "lr", "seconds"])
 def test_rates_of_runs_that_are_alike_begin_at_nothing(name: str):
     alike = [run_of(lr=1.0, seconds=1.0), run_of(lr=0.1, seconds=0.1)]
     for runs in (alike, alike[:1], [run_of(lr=0.0, seconds=0.0), *alike]):

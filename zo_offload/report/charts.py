@@ -91,18 +91,23 @@ def _over_steps(axes: "Axes", runs: Sequence[Run]) -> None:
 
 
 def _draw_loss(axes: "Axes", runs: Sequence[Run]) -> None:
-    tops = []
+    tops, middles = [], []
     for index, run in enumerate(runs):
         steps, losses = [s.step for s in run.steps], [s.loss for s in run.steps]
         colour = colour_of(index)
         axes.plot(*series.thinned(steps, losses), color=colour, alpha=0.3, linewidth=0.6)
-        axes.plot(*series.thinned(steps, smooth(losses)), color=colour, linewidth=1.8)
+        smoothed = series.thinned(steps, smooth(losses))
+        axes.plot(*smoothed, color=colour, linewidth=1.8)
+        middles += [statistics.median(smoothed[1])] if smoothed[1] else []
         taken, dev = series.finite([e[0] for e in run.evaluations], [e[2] for e in run.evaluations])
         axes.plot(taken, dev, "o--", color=colour, markersize=4, linewidth=1)
         kept = sorted(series.finite(steps, losses)[1])
         tops += ([1.3 * kept[int(0.98 * (len(kept) - 1))]] if kept else []) + [1.1 * d for d in dev]
-    top = max(tops, default=0.0)
-    axes.set_ylim(0, top if 0 < top < 1e300 else None)
+    if figure.are_unlike(middles) and min(middles) > 0:
+        figure.use_log(axes)
+    else:
+        top = max(tops, default=0.0)
+        axes.set_ylim(0, top if 0 < top < 1e300 else None)
     axes.set_ylabel("loss")
     _over_steps(axes, runs)
 

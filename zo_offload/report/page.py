@@ -84,10 +84,10 @@ def foldable(text: str) -> Markup:
     """Text that a narrow cell folds between the parts of a path or a name.
 
     Example:
-        >>> foldable("config.seed <b>")
-        Markup('config.<wbr>seed &lt;b&gt;')
+        >>> foldable("config.seed <b> 1.5 MiB/s")
+        Markup('config.<wbr>seed &lt;b&gt; 1.5 MiB/s')
     """
-    return Markup(re.sub(r"(?<=[./_])(?=[^\W\d])", "<wbr>", escape(text)))
+    return Markup(re.sub(r"(?<=[./_])(?=[^\W\d]\w)", "<wbr>", escape(text)))
 
 
 @functools.cache
