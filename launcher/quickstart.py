@@ -24,7 +24,7 @@ import psutil
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from zo_offload.cli import Interrupted, fails_in_one_line
+from zo_offload.cli import Interrupted, fails_in_one_line, quiet
 from zo_offload.errors import ConfigError
 from zo_offload.tasks import split_file
 
@@ -115,18 +115,28 @@ def shown(job: Job) -> str:
 
 def next_steps(job: Job, output: Path) -> str:
     """What there is to do with a finished run."""
-    program = os.path.relpath(Path(sys.executable).with_name("zo-offload"))
+    program = near(Path(sys.executable).with_name("zo-offload"))
     names = ("task", "data") if job.task is not None else ("dev", "template", "labels")
-    given = [f"--{name}={getattr(job, name)}" for name in names if getattr(job, name) is not None]
-    model = os.path.relpath(output / "model")
+    values = {name: value for name in names if (value := getattr(job, name)) is not None}
+    given = [
+        f"--{name}={near(value) if isinstance(value, Path) else value}"
+        for name, value in values.items()
+    ]
+    model = f"--model={near(output / 'model')}"
     return "\n".join(
         [
             "next:",
-            f"  {shlex.join([program, 'report', os.path.relpath(output)])}  # a page of curves",
-            f"  {shlex.join([program, 'eval', f'--model={model}', *given])}  # what it has learnt",
+            f"  {shlex.join([program, 'report', near(output)])}  # a page of curves",
+            f"  {shlex.join([program, 'eval', model, *given])}  # what it has learnt",
             "  make quickstart MODEL=... TASK=...  # a model and a task of yours: see README.md",
         ]
     )
+
+
+def near(path: Path) -> str:
+    """As it is called from here."""
+    path, here = path.absolute(), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _whole(labels: str | None) -> str | None:
@@ -178,10 +188,13 @@ def interrupt_ranks(launcher: int) -> None:
 
 def embedded_job() -> Job:
     """The model and task that the project makes itself."""
+    folder = RUNS / "embedded"
+    if not folder.exists():
+        say("making a model and a task, once: a small OPT learns to read, in minutes")
+    quiet()
     from zo_offload import embedded
     from zo_offload.embedded.pretrain import make_embedded
 
-    folder = RUNS / "embedded"
     loss_column = TextColumn("loss {task.fields[loss]}")
     columns = (TextColumn("pretraining a small OPT"), BarColumn(), loss_column)
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:

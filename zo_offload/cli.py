@@ -131,7 +131,7 @@ def train(local_rank: int | None, find_lr: bool, trial_steps: int | None, **opti
     try:
         with reporter() as bar:
             with bar.phase("starting"):
-                _quiet()
+                quiet()
                 from zo_offload import run, run_first_order
             chosen = run.RunOptions(**options)
             by = run_first_order if chosen.first_order else run
@@ -162,7 +162,7 @@ def _say_stopped(stopped: Stopped, output: str, steps: int) -> None:
 def _find_lr(trial_steps: int | None, options: dict[str, Any]) -> None:
     with reporter() as bar:
         with bar.phase("starting"):
-            _quiet()
+            quiet()
             from zo_offload import run
             from zo_offload.find_lr import command, report
         found = command.find(command.FindOptions(run.RunOptions(**options), trial_steps), bar)
@@ -181,7 +181,7 @@ def evaluate(local_rank: int | None, **options: Any) -> None:
     """Evaluate a model on a task, zero-shot or after demonstrations."""
     with reporter() as bar:
         with bar.phase("starting"):
-            _quiet()
+            quiet()
             from zo_offload import run
         found = run.evaluate_model(run.TaskOptions(**options), bar)
     if launched.rank():
@@ -199,7 +199,7 @@ def plan_run(model: str, config: str | None, json: bool, **options: Any) -> None
     """Say what a run needs and how long a step takes, from the model's shapes alone."""
     with shown() as bar:
         with bar.phase("starting"):
-            _quiet()
+            quiet()
             from zo_offload.plan import command
         with bar.phase(f"planning {model}"):
             written = _planned(command, model, config, json, options)
@@ -254,7 +254,7 @@ def check_config(file: str, trainer: bool, model: str | None, **options: Any) ->
     """Say all that is wrong with a JSON, or the defaults that matter."""
     memory = {name.removesuffix("_gb"): size for name, size in options.items()}
     with shown() as bar, bar.phase(f"checking {file}"):
-        _quiet() if model is not None else quiet_deepspeed()
+        quiet() if model is not None else quiet_deepspeed()
         from zo_offload.config_command import checked
 
         said, mistakes = checked(file, trainer, model, memory)
@@ -271,7 +271,7 @@ def check_config(file: str, trainer: bool, model: str | None, **options: Any) ->
 def new_config(**options: Any) -> None:
     """Write a JSON to begin with, and say what was decided and why."""
     with shown() as bar, bar.phase(f"planning {options['model']}"):
-        _quiet()
+        quiet()
         from zo_offload.config_new import NewOptions, begin
 
         lines = begin(NewOptions(**options))
@@ -286,7 +286,7 @@ def convert_model(model: str, output: str, config: str | None, stripe: tuple[str
     """Lay a model out on disk once, so that runs open it in seconds."""
     with reporter() as bar:
         with bar.phase("starting"):
-            _quiet()
+            quiet()
             from zo_offload.convert import convert
         done = convert(model, output, config, stripe, bar)
     forward, master = ", ".join(done.settings["forward"]), done.settings["master"]
@@ -305,7 +305,7 @@ def sensitivity(**options: Any) -> None:
     """Score weights by their squared gradients on a text, and write a mask of the largest."""
     with reporter() as bar:
         with bar.phase("starting"):
-            _quiet()
+            quiet()
             from zo_offload.scoring import ScoringOptions, score
         chosen = ScoringOptions(**options)
         done = score(chosen, bar)
@@ -323,7 +323,7 @@ def replay_journal(**options: Any) -> None:
     try:
         with reporter() as bar:
             with bar.phase("starting"):
-                _quiet()
+                quiet()
                 from zo_offload.replay.command import ReplayOptions, replay
             done = replay(ReplayOptions(**options), bar)
     except KeyboardInterrupt:
@@ -377,7 +377,7 @@ def export_trained(**options: Any) -> None:
     try:
         with reporter() as bar:
             with bar.phase("starting"):
-                _quiet()
+                quiet()
                 from zo_offload.export.command import ExportOptions, export
             done = export(ExportOptions(**options), bar)
     except KeyboardInterrupt:
@@ -564,7 +564,7 @@ def _is_ours_to_show(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(NOISE_OF_LIBRARIES)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Leave the terminal to us: libraries report warnings only, and draw no bars of their own."""
     quiet_deepspeed()
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft's
