@@ -161,7 +161,7 @@ class Tiers:
         if self.staged is not None:
             self.staged.close()
         if self.shared is not None:
-            self.shared.region.close()
+            self.shared.close()
 
     def _memory_of(self, unit: Unit) -> DeviceStore | HostStore | SharedStore:
         return self._device if self._tiers[unit.index] == DEVICE else self._host

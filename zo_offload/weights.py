@@ -410,6 +410,7 @@ class Weights(Masters):
 
     def _undo(self) -> None:
         """The model is as it was given, in dtype and device, too."""
+        self.forget_fetched()  # a copy may be on its way out of memory that is unlocked now
         self._take_own()
         for name, (dtype, device) in self._given.items():
             self.map.parameters[name].data = self._as_given(name, dtype).to(device, dtype)

@@ -14,7 +14,7 @@ import torch
 
 from zo_offload.errors import ReplicaError
 from zo_offload.offload.carried import Carried, Move, Pieces
-from zo_offload.offload.memory import host_buffer, page_lock, page_unlock
+from zo_offload.offload.memory import host_buffer, page_lock, page_unlock, passing_buffer
 from zo_offload.offload.region import PAGE, Region
 from zo_offload.offload.staged import Buffer
 from zo_offload.offload.store import Lease, MemoryLease, Store
@@ -73,6 +73,7 @@ class Shared:
             if number < len(units):
                 first += _paged(unit.wire_bytes) + _paged(unit.rest_bytes)
         self._staging, self._sizes = first, staging
+        self._locked: list[torch.Tensor] = []
         first += sum(_paged(wire) + _paged(rest) for wire, rest in staging)
         self.num_bytes, self.num_ranks = first, num_ranks
         self.region = make(first)
@@ -100,8 +101,15 @@ class Shared:
             buffers.append(Buffer(*self._pair(first, sizes)))
             first += sum(map(_paged, sizes))
         if pin_memory:
-            page_lock([part for each in buffers for part in (each.wire, each.rest)])
+            self._locked = page_lock([part for b in buffers for part in (b.wire, b.rest)])
         return buffers
+
+    def close(self) -> None:
+        """Leave the other ranks; no copy may be on its way."""
+        if self._locked:
+            page_unlock(self._locked)
+            self._locked = []
+        self.region.close()
 
     def steps_of(self, unit: Unit) -> np.ndarray:
         """What the pieces of a unit carry, where it stands for all ranks."""
@@ -209,8 +217,8 @@ class Spare:
 
     def wire(self, unit: Unit) -> torch.Tensor:
         """See :class:`Lease`."""
-        if self._pin_memory:  # an earlier one may still be on its way: torch knows when it is free
-            return host_buffer(unit.wire_bytes, pin_memory=True)
+        if self._pin_memory:  # an earlier one may still be on its way
+            return passing_buffer(unit.wire_bytes)
         return self._taken()[0][: unit.wire_bytes]
 
     def rest(self, unit: Unit) -> torch.Tensor:
@@ -237,9 +245,8 @@ class SharedStore:
         self._shared = shared
         self.spare = Spare([shared[index].unit for index in shared], pin_memory)
         self._memory = {unit.index: shared.memory(unit) for unit in units}
-        self._pinned = pin_memory
-        if pin_memory:
-            page_lock(self._buffers())
+        memory = [part for pair in self._memory.values() for part in pair]
+        self._locked = page_lock(memory) if pin_memory else []
         self._is_own = False
 
     @property
@@ -268,8 +275,9 @@ class SharedStore:
 
     def take_own(self) -> None:
         """From now on this rank's changes are its own; a page is copied when it writes there."""
-        if self._pinned and not self._is_own:
-            page_unlock(self._buffers())
+        if self._locked:
+            page_unlock(self._locked)
+            self._locked = []
         self._memory = {
             index: self._shared.memory(self._shared[index].unit, private=True)
             for index in self._memory
@@ -280,9 +288,6 @@ class SharedStore:
         wire, rest = self._memory[unit.index]
         spare = self.spare
         return MemoryLease(wire, rest, lambda: spare.wire(unit), lambda: spare.rest(unit))
-
-    def _buffers(self) -> list[torch.Tensor]:
-        return [part for pair in self._memory.values() for part in pair]
 
 
 class SharedCarried(Carried):

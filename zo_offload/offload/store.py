@@ -11,7 +11,7 @@ import torch
 
 from zo_offload.errors import StoreError
 from zo_offload.offload.arena import Arena
-from zo_offload.offload.memory import host_buffer
+from zo_offload.offload.memory import host_buffer, passing_buffer
 from zo_offload.units import Unit
 
 
@@ -194,8 +194,8 @@ class HostStore:
         self.held_bytes -= sum(part.nbytes for part in self._units.pop(unit.index))
 
     def _spare_wire(self, unit: Unit) -> torch.Tensor:
-        if self._pin_memory:  # an earlier one may still be on its way: torch knows when it is free
-            return host_buffer(unit.wire_bytes, pin_memory=True)
+        if self._pin_memory:  # an earlier one may still be on its way
+            return passing_buffer(unit.wire_bytes)
         return self._room()[0][: unit.wire_bytes]
 
     def _room(self) -> tuple[torch.Tensor, torch.Tensor]:
