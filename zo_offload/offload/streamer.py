@@ -9,8 +9,8 @@ wrong guess costs a wait, never a wrong weight: a slot knows what it holds.
 
 Where the device updates, whole masters travel up, and back when they have moved.
 
-On CUDA the copy runs on a stream of its own and is ordered by events; the host does not wait for
-it.
+On CUDA copies run on streams of their own, one a direction, since the bus carries both at once, and
+are ordered by events; the host does not wait for them.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,6 +59,9 @@ class Slot:
         carries: Number of steps that they carry.
         packed: Whether the wire is packed.
         holds: Which unit, wanted at which step.
+        arrival: The copy that fills it; the event after which it is there.
+        last_use: Event after which nobody computes with what it held.
+        sent_back: Event after which what it held is back where it rests.
     """
 
     wire: torch.Tensor
@@ -68,6 +71,7 @@ class Slot:
     holds: Holding | None = None
     arrival: "Future[torch.Event | None] | None" = None
     last_use: "torch.Event | None" = None
+    sent_back: "torch.Event | None" = None
 
 
 def slot_size(unit: Unit, with_rest: bool) -> int:
@@ -123,7 +127,11 @@ class Streamer:
         self._step = 0
         self._following: int | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="zo-streamer")
-        self._copy_stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self._up: torch.cuda.Stream | None = None
+        self._back: torch.cuda.Stream | None = None
+        if self._device.type == "cuda":
+            self._up, self._back = self._copy_stream(), self._copy_stream()
+        self._home: dict[int, torch.Event] = {}  # by unit: until when it is written where it rests
         self._current: int | None = None
         self._in_use: Slot | None = None
         self._returns: list[Future[torch.Event | None]] = []
@@ -181,7 +189,7 @@ class Streamer:
         slot = self._in_use
         assert slot is not None
         ready = None
-        if self._copy_stream is not None:
+        if self._back is not None:
             ready = torch.cuda.current_stream(self._device).record_event()
         latest = self._worker.submit(self._return, slot, unit, take, ready)
         for earlier in [each for each in self._returns if each.done()]:
@@ -214,8 +222,20 @@ class Streamer:
             slot.holds = None
 
     def close(self) -> None:
-        """End the worker."""
+        """End the worker, and what it has begun: nobody else may have the memory before."""
         self._worker.shutdown()
+        for copy in [*(slot.arrival for slot in self._slots), *self._returns]:
+            if copy is not None:
+                _synchronize(copy)
+
+    def _copy_stream(self) -> torch.cuda.Stream:
+        """One that begins when the slots are there, which it keeps from others while it copies."""
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))  # that has zeroed them
+        for slot in self._slots:
+            slot.wire.record_stream(stream)
+            slot.rest.record_stream(stream)
+        return stream
 
     def _prefetch(self, ahead: int) -> None:
         current = self._in_use.holds if self._in_use is not None else None
@@ -267,7 +287,8 @@ class Streamer:
         pairs = [(slot.wire[first : first + p.nbytes], p) for first, p in sent.pieces]
         if sent.rest is not None:
             pairs.append((slot.rest[: unit.rest_bytes], sent.rest))
-        return self._copy(pairs, slot.last_use, sent)
+        after = [slot.last_use, slot.sent_back, self._home.get(unit.index)]
+        return self._copy(pairs, self._up, after, sent)
 
     def _return(
         self, slot: Slot, unit: Unit, take: Callable[[], Sent], ready: "torch.Event | None"
@@ -280,23 +301,27 @@ class Streamer:
             (wire, slot.wire[: unit.wire_bytes]),
             (home.rest, slot.rest[: unit.rest_bytes]),
         ]
-        return self._copy(pairs, ready, home)
+        over = self._copy(pairs, self._back, [ready], home)
+        if over is not None:
+            slot.sent_back = self._home[unit.index] = over
+        return over
 
     def _copy(
         self,
         pairs: list[tuple[torch.Tensor, torch.Tensor]],
-        after: "torch.Event | None",
+        stream: torch.cuda.Stream | None,
+        after: "Sequence[torch.Event | None]",
         sent: Sent,
     ) -> "torch.Event | None":
         self.bytes_moved += sum(target.nbytes for target, _ in pairs)
         over = None
         try:
             with self._clock.fetching.part(BUS):
-                if self._copy_stream is None:
+                if stream is None:
                     for target, source in pairs:
                         target.copy_(source)
                 else:
-                    over = self._copy_aside(self._copy_stream, pairs, after)
+                    over = self._copy_aside(stream, pairs, after)
         finally:
             sent.release(over)
         return over
@@ -305,10 +330,11 @@ class Streamer:
         self,
         stream: torch.cuda.Stream,
         pairs: list[tuple[torch.Tensor, torch.Tensor]],
-        after: "torch.Event | None",
+        after: "Sequence[torch.Event | None]",
     ) -> "torch.Event":
-        if after is not None:
-            stream.wait_event(after)
+        for event in after:
+            if event is not None:
+                stream.wait_event(event)
         with torch.cuda.stream(stream):
             for target, source in pairs:
                 target.copy_(source, non_blocking=True)
@@ -318,7 +344,7 @@ class Streamer:
         return next((slot for slot in self._slots if slot.holds == wanted), None)
 
     def _mark_used(self) -> None:
-        if self._in_use is not None and self._copy_stream is not None:
+        if self._in_use is not None and self._up is not None:
             self._in_use.last_use = torch.cuda.current_stream(self._device).record_event()
         self._in_use = None
 
