@@ -3,7 +3,7 @@
 A visit takes a matrix W that moves by products as it is; what its steps have done since W was
 merged, and the direction of a draw, are in the left factor: ``W + L V^T`` with ``L = -A + eps U``.
 Factors are made in host memory, by the same kernels as everywhere, and copied to the device: they
-are a hundredth of a matrix.
+are a hundredth of a matrix. It is pageable, and so is read before the call that copies returns.
 """
 
 from collections.abc import Sequence
@@ -59,11 +59,11 @@ class UnitFactors:
         if self._unit != at:
             self._total = _gathered(self._weights, layout)
             right = _basis(self._weights, layout, draw)
-            self._right[: len(right)].copy_(right)
+            self._right[: len(right)].copy_(right, non_blocking=True)
             self._unit, self._draw = at, None
         if self._draw != draw:
             left = _along(self._weights, layout, self._total, draw)
-            self._left[: len(left)].copy_(left)
+            self._left[: len(left)].copy_(left, non_blocking=True)
             self._draw = draw
 
     def pair(self, name: str) -> Pair:
@@ -113,12 +113,13 @@ class AmbientFactors:
         layout, (right, *lefts) = self._layouts[name], self._memory[name]
         slot = self._slots.setdefault(draw, len(self._slots) % self._num_draws)
         if not any(held == name for held, _ in self._held):  # V is that of all draws of a visit
-            right.copy_(_basis(self._weights, layout, draw or gathered[0]))
+            basis = _basis(self._weights, layout, draw or gathered[0])
+            right.copy_(basis, non_blocking=True)
         if (name, slot) not in self._held or self._held[name, slot] != draw:
             left = _gathered(self._weights, layout)
             if draw is not None:
                 left = _along(self._weights, layout, left, draw)
-            lefts[slot].copy_(left)
+            lefts[slot].copy_(left, non_blocking=True)
             self._held[name, slot] = draw
         return layout.lefts(lefts[slot], name), layout.rights(right, name)
 

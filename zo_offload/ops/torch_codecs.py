@@ -145,7 +145,7 @@ def _scales_of(kind: str, groups: torch.Tensor) -> torch.Tensor:
     largest = groups.view(torch.int32).bitwise_and(0x7FFFFFFF).amax(1)  # of bits: as of magnitudes
     broken = largest >= 0x7F800000
     absmax = torch.where(broken, 0, largest).view(torch.float32)
-    quotient = absmax / absmax.new_tensor(LARGEST[kind])
+    quotient = absmax / absmax.new_full((), LARGEST[kind])  # by a number, a device may multiply
     up = quotient.view(torch.int32).add(0xFFFF).bitwise_right_shift_(16)
     up = torch.where(largest > 0, up.clamp_(1, LARGEST_SCALE[kind]), 0)  # a quotient may underflow
     return torch.where(broken, NAN_SCALE, up)

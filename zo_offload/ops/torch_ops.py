@@ -63,7 +63,7 @@ def perturb(
         elif span.dtype == torch.bfloat16:
             _round_bf16_(value, target)
         else:
-            target.copy_(_canonical_(value))
+            _narrow_(value, target)
 
 
 def _seen(span: Span, wire: torch.Tensor, start: int, stop: int) -> torch.Tensor:
@@ -144,7 +144,7 @@ def store_master(span: Span, master: torch.Tensor, wire: torch.Tensor, rest: tor
         _canonical_(wire.copy_(master))
         return
     if span.dtype == torch.float16:
-        wire.copy_(_canonical_(rest.copy_(master)))
+        _narrow_(rest.copy_(master), wire)
         return
     bits = master.nan_to_num(**_KEEP).view(torch.int32)
     if span.format == "bf16+8":
@@ -160,7 +160,7 @@ def encode(dtype: torch.dtype, values: torch.Tensor, wire: torch.Tensor) -> None
     if dtype == torch.bfloat16:
         _round_bf16_(values.clone(), wire)
     else:
-        wire.copy_(values.nan_to_num(**_KEEP))
+        _narrow_(values.clone(), wire)
 
 
 @denormals_kept()
@@ -199,10 +199,10 @@ def _blocks(
         block = torch.arange(first // per_block, last // per_block, device=device)
         return block, segment.parameter_index, segment.scale
     block = torch.arange(start // per_block, stop // per_block, device=device)
-    counts = torch.tensor([(last - first) // per_block for _, first, last in inside], device=device)
+    counts = sent([(last - first) // per_block for _, first, last in inside], torch.int64, device)
 
     def spread(values: list, dtype: torch.dtype) -> torch.Tensor:
-        table = torch.tensor(values, dtype=dtype, device=device)
+        table = sent(values, dtype, device)
         return table.repeat_interleave(counts, output_size=len(block))
 
     segments = [segment for segment, _, _ in inside]
@@ -211,6 +211,11 @@ def _blocks(
     parameter = spread([segment.parameter_index for segment in segments], torch.int64)
     scales = [segment.scale for segment in segments]
     return block, parameter, spread(scales, torch.float64) if len(set(scales)) > 1 else scales[0]
+
+
+def sent(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A few numbers on a device, which nobody waits for: they are read before this returns."""
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
 
 def digest(words: torch.Tensor, first: int) -> int:
@@ -246,9 +251,9 @@ def _philox(
     m0, m1 = reference.PHILOX_MULTIPLIERS
     k0, k1 = draw.seed & _LOW, (draw.seed >> 32) & _LOW
     # Words that all blocks share stay single elements until a round mixes them with the others.
-    c0, c2 = block, block.new_tensor([draw.step & _LOW])
-    c1 = parameter if isinstance(parameter, torch.Tensor) else block.new_tensor([parameter])
-    c3 = block.new_tensor([draw.probe | stream << 16])
+    c0, c2 = block, block.new_full((1,), draw.step & _LOW)
+    c1 = parameter if isinstance(parameter, torch.Tensor) else block.new_full((1,), parameter)
+    c3 = block.new_full((1,), draw.probe | stream << 16)
     for _ in range(reference.PHILOX_ROUNDS):
         p0, p1 = c0 * m0, c2 * m1
         c0, c2 = _mix(p1, c1, k0), _mix(p0, c3, k1)
@@ -272,7 +277,8 @@ def _shifts(device: torch.device) -> torch.Tensor:
 
 
 @lru_cache(maxsize=8)
-def _cells(device: torch.device) -> torch.Tensor:
+def cells(device: torch.device) -> torch.Tensor:
+    """The gaussian's 4,096 values on a device, float64."""
     return torch.tensor(reference.gaussian_cells(), device=device)
 
 
@@ -282,7 +288,7 @@ def _flip_signs(words: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
 
 
 def _rademacher(words: torch.Tensor, coefficient: float) -> torch.Tensor:
-    value = torch.tensor(coefficient, dtype=torch.float64, device=words.device).float()
+    value = torch.full((), coefficient, dtype=torch.float64, device=words.device).float()
     return _flip_signs(words, value.view(torch.int32))
 
 
@@ -296,13 +302,13 @@ def _halves(words: torch.Tensor, mask: int) -> torch.Tensor:
 
 
 def _gaussian(words: torch.Tensor, coefficient: float) -> torch.Tensor:
-    table = (_cells(words.device) * coefficient).float()
+    table = (cells(words.device) * coefficient).float()
     return table.index_select(0, _halves(words, 0xFFF).long())
 
 
 def _gaussian_scaled(words: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
-    cells = _cells(words.device).index_select(0, _halves(words, 0xFFF).long()).view(-1, 8)
-    return cells.mul_(coefficients.view(-1, 1)).float().view(-1)
+    values = cells(words.device).index_select(0, _halves(words, 0xFFF).long()).view(-1, 8)
+    return values.mul_(coefficients.view(-1, 1)).float().view(-1)
 
 
 _ELEMENTS_PER_BLOCK = {
@@ -319,6 +325,16 @@ _KEEP = {"nan": math.nan, "posinf": math.inf, "neginf": -math.inf}
 def _canonical_(value: torch.Tensor) -> torch.Tensor:
     """Every NaN becomes 0x7fc00000, in place."""
     return value.nan_to_num_(**_KEEP)
+
+
+def _narrow_(value: torch.Tensor, out: torch.Tensor) -> None:
+    """fp32 as it is, or the nearest fp16, ties to even, written to ``out``; NaN as one, in both.
+
+    A device's own fp16 of NaN is another than a CPU's.
+    """
+    out.copy_(_canonical_(value))
+    if out.dtype == torch.float16 and out.device.type != "cpu":
+        out.view(torch.int16).masked_fill_(value.isnan(), 0x7E00)
 
 
 def _round_bf16_(value: torch.Tensor, out: torch.Tensor) -> None:
@@ -380,8 +396,9 @@ def perturb_rows(
     )
     column = (first % per_block).unsqueeze(1) + torch.arange(width, device=rows.device)
     value = table.index_select(0, rows).float() + term.gather(1, column)
-    if span.dtype != torch.bfloat16:
-        return _canonical_(value).to(span.dtype)
-    perturbed = torch.empty_like(value, dtype=torch.bfloat16)
-    _round_bf16_(value, perturbed)
+    perturbed = torch.empty_like(value, dtype=span.dtype)
+    if span.dtype == torch.bfloat16:
+        _round_bf16_(value, perturbed)
+    else:
+        _narrow_(value, perturbed)
     return perturbed

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
 
 from zo_offload.errors import KernelError
-from zo_offload.ops import reference, torch_codecs, torch_ops
+from zo_offload.ops import torch_codecs, torch_ops
 from zo_offload.ops.draws import DIRECTIONS, Draw, Point, StepUpdate
 from zo_offload.ops.layout import CODECS, NF4, Layout
 from zo_offload.ops.span import ALIGNMENT, FORMATS, Segment, Span
@@ -99,7 +100,9 @@ class TritonKernels:
         groups = -(-(width + slack) // ALIGNMENT)  # that a row may touch
         per_program = min(GROUPS[direction], 1 << (groups - 1).bit_length())
         half = span.dtype == torch.bfloat16
-        if len(rows):
+        if not len(rows):
+            return out
+        with torch.cuda.device_of(out):
             self._work_rows[(len(rows), -(-groups // per_program))](
                 out.view(torch.int16) if half else out,
                 rows.to(torch.int64).contiguous(),
@@ -158,11 +161,10 @@ class TritonKernels:
         """Work on ``count`` elements of the span, which ``source`` holds from element ``first``."""
         device, groups = source.elements.device, count // ALIGNMENT
         scales = sorted({segment.scale for segment in span.segments})
-        table = _groups(span, first, groups, scales)
         every = [*steps, *ahead]
         moved = [[d for d in step.draws if d.coefficient != 0.0] for step in every]
         draws = [draw for of_step in moved for draw in of_step]
-        starts = np.cumsum([0, *map(len, moved)]).astype(np.int32)
+        starts = [0, *accumulate(map(len, moved))]
         if point is not None:
             draws.append(point.draw)
         fields = [_fields(draw.seed, draw.step, draw.probe) for draw in draws]
@@ -171,35 +173,36 @@ class TritonKernels:
         half = span.dtype == torch.bfloat16
         per_program = GROUPS[direction]
         out = source.elements if point is None else point.out
-        self._work[(-(-groups // per_program),)](
-            source.elements,
-            rest if rest is not None and rest.numel() else source.elements,
-            out.view(torch.int16) if half else out,
-            torch.from_numpy(table).to(device),
-            groups,
-            _uint32(fields, device),
-            values,
-            values[0].numel() if draws else 0,
-            torch.tensor([step.decay for step in every] or [1.0], dtype=torch.float64).to(device),
-            torch.from_numpy(starts).to(device),
-            _uint32(roundings, device),
-            len(steps),
-            len(every),
-            len(draws) - 1,
-            source.scales,
-            source.nf4,
-            GROUPS=per_program,
-            FORMAT=FORMATS[span.format],
-            WIRE=source.format,
-            CODEC=CODECS[span.layout.kind],
-            PER_SCALE=span.layout.group or ALIGNMENT,
-            DIRECTION=DIRECTIONS[direction],
-            UPDATES=bool(steps),
-            PERTURBS=point is not None,
-            DITHERS=span.dither,
-            num_warps=NUM_WARPS,
-            enable_fp_fusion=False,
-        )
+        with torch.cuda.device_of(out):  # of this thread; else it would be launched on another
+            self._work[(-(-groups // per_program),)](
+                source.elements,
+                rest if rest is not None and rest.numel() else source.elements,
+                out.view(torch.int16) if half else out,
+                _groups(span, first, groups, scales, device),
+                groups,
+                _uint32(fields, device),
+                values,
+                values[0].numel() if draws else 0,
+                torch_ops.sent([step.decay for step in every] or [1.0], torch.float64, device),
+                torch_ops.sent(starts, torch.int32, device),
+                _uint32(roundings, device),
+                len(steps),
+                len(every),
+                len(draws) - 1,
+                source.scales,
+                source.nf4,
+                GROUPS=per_program,
+                FORMAT=FORMATS[span.format],
+                WIRE=source.format,
+                CODEC=CODECS[span.layout.kind],
+                PER_SCALE=span.layout.group or ALIGNMENT,
+                DIRECTION=DIRECTIONS[direction],
+                UPDATES=bool(steps),
+                PERTURBS=point is not None,
+                DITHERS=span.dither,
+                num_warps=NUM_WARPS,
+                enable_fp_fusion=False,
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,29 +254,45 @@ def _fields(seed: int, step: int, probe: int) -> tuple[int, int, int, int]:
 
 def _uint32(rows: list[tuple[int, int, int, int]], device: torch.device) -> torch.Tensor:
     array = np.array(rows or [(0, 0, 0, 0)], np.uint32)
-    return torch.from_numpy(array.view(np.int32)).to(device).view(torch.uint32)
+    return _sent(array.view(np.int32), device).view(torch.uint32)
 
 
 def _values(
     draws: Sequence[Draw], scales: Sequence[float], direction: str, device: torch.device
 ) -> torch.Tensor:
     """What terms are made of: products with each draw and scale, float64 rounded to fp32."""
-    factors = np.array([draw.coefficient for draw in draws])[:, None] * np.array(scales)
-    values = torch.from_numpy(factors).to(device)
+    values = _sent(np.array([d.coefficient for d in draws])[:, None] * np.array(scales), device)
     if direction == "gaussian":
-        values = values.unsqueeze(-1) * torch.tensor(reference.gaussian_cells(), device=device)
+        values = values.unsqueeze(-1) * torch_ops.cells(device)
     return values.float()
 
 
-def _groups(span: Span, first: int, count: int, scales: list[float]) -> np.ndarray:
-    """Of every 128 elements from ``first``: parameter, block inside it, number of its scale."""
-    inside = span.overlapping(first, first + count * ALIGNMENT)
-    columns = np.empty((3, count), np.uint32)
-    done = 0
-    for segment, start, stop in inside:
-        blocks = np.arange(start // ALIGNMENT, stop // ALIGNMENT)
-        here = slice(done, done := done + len(blocks))
-        columns[0, here] = segment.parameter_index
-        columns[1, here] = blocks
-        columns[2, here] = scales.index(segment.scale)
-    return columns.view(np.int32)
+def _groups(
+    span: Span, first: int, count: int, scales: list[float], device: torch.device
+) -> torch.Tensor:
+    """Of every 128 elements from ``first``: parameter, block inside it, number of its scale.
+
+    Made on the device of a column a parameter: the host does not wait until what was launched
+    before is over, as it would with a copy of them all.
+    """
+    columns, done = [], 0
+    for segment, start, stop in span.overlapping(first, first + count * ALIGNMENT):
+        groups = (stop - start) // ALIGNMENT
+        columns.append(
+            (
+                segment.parameter_index,
+                (start // ALIGNMENT - done) & 0xFFFFFFFF,
+                scales.index(segment.scale),
+                groups,
+            )
+        )
+        done += groups
+    short = _sent(np.array(columns, np.uint32).T.copy().view(np.int32), device)
+    table = short[:3].repeat_interleave(short[3], 1, output_size=count)
+    table[1] += torch.arange(count, dtype=torch.int32, device=device)
+    return table
+
+
+def _sent(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A few numbers on a device: pageable memory is read before the call that copies returns."""
+    return torch.from_numpy(array).to(device, non_blocking=True)

@@ -166,7 +166,9 @@ def to_forward(bits, FORMAT: tl.constexpr):
     if FORMAT == FP32:
         return as_float(bits)
     elif FORMAT == FP16:
-        return as_float(bits).to(tl.float16)
+        half = as_float(bits).to(tl.float16).to(tl.uint16, bitcast=True)
+        half = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7E00, half)  # a device has its own
+        return half.to(tl.uint16).to(tl.float16, bitcast=True)
     else:
         return ((bits + 0x8000) >> 16).to(tl.uint16).to(tl.int16, bitcast=True)
 
