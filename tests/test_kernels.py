@@ -155,3 +155,43 @@ def test_an_instruction_set_of_another_machine_is_refused():
         pytest.skip("the native kernels are not built")
     with pytest.raises(KernelError, match=f"has no {other}"), kernels.using(other):
         pass
+
+
+class Wrong:
+    """Compiles, and does nothing."""
+
+    def perturb(self, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("failing", ["cannot find a C compiler\nat all", None])
+def test_device_kernels_that_do_not_work_serve_nothing(
+    failing: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def make() -> Wrong:
+        if failing:
+            raise RuntimeError(failing)
+        return Wrong()
+
+    monkeypatch.setattr(kernels, "TritonKernels", make)
+    kernels.triton_on.cache_clear()
+    try:
+        assert kernels.triton_on(torch.device("cpu")) is None
+        assert kernels.triton_on(torch.device("cpu")) is None
+    finally:
+        kernels.triton_on.cache_clear()
+    (warning,) = caplog.messages
+    reason = "cannot find a C compiler" if failing else "their bits are wrong"
+    assert warning.startswith(f"triton kernels do not work on cpu ({reason}); torch serves instead")
+
+
+def test_device_kernels_that_work_serve(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("triton", reason="triton is not installed")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    kernels.triton_on.cache_clear()
+    try:
+        serving = kernels.triton_on(torch.device("cpu"))
+    finally:
+        kernels.triton_on.cache_clear()
+    assert serving is not None
+    assert serving.name == kernels.TRITON

@@ -1,14 +1,17 @@
 """The kernels as everything else calls them: what each does, and which implementation serves.
 
 The implementations give the same bits (``reference``): C++ for tensors in host memory where it was
-built, plain torch for all others. ``ZO_OFFLOAD_KERNELS`` names one instead, which then serves
-wherever it can: ``torch``, ``scalar``, ``avx2``, ``avx512``, ``neon``, or ``triton``.
+built, Triton for those on a CUDA device where it works, plain torch for all others.
+``ZO_OFFLOAD_KERNELS`` names one instead, which then serves wherever it can: ``torch``, ``scalar``,
+``avx2``, ``avx512``, ``neon``, or ``triton``.
 """
 
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -220,11 +223,45 @@ def digest(data: torch.Tensor, first: int = 0) -> int:
 
 def serving_for(*tensors: torch.Tensor) -> Serving | None:
     """The kernels that these tensors are for; None where torch serves."""
-    on_host = all(tensor.device.type == "cpu" for tensor in tensors)
-    if not on_host and not _named_one and VARIABLE not in os.environ:
-        return None
-    serving = _choose()
+    away = [tensor.device for tensor in tensors if tensor.device.type != "cpu"]
+    if away and not _named_one and VARIABLE not in os.environ:
+        serving = triton_on(away[0]) if away[0].type == "cuda" else None
+    else:
+        serving = _choose()
     return serving if serving is not None and serving.serves(*tensors) else None
+
+
+@lru_cache(maxsize=8)
+def triton_on(device: torch.device) -> TritonKernels | None:
+    """Triton's kernels for a device; None, with a warning, where they do not work there.
+
+    They are compiled when they are first launched, by tools that may be missing or too old: so one
+    is tried, and its bits are compared.
+    """
+    try:
+        serving = TritonKernels()
+        found = _tried(serving, device)
+        reason = None if torch.equal(found, _tried(torch_ops, device)) else "their bits are wrong"
+    except Exception as error:  # whatever a compiler or a driver says
+        serving, reason = None, (str(error).splitlines() or [type(error).__name__])[0]
+    if reason is None:
+        return serving
+    logger.warning(
+        "triton kernels do not work on %s (%s); torch serves instead, with the same bits, and "
+        "perturbing and updating there take many times as long. Install triton as it came with "
+        "this torch, and a C compiler; %s=torch takes torch without this warning",
+        device,
+        reason,
+        VARIABLE,
+    )
+    return None
+
+
+def _tried(serving: Any, device: torch.device) -> torch.Tensor:
+    span = Span(torch.bfloat16, (Segment("w", 0, (256,), 0),), 0, 0)
+    wire = torch.linspace(-1.0, 1.0, 256, device=device).bfloat16()
+    serving.perturb(span, wire, wire, "rademacher", Draw(1, 2, 3, 0.1))
+    return wire
 
 
 def name() -> str:
