@@ -30,6 +30,11 @@ NF4 = tl.constexpr(7)
 CELLS = tl.constexpr(4096)
 SCALED = tl.constexpr(-1)
 FIELDS = tl.constexpr(4)  # of a draw: seed, low and high, step, probe with stream
+# For 1 and multiples of 16 they would be compiled anew, in the middle of a run: with lag the number
+# of steps grows, and every unit has as many groups as it has.
+NUMBERS = [
+    "count", "per_draw", "num_steps", "num_all", "point", "width", "offset", "parameter"
+]  # fmt: skip
 
 
 @triton.jit
@@ -192,7 +197,7 @@ def moved(
     return tl.where(end > begin, as_float(canonical(value - total)), value)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def work(
     wire,
     rest,
@@ -281,7 +286,7 @@ def work(
             tl.store(out + at, to_forward(bits, FORMAT), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def work_rows(
     values,  # [rows, width] of the wire, perturbed in place
     rows,  # int64 [rows]: their numbers in the parameter, or the part of it
