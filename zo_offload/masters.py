@@ -446,8 +446,8 @@ class Masters:
             right = rank_sums.basis(layout, self.direction, draws[0].seed, number)
             rank_sums.merge(
                 span, segment, wire, rest,
-                layout.lefts(left, segment.name).to(wire.device),
-                layout.rights(right, segment.name).to(wire.device),
+                layout.lefts(left, segment.name).to(wire.device, non_blocking=True),
+                layout.rights(right, segment.name).to(wire.device, non_blocking=True),
             )  # fmt: skip
 
     def forget_gathered(self) -> None:
