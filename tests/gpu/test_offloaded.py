@@ -43,7 +43,7 @@ def test_no_tier_changes_a_bit(
 
 
 def test_a_place_that_is_tried_out_changes_no_bit(device: torch.device):
-    """Left open, updates go to and fro between host and device for eight steps."""
+    """Left open, updates go back and forth between host and device for eight steps."""
     right = after(device, BF16, None, steps=12)
     assert_equal(after(device, BF16, None, steps=12, **offloaded("cpu")), right)
 
