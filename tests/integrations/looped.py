@@ -34,12 +34,14 @@ def main(folder: str, accumulation: int) -> None:
             accelerator.backward(model(**batch).loss)
             optimizer.step()
             optimizer.zero_grad()
+    mine = torch.tensor([float(accelerator.process_index)])
+    gathered: Any = accelerator.gather(mine)
     found = {
         "rank": accelerator.process_index,
         "ranks": accelerator.num_processes,
         "grads": [record.probes[0].projected_grad for record in model.stepper.journal.records],
         "weights": model.stepper.weights.digest(),
-        "gathered": accelerator.gather(torch.tensor([float(accelerator.process_index)])).tolist(),
+        "gathered": gathered.tolist(),
     }
     Path(folder, f"rank-{found['rank']}.json").write_text(json.dumps(found))
     model.destroy()
