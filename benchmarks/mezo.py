@@ -48,7 +48,9 @@ def step(
 def _drawn(parameters: Iterable[torch.Tensor], seed: int) -> Iterator[torch.Tensor]:
     torch.manual_seed(seed)
     for parameter in parameters:
-        yield torch.normal(mean=0, std=1, size=parameter.shape, dtype=parameter.dtype)
+        yield torch.normal(
+            mean=0, std=1, size=parameter.shape, dtype=parameter.dtype, device=parameter.device
+        )
 
 
 def _move(

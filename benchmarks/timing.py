@@ -1,5 +1,6 @@
 """Alternating measurements: every contestant once a round, medians and ratios of the rounds."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,11 +30,24 @@ class Times:
 
 
 def alternating(
-    contestants: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1
+    contestants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warm_up: int = 1,
+    most_seconds: float = math.inf,
 ) -> dict[str, Times]:
-    """Time every contestant once a round, after rounds that do not count."""
+    """Time every contestant once a round, after rounds that do not count.
+
+    Args:
+        contestants: By name.
+        rounds: That count.
+        warm_up: That do not.
+        most_seconds: After so many no further round begins, but the first that counts.
+    """
     found: dict[str, list[float]] = {name: [] for name in contestants}
+    first = time.perf_counter()
     for number in range(warm_up + rounds):
+        if number > warm_up and time.perf_counter() - first > most_seconds:
+            break
         for name, run in contestants.items():
             began = time.perf_counter()
             run()

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from textwrap import dedent
+from typing import Any
 
 import pytest
 from distributed import two_nodes
@@ -111,6 +113,107 @@ def test_accuracies_are_kept_and_not_measured_twice(tmp_path: Path):
     assert "full, seed 0" in first
     assert "full, seed 0" not in again
     assert json.loads(first.splitlines()[-1]) == json.loads(again.splitlines()[-1])
+
+
+def on_a_cpu(out: Path, *options: str) -> dict[str, Any]:
+    """What the GPU's benchmark ends in."""
+    given = ["--device", "cpu", "--shapes", "tiny", "--rounds", "1", "--minutes", "3"]
+    done = run("gpu.py", *given, "--out", str(out), *options)
+    return json.loads(done.splitlines()[-1])
+
+
+def test_steps_are_held_against_their_bounds_without_a_gpu(tmp_path: Path):
+    (tmp_path / "zo2").mkdir()
+    (tmp_path / "zo2" / "__init__.py").touch()
+    out, zo2 = tmp_path / "gpu.jsonl", str(tmp_path)
+    found = on_a_cpu(out, "--zo2", zo2, "--parts", "core")
+    assert found["failed"] == []
+    missing = "ModuleNotFoundError: No module named 'zo2.config'"
+    assert [each["why"] for each in found["left_out"]] == [f"--zo2 {zo2}: {missing}"] * 2
+    rows = {(row["contestant"], *row["batch"]): row for row in found["rows"]}
+    ours = {row["contestant"]: row for row in found["rows"] if "bounds" in row}
+    assert len(ours) == 5
+    assert rows.keys() == {
+        (name, *batch)
+        for name in ("two bare forwards", "MeZO as published", "ours, in memory", *ours)
+        for batch in ((1, 16), (2, 8))
+    }
+    assert all(row["seconds"] > 0 and row["bare_fraction"] > 0 for row in found["rows"])
+    for name, row in ours.items():
+        assert row.get("agrees") == (True if "identity" in name else None), name
+        assert row["bus_bytes"] > 0
+        assert row["bounds"]["in memory"] > 0
+    assert ours["ours, nf4, lag 4"]["bus_bytes"] < 0.6 * ours["ours, identity, lag 4"]["bus_bytes"]
+    # What only a GPU has is not made up.
+    assert all(row["device_peak_bytes"] is None for row in found["rows"])
+    assert all(row["bus_gbps"] is row["over_bound"] is None for row in ours.values())
+    assert found["rates"]["bus_up_gbps"] is None
+    assert found["aims"] == []
+    assert out.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_a_whole_step_is_taken_without_a_gpu(tmp_path: Path):
+    found = on_a_cpu(tmp_path / "gpu.jsonl", "--whole-175b")
+    assert found["left_out"] == found["failed"] == found["rows"] == []
+    whole = found["whole"]
+    assert whole["blocks"] == 4
+    assert whole["bus_bytes"] < 0.6 * whole["parameters"]
+    assert whole["under_18_gb"] is None
+
+
+ZO2 = {  # stands for the package, with its names
+    "config/mezo_sgd.py": """
+        from dataclasses import dataclass
+
+        @dataclass
+        class MeZOSGDConfig:
+            lr: float
+            weight_decay: float
+            eps: float
+            working_device: str
+        """,
+    "model/huggingface/opt/mezo_sgd/zo2.py": """
+        import transformers
+
+        class OPTForCausalLM(transformers.OPTForCausalLM):
+            def zo_init(self, config):
+                assert config.eps == 1e-3
+
+            def zo_train(self):
+                self.ready = True
+
+            def forward(self, **batch):
+                assert self.ready and batch["labels"] is batch["input_ids"]
+                return super().forward(**batch).loss.item()
+        """,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_parts_and_another_package_run_in_processes_of_their_own(tmp_path: Path):
+    for name, text in ZO2.items():
+        path = tmp_path / "zo2" / name
+        path.parent.mkdir(parents=True)
+        path.write_text(dedent(text))
+        (path.parent / "__init__.py").touch()
+    (tmp_path / "zo2" / "__init__.py").touch()
+    options = ["--apart", "--parts", "core", "more", "--zo2", str(tmp_path)]
+    found = on_a_cpu(tmp_path / "gpu.jsonl", *options)
+    assert found["left_out"] == found["failed"] == []
+    rows = [row for row in found["rows"] if row["contestant"] == "ZO2"]
+    assert [row["batch"] for row in rows] == [[1, 16], [2, 8]]
+    assert all(row["over_bare"] > 0 for row in rows)
+    ours = {row["contestant"]: row for row in found["rows"] if "bounds" in row}
+    assert len(ours) == 12
+    assert ours["ours, lossless12, lag 0"]["agrees"]
+
+
+def test_parts_for_which_there_is_no_time_are_named(tmp_path: Path):
+    found = on_a_cpu(tmp_path / "gpu.jsonl", "--minutes", "0")
+    assert [each["name"] for each in found["left_out"]] == [
+        "machine", "core tiny", "more tiny", "compiled tiny",
+    ]  # fmt: skip
 
 
 def run(script: str, *options: str) -> str:
