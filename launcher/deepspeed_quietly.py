@@ -6,7 +6,7 @@ deepspeed_quietly.py --num_accelerators 1 launcher/train.py --model ...: as `dee
 import os
 import sys
 
-from zo_offload.cli import quiet_deepspeed
+from zo_offload.quiet import quiet_deepspeed
 
 if __name__ == "__main__":
     quiet_deepspeed()

@@ -24,8 +24,9 @@ import psutil
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from zo_offload.cli import Interrupted, fails_in_one_line, quiet
+from zo_offload.cli import Interrupted, fails_in_one_line
 from zo_offload.errors import ConfigError
+from zo_offload.quiet import quiet
 from zo_offload.tasks import split_file
 
 ROOT = Path(__file__).resolve().parent.parent

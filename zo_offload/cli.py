@@ -7,22 +7,15 @@ it has said that it is starting.
 import errno
 import functools
 import json
-import logging
-import math
 import os
-import time
-import warnings
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from zo_offload import launched
+from zo_offload import bars, launched
 from zo_offload.cli_options import (
     CHECK_OPTIONS,
     CONVERT_OPTIONS,
@@ -42,41 +35,16 @@ from zo_offload.cli_options import (
     takes,
 )
 from zo_offload.errors import ConfigError, ZOError
-from zo_offload.reporter import Item, Reporter
+from zo_offload.quiet import quiet, quiet_deepspeed
+from zo_offload.run_summary import summary_lines
 from zo_offload.stopping import Stopped
-from zo_offload.wording import (
-    as_bytes,
-    as_loss,
-    as_speed,
-    as_time,
-    is_out_of_memory,
-    one_line,
-)
-
-if TYPE_CHECKING:
-    from zo_offload.run import Summary
+from zo_offload.wording import as_bytes, is_out_of_memory, one_line
 
 Result = TypeVar("Result")
 
 # Read when torch loads its thread pools. Every lane has one, and idle pools that spin would take
 # the cores from the lane that runs, and from whatever else the machine does.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-console = Console(
-    highlight=False,
-    markup=False,
-    soft_wrap=True,
-    # Open MPI gives ranks a terminal of their own, wherever its output goes.
-    force_terminal=False if launched.by_mpi() else None,
-)
-
-HEARTBEAT_SECONDS = 30.0  # off a terminal, where there is no bar
-FIRST_BEAT_SECONDS = 2.0  # into an evaluation
-RECENT_STEPS = 50  # that a speed is the mean of
-NOISE_OF_LIBRARIES = (
-    "Setting accelerator to CPU",  # there is none, and the summary says where the weights were
-    "Attempting to get learning rate",  # DeepSpeed's schedulers, of themselves
-)
 
 
 class Interrupted(click.ClickException):
@@ -129,7 +97,7 @@ def train(local_rank: int | None, find_lr: bool, trial_steps: int | None, **opti
             "--trial-steps: goes with --find-lr, which is not given; give both, or neither"
         )
     try:
-        with reporter() as bar:
+        with bars.reporter() as bar:
             with bar.phase("starting"):
                 quiet()
                 from zo_offload import run, run_first_order
@@ -145,7 +113,7 @@ def train(local_rank: int | None, find_lr: bool, trial_steps: int | None, **opti
     if summary is None:  # the first rank speaks
         return
     if not bar.trained:
-        console.print(f"{chosen.output}: this run is finished ({summary.steps} steps)")
+        bars.console.print(f"{chosen.output}: this run is finished ({summary.steps} steps)")
     print(f"{summary.metric} before: {summary.accuracy_before:.4f}")
     print(f"{summary.metric} after: {summary.accuracy_after:.4f}")
     for line in summary_lines(summary, chosen.output):
@@ -160,7 +128,7 @@ def _say_stopped(stopped: Stopped, output: str, steps: int) -> None:
 
 
 def _find_lr(trial_steps: int | None, options: dict[str, Any]) -> None:
-    with reporter() as bar:
+    with bars.reporter() as bar:
         with bar.phase("starting"):
             quiet()
             from zo_offload import run
@@ -168,7 +136,7 @@ def _find_lr(trial_steps: int | None, options: dict[str, Any]) -> None:
         found = command.find(command.FindOptions(run.RunOptions(**options), trial_steps), bar)
     if found is None:  # the first rank speaks
         return
-    console.print(report.table(found))
+    bars.console.print(report.table(found))
     for line in report.lines(found):
         print(line)
     print(json.dumps(report.as_dict(found)))
@@ -179,7 +147,7 @@ def _find_lr(trial_steps: int | None, options: dict[str, Any]) -> None:
 @fails_in_one_line
 def evaluate(local_rank: int | None, **options: Any) -> None:
     """Evaluate a model on a task, zero-shot or after demonstrations."""
-    with reporter() as bar:
+    with bars.reporter() as bar:
         with bar.phase("starting"):
             quiet()
             from zo_offload import run
@@ -197,7 +165,7 @@ def evaluate(local_rank: int | None, **options: Any) -> None:
 @fails_in_one_line
 def plan_run(model: str, config: str | None, json: bool, **options: Any) -> None:
     """Say what a run needs and how long a step takes, from the model's shapes alone."""
-    with shown() as bar:
+    with bars.shown() as bar:
         with bar.phase("starting"):
             quiet()
             from zo_offload.plan import command
@@ -222,7 +190,7 @@ def _planned(
 @fails_in_one_line
 def doctor(path: tuple[str, ...], json: bool) -> None:
     """Say what this machine has and does in a second, and what to mend."""
-    with shown() as bar:
+    with bars.shown() as bar:
         with bar.phase("starting"):
             quiet_deepspeed()
             from zo_offload.doctor import command
@@ -253,7 +221,7 @@ def schema() -> None:
 def check_config(file: str, trainer: bool, model: str | None, **options: Any) -> None:
     """Say all that is wrong with a JSON, or the defaults that matter."""
     memory = {name.removesuffix("_gb"): size for name, size in options.items()}
-    with shown() as bar, bar.phase(f"checking {file}"):
+    with bars.shown() as bar, bar.phase(f"checking {file}"):
         quiet() if model is not None else quiet_deepspeed()
         from zo_offload.config_command import checked
 
@@ -270,7 +238,7 @@ def check_config(file: str, trainer: bool, model: str | None, **options: Any) ->
 @fails_in_one_line
 def new_config(**options: Any) -> None:
     """Write a JSON to begin with, and say what was decided and why."""
-    with shown() as bar, bar.phase(f"planning {options['model']}"):
+    with bars.shown() as bar, bar.phase(f"planning {options['model']}"):
         quiet()
         from zo_offload.config_new import NewOptions, begin
 
@@ -284,7 +252,7 @@ def new_config(**options: Any) -> None:
 @fails_in_one_line
 def convert_model(model: str, output: str, config: str | None, stripe: tuple[str, ...]) -> None:
     """Lay a model out on disk once, so that runs open it in seconds."""
-    with reporter() as bar:
+    with bars.reporter() as bar:
         with bar.phase("starting"):
             quiet()
             from zo_offload.convert import convert
@@ -303,7 +271,7 @@ def convert_model(model: str, output: str, config: str | None, stripe: tuple[str
 @fails_in_one_line
 def sensitivity(**options: Any) -> None:
     """Score weights by their squared gradients on a text, and write a mask of the largest."""
-    with reporter() as bar:
+    with bars.reporter() as bar:
         with bar.phase("starting"):
             quiet()
             from zo_offload.scoring import ScoringOptions, score
@@ -321,7 +289,7 @@ def sensitivity(**options: Any) -> None:
 def replay_journal(**options: Any) -> None:
     """Rebuild the weights after a step from a run's base and journal."""
     try:
-        with reporter() as bar:
+        with bars.reporter() as bar:
             with bar.phase("starting"):
                 quiet()
                 from zo_offload.replay.command import ReplayOptions, replay
@@ -342,7 +310,7 @@ def replay_journal(**options: Any) -> None:
 @fails_in_one_line
 def write_report(run_dir: tuple[str, ...], output: str | None) -> None:
     """Write a page on a run, or on several side by side, with pictures beside it."""
-    with shown() as bar:
+    with bars.shown() as bar:
         with bar.phase("starting"):
             from zo_offload.report.command import report
         done = report(run_dir, output, bar)
@@ -375,7 +343,7 @@ def export_trained(**options: Any) -> None:
     made; or a delta, which becomes a model again.
     """
     try:
-        with reporter() as bar:
+        with bars.reporter() as bar:
             with bar.phase("starting"):
                 quiet()
                 from zo_offload.export.command import ExportOptions, export
@@ -385,163 +353,6 @@ def export_trained(**options: Any) -> None:
     files = f"{done.num_files} file{'s' if done.num_files > 1 else ''}"
     print(f"{done.directory}: {done.format}, {files} of weights, "
           f"{as_bytes(done.num_bytes)}, in {done.seconds:.1f} s")  # fmt: skip
-
-
-def shown() -> Reporter:
-    """Bars on a terminal and nothing elsewhere: of commands whose output is read by programs."""
-    return reporter() if console.is_terminal else Reporter()
-
-
-def reporter() -> Reporter:
-    """Of this process: among ranks only the first one shows what happens."""
-    return Reporter() if launched.rank() else Bar()
-
-
-class Bar(Reporter):
-    """Progress bars on a terminal; elsewhere a line for each phase, evaluation and half minute."""
-
-    def __init__(self) -> None:
-        self.trained = False
-        self._live = console.is_terminal
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.fields[detail]}", markup=False),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not self._live,
-            transient=True,
-        )
-        self._loss: float | None = None
-        self._ends: deque[float] = deque(maxlen=RECENT_STEPS + 1)
-        self._beat = time.monotonic()
-
-    def __enter__(self) -> "Bar":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._progress.stop()
-
-    @contextmanager
-    def phase(self, name: str, quiet: bool = False) -> Generator[None, None, None]:
-        """A spinner, or a line."""
-        if not self._live and not quiet:
-            console.print(name)
-        task = self._progress.add_task(name, total=None, detail="")
-        try:
-            yield
-        finally:
-            self._progress.remove_task(task)
-
-    def say(self, line: str) -> None:
-        """A line above the bars."""
-        console.print(line)
-
-    def counted(self, name: str, items: Iterable[Item], count: int) -> Iterator[Item]:
-        """A bar that fills up with the items."""
-        task = self._progress.add_task(name, total=count, detail=f"0/{count}")
-        self._beat = time.monotonic() - HEARTBEAT_SECONDS + FIRST_BEAT_SECONDS
-        try:
-            for number, item in enumerate(items):
-                self._progress.update(task, completed=number, detail=f"{number}/{count}")
-                self._say_now_and_then(f"{name}: {number}/{count}")
-                yield item
-        finally:
-            self._progress.remove_task(task)
-
-    def on_start(self, first_step: int, steps: int) -> None:
-        """A bar of steps."""
-        self.trained = True
-        self._steps = steps
-        if first_step:
-            console.print(f"continuing after {first_step} steps")
-        self._task = self._progress.add_task(
-            "training", total=steps, completed=first_step, detail=f"{first_step}/{steps}"
-        )
-
-    def on_evaluation(
-        self, step: int, accuracy: float, loss: float, metric: str = "accuracy"
-    ) -> None:
-        """A line above the bar."""
-        console.print(f"step {step}: dev {metric} {accuracy:.4f}, dev loss {loss:.4f}")
-        self._ends.clear()  # an evaluation's time is not a step's
-        self._beat = time.monotonic()
-
-    def on_step(self, step: int, loss: float) -> None:
-        """Loss (smoothed), speed and what remains."""
-        if math.isfinite(loss):  # a step that was skipped has none
-            self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
-        self._ends.append(time.monotonic())
-        detail = f"{step + 1}/{self._steps}  loss {as_loss(self._loss)}"
-        seconds = self._ends[-1] - self._ends[0]
-        if seconds > 0:
-            speed = (len(self._ends) - 1) / seconds
-            remaining = round((self._steps - step - 1) / speed)
-            detail += f"  {as_speed(speed)}  ETA {as_time(remaining)}"
-        self._progress.update(self._task, completed=step + 1, detail=detail)
-        self._say_now_and_then(f"step {detail}")
-
-    def _say_now_and_then(self, line: str) -> None:
-        if not self._live and time.monotonic() - self._beat > HEARTBEAT_SECONDS:
-            console.print(line)
-            self._beat = time.monotonic()
-
-
-def summary_lines(summary: "Summary", directory: str) -> list[str]:
-    """What a run found, and where its files lie."""
-    noise, sent = summary.noise_over_signal, summary.rank_bytes_per_step
-    equal = summary.equal_share
-    rows = {
-        summary.metric: f"{summary.accuracy_before:.4f} -> {summary.accuracy_after:.4f}",
-        "dev loss": f"{as_loss(summary.loss_before)} -> {as_loss(summary.loss_after)}"
-        + verdict(summary.loss_before, summary.loss_after),
-        "model": f"{summary.model_parameters:,} parameters, {as_bytes(summary.model_bytes)}",
-        "weights on the device": f"{as_bytes(summary.peak_device_bytes)} at the peak",
-        "weights on the host": as_bytes(summary.host_bytes),
-        "sent between ranks": "not measured" if sent is None else f"{sent} bytes a step",
-        "noise over signal": "not measured" if noise is None else f"{noise:.2g}",
-        "equal losses": "not counted" if equal is None else f"{100 * equal:.3g} % of the probes",
-        "journal": summary.journal,
-    }
-    if summary.first_order:
-        head = {name: rows[name] for name in (summary.metric, "dev loss", "model")}
-        held = f"{as_bytes(summary.peak_device_bytes)} with gradients and moments"
-        rows = head | {"weights in memory": held}
-    rows |= {
-        "model directory": f"{directory.rstrip('/')}/model",
-        "metrics": f"{directory.rstrip('/')}/metrics.csv",
-        "curve": f"{directory.rstrip('/')}/curve.png",
-    }
-    if summary.skipped_steps:
-        rows["skipped steps"] = f"{summary.skipped_steps}: their losses were not finite or too high"
-    if summary.rollbacks:
-        rows["roll backs"] = f"{summary.rollbacks}: a smaller learning rate is worth a try"
-    if summary.eps_warning is not None:
-        rows["eps"] = summary.eps_warning
-    return [f"  {name:<23}{value}" for name, value in rows.items()]
-
-
-def verdict(before: float | None, after: float | None) -> str:
-    """What is said of a loss on the dev set that training did not lower.
-
-    Example:
-        >>> verdict(0.8328, 0.83279), verdict(0.83, 1.07), verdict(0.83, 0.71)
-        (': unchanged; try a larger rate', ': worse; try a smaller rate', '')
-    """
-    if before is None or after is None:
-        return ""
-    if abs(after - before) < 1e-4 * abs(before):
-        return ": unchanged; try a larger rate"
-    return ": worse; try a smaller rate" if not after < before else ""
-
-
-class _OneLineWarnings(logging.Handler):
-    """Our own warnings, in the style of our errors."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        click.echo(f"Warning: {one_line(record.getMessage())}", err=True)
 
 
 def _of_rank(text: str) -> str:
@@ -558,33 +369,6 @@ def _end(text: str, error: BaseException, everywhere: bool = False) -> NoReturn:
         click.echo(f"Error: {told}", err=True)
         process_group.abort()
     raise click.ClickException(told) from error
-
-
-def _is_ours_to_show(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(NOISE_OF_LIBRARIES)
-
-
-def quiet() -> None:
-    """Leave the terminal to us: libraries report warnings only, and draw no bars of their own."""
-    quiet_deepspeed()
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft's
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-
-
-def quiet_deepspeed() -> None:
-    """The same of DeepSpeed alone, before it is imported; and our own warnings a line each."""
-    os.environ.setdefault("DS_LOG_LEVEL", "warning")  # for when its logger is made,
-    deepspeed = logging.getLogger("DeepSpeed")  # and for when it has been
-    deepspeed.setLevel(logging.WARNING)
-    deepspeed.addFilter(_is_ours_to_show)
-    ours = logging.getLogger("zo_offload")
-    if not any(isinstance(handler, _OneLineWarnings) for handler in ours.handlers):
-        # The first rank's are every rank's.
-        level = logging.ERROR if launched.rank() else logging.WARNING
-        ours.addHandler(_OneLineWarnings(level))
 
 
 if __name__ == "__main__":

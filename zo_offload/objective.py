@@ -68,7 +68,8 @@ def loss_sum(loss: Any) -> tuple[float, float]:
             "the model returned no scalar loss; put labels into the batch, or pass "
             "objective=fn(model, batch, outputs)"
         )
-    total, weight = loss if isinstance(loss, tuple) else (loss, 1.0)
+    pair: Any = loss
+    total, weight = pair if isinstance(loss, tuple) else (loss, 1.0)
     if isinstance(total, torch.Tensor):
         if total.dtype in (torch.bfloat16, torch.float16):
             step = torch.finfo(total.dtype).eps * max(abs(float(total.float().mean())), 1e-3)
@@ -104,8 +105,9 @@ def example_losses(losses: Sequence[Any]) -> list[list[float]]:
 
 
 def _of_examples(loss: Any) -> list[float]:
+    given: Any = loss
     if isinstance(loss, torch.Tensor) and loss.dim() == 1:
-        return loss.double().tolist()
+        return given.double().tolist()
     found = type(loss).__name__
     if isinstance(loss, tuple):
         found = "a (sum, weight) pair"
@@ -120,19 +122,20 @@ def _of_examples(loss: Any) -> list[float]:
 
 def move_to(batch: Any, device: torch.device) -> Any:
     """A batch with its tensors on a device; containers keep their types."""
+    parts: Any = batch
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, MutableMapping):  # a BatchEncoding, say
-        moved = copy(batch)
-        for key, value in batch.items():
+        moved = copy(parts)
+        for key, value in parts.items():
             moved[key] = move_to(value, device)
         return moved
     if isinstance(batch, Mapping):
-        return {key: move_to(value, device) for key, value in batch.items()}
+        return {key: move_to(value, device) for key, value in parts.items()}
     if isinstance(batch, tuple | list):
-        values = [move_to(value, device) for value in batch]
-        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
-    return batch
+        values = [move_to(value, device) for value in parts]
+        return type(parts)(*values) if hasattr(parts, "_fields") else type(parts)(values)
+    return parts
 
 
 def shapes_of(batch: Any) -> Hashable:
@@ -142,10 +145,11 @@ def shapes_of(batch: Any) -> Hashable:
         >>> shapes_of({"x": torch.ones(2, 3), "n": 4})
         (('x', torch.Size([2, 3])), ('n', <class 'int'>))
     """
+    parts: Any = batch
     if isinstance(batch, torch.Tensor):
         return batch.shape
     if isinstance(batch, Mapping):
-        return tuple((key, shapes_of(value)) for key, value in batch.items())
+        return tuple((key, shapes_of(value)) for key, value in parts.items())
     if isinstance(batch, list | tuple):
-        return tuple(shapes_of(value) for value in batch)
-    return type(batch)
+        return tuple(shapes_of(value) for value in parts)
+    return parts.__class__

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from cli.common import Task, invoke
-from zo_offload import cli
+from zo_offload import bars
 from zo_offload.doctor import rates
 from zo_offload.report import charts, watch
 from zo_offload.reporter import Item, Reporter
@@ -39,7 +39,7 @@ class Noting(Reporter):
 @pytest.fixture
 def noting(monkeypatch: pytest.MonkeyPatch) -> Noting:
     noting = Noting()
-    monkeypatch.setattr(cli, "reporter", lambda: noting)
+    monkeypatch.setattr(bars, "reporter", lambda: noting)
     return noting
 
 
@@ -78,7 +78,7 @@ def test_bars_are_for_terminals(
     assert not any(in_a_pipe.stdout.startswith(each) for each in ("starting", "planning", "look"))
     (tmp_path / "new.json").unlink(missing_ok=True)
     with (tmp_path / "terminal").open("w") as file:
-        monkeypatch.setattr(cli, "console", Console(file=file, force_terminal=True))
+        monkeypatch.setattr(bars, "console", Console(file=file, force_terminal=True))
         assert invoke(arguments).exit_code == 0
     assert noting.names == [each.replace("DS", places["DS"]) for each in names]
 
@@ -91,7 +91,7 @@ def test_a_run_tells_of_its_data_and_its_curve(task: Task, noting: Noting, tmp_p
 
 
 def test_quiet_phases_are_no_lines_of_a_log(capsys):
-    with cli.Bar() as bar, bar.phase("loud"), bar.phase("quiet", quiet=True):
+    with bars.Bar() as bar, bar.phase("loud"), bar.phase("quiet", quiet=True):
         pass
     assert capsys.readouterr().out == "loud\n"
 

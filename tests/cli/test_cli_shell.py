@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cli.common import REPOSITORY, accuracies, results
-from zo_offload import cli
+from zo_offload import bars
 
 BIN = Path(sys.executable).parent
 BEGINNING = [
@@ -144,8 +144,8 @@ print(*sorted({"torch", "deepspeed", "transformers", "numpy"} & set(sys.modules)
 
 def test_long_work_off_a_terminal_says_so_now_and_then(monkeypatch, capsys):
     now = [0.0]
-    monkeypatch.setattr(cli.time, "monotonic", lambda: now[0])
-    with cli.Bar() as bar:
+    monkeypatch.setattr(bars.time, "monotonic", lambda: now[0])
+    with bars.Bar() as bar:
         for _ in bar.counted("evaluating", range(50), 50):
             now[0] += 1.0
         bar.on_start(0, 100)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from models.table import Plain, vectors
 
-from zo_offload.cli import Bar
+from zo_offload.bars import Bar
 from zo_offload.config import ZOConfig
 from zo_offload.errors import DivergedError
 from zo_offload.journal import Flags

@@ -256,6 +256,11 @@ class Journal:
         if step > self._synced_steps:
             self.sync()
 
+    def leave(self) -> None:
+        """Gives up the file, unsynced, to the process that this one was forked from."""
+        if self._file is not None:
+            self._file.close()
+
     def close(self) -> None:
         """Syncs and gives the lock back. Closing again does nothing."""
         if self._file is None or self._file.closed:
@@ -337,8 +342,7 @@ _writers: "WeakSet[Journal]" = WeakSet()
 def _close_in_child() -> None:
     """A forked data worker must not hold the lock when the run that it serves is gone."""
     for journal in list(_writers):
-        if journal._file is not None:
-            journal._file.close()
+        journal.leave()
 
 
 os.register_at_fork(after_in_child=_close_in_child)
