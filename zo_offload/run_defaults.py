@@ -32,8 +32,8 @@ EVERYTHING: dict[str, Any] = {
 }
 ADAPTER: dict[str, Any] = {
     "train_batch_size": 16,
-    "optimizer": {"type": "ZO", "params": {"lr": 3e-3}},
-    "zeroth_order": {"eps": 1e-3, "offload_param": {"device": "cpu"}},
+    "optimizer": {"type": "ZO", "params": {"lr": 1e-2}},
+    "zeroth_order": {"eps": 1e-3, "probes": 4, "offload_param": {"device": "cpu"}},
 }
 
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import struct
 
+import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -210,6 +211,23 @@ def edited(task, tmp_path, **more) -> str:
 
 def rates(path) -> list[float]:
     return [record.lr for record in Journal.read(path).records]
+
+
+def test_an_adapter_without_a_config_learns(task, tmp_path):
+    """Its rows by heart."""
+    base = AutoModelForCausalLM.from_pretrained(task.folder / "model")
+    torch.manual_seed(0)
+    peft.get_peft_model(base, peft.LoraConfig(r=4, task_type="CAUSAL_LM")).save_pretrained(
+        tmp_path / "adapter"
+    )
+    AutoTokenizer.from_pretrained(task.folder / "model").save_pretrained(tmp_path / "adapter")
+    given = {"model": tmp_path / "adapter", "config": None, "dev": task.folder / "train.tsv"}
+    done = invoke(task.arguments(tmp_path / "run", steps=60, eval_every=60, **given))
+    assert done.exit_code == 0, done.output
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["loss_after"] < summary["loss_before"] - 0.1
+    journal = Journal.read(tmp_path / "run" / "journal" / "run.journal")
+    assert {len(record.probes) for record in journal.records} == {4}
 
 
 def test_a_journal_of_ones_own_at_a_relative_path(task, tmp_path, monkeypatch, finished):
