@@ -14,6 +14,14 @@ from zo_offload.lazy_rules import lazy_linear
 BATCH, TOKENS, WIDTH, VOCABULARY = 2, 6, 8, 20
 
 
+def sixteenths(values: torch.Tensor) -> torch.Tensor:
+    """Such values that fp32 sums of their products are exact in whatever order they are added.
+
+    A logit that is rounded to bfloat16 afterwards is then the same of a block and of the whole.
+    """
+    return (16 * values).round() / 16
+
+
 class Plain:
     """A head that counts what it is asked for."""
 
@@ -21,7 +29,7 @@ class Plain:
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.weight = torch.randn(VOCABULARY, WIDTH, generator=generator)
+        self.weight = sixteenths(torch.randn(VOCABULARY, WIDTH, generator=generator))
         self.wholes: list[str | None] = []
 
     def block(self, hidden: torch.Tensor, first: int, last: int) -> torch.Tensor:
@@ -37,7 +45,7 @@ class Plain:
 
 def both() -> tuple[Plain, Any, torch.Tensor]:
     """A head, lazy logits, and the same eagerly."""
-    head, hidden = Plain(), torch.randn(BATCH, TOKENS, WIDTH)
+    head, hidden = Plain(), sixteenths(torch.randn(BATCH, TOKENS, WIDTH))
     return head, lazy_linear(head, hidden), F.linear(hidden, head.weight)
 
 
