@@ -4,7 +4,7 @@ Where every combination of settings has to give the same bits, a few that differ
 nearly all that all of them would; the others are for whoever has the time.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -15,6 +15,8 @@ import pytest
 def spread(cases: Sequence[Mapping[str, Any]], count: int) -> set[int]:
     """So many of the cases, each with the most values, and pairs of them, that none before it had.
 
+    Of several such, the one whose values were had the fewest times.
+
     Example:
         >>> cases = [{"lag": lag, "wire": wire} for lag in (0, 1) for wire in "ab"]
         >>> [cases[index] for index in sorted(spread(cases, 2))]
@@ -23,12 +25,17 @@ def spread(cases: Sequence[Mapping[str, Any]], count: int) -> set[int]:
     values = [{(name, repr(value)) for name, value in case.items()} for case in cases]
     pairs = [set(combinations(sorted(each), 2)) for each in values]
     left, chosen = list(range(len(cases))), set[int]()
-    seen, seen_pairs = set[Any](), set[Any]()
+    seen, seen_pairs = Counter[Any](), set[Any]()
+
+    def worth(case: int) -> tuple[int, int, int]:
+        had = [seen[value] for value in values[case]]
+        return had.count(0), len(pairs[case] - seen_pairs), -sum(had)
+
     while left and len(chosen) < count:
-        new = [(len(values[i] - seen), len(pairs[i] - seen_pairs)) for i in left]
-        best = left.pop(new.index(max(new)))
+        best = max(left, key=worth)
+        left.remove(best)
         chosen.add(best)
-        seen |= values[best]
+        seen.update(values[best])
         seen_pairs |= pairs[best]
     return chosen
 

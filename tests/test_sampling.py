@@ -1,5 +1,6 @@
 """Which cases of a test with many parameters are run first."""
 
+from collections import Counter
 from itertools import combinations, product
 
 import pytest
@@ -25,6 +26,13 @@ def test_every_pair_of_values_is_met_by_few_more_than_can_meet_it():
     chosen = [CASES[index] for index in spread(CASES, 14)]  # twelve would be the least
     pairs = {pair for case in chosen for pair in combinations(sorted(case.items()), 2)}
     assert pairs == {pair for case in CASES for pair in combinations(sorted(case.items()), 2)}
+
+
+def test_no_value_is_met_much_more_often_than_another():
+    cases = [{"model": model, "dtype": dtype} for model in range(21) for dtype in range(3)]
+    chosen = [cases[index] for index in spread(cases, 24)]
+    assert sorted(Counter(case["dtype"] for case in chosen).values()) == [8, 8, 8]
+    assert max(Counter(case["model"] for case in chosen).values()) == 2
 
 
 def test_the_rest_is_thorough(pytester: pytest.Pytester):

@@ -47,7 +47,7 @@ def steps(
         return losses, dict(stepper.weights.masters()), peak
 
 
-@pytest.mark.sampled(16)
+@pytest.mark.sampled(11)
 @HALVES
 @pytest.mark.parametrize("name", [name for name in ROWS if name not in HEADLESS])
 def test_every_model_with_a_head(name: str, dtype: torch.dtype, caplog: pytest.LogCaptureFixture):

@@ -39,7 +39,7 @@ def trained(
         return losses, dict(stepper.weights.masters())
 
 
-@pytest.mark.sampled(40)
+@pytest.mark.sampled(26)
 def test_streamed_equals_resident(row: Row, dtype: torch.dtype):
     resident_losses, resident = trained(row, dtype, OffloadConfig())
     streamed_losses, streamed = trained(row, dtype, STREAMED)
@@ -49,6 +49,7 @@ def test_streamed_equals_resident(row: Row, dtype: torch.dtype):
     assert different == []
 
 
+@pytest.mark.sampled(32)
 def test_no_plan_is_exceeded(row: Row, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
     """Nor where every table counts as a large one."""
     monkeypatch.setattr(planner, "SMALL_BYTES", 0)
@@ -58,17 +59,19 @@ def test_no_plan_is_exceeded(row: Row, dtype: torch.dtype, monkeypatch: pytest.M
         assert stepper.weights.arena.peak_bytes <= planned == stepper.plan.device_bytes
 
 
+@pytest.mark.sampled(32)
 def test_lanes_equal_plain_forwards(row: Row, dtype: torch.dtype):
     assert_equals_plain_forwards(row.build(), [row.inputs(6, dtype)], dtype)
 
 
-@pytest.mark.sampled(32)
+@pytest.mark.sampled(24)
 def test_micro_batches_of_a_draw_share_its_copies(row: Row, dtype: torch.dtype):
     """Without poison, which makes every lane's copy anew."""
     batches = [row.inputs(6, dtype), row.inputs(4, dtype)]
     assert_equals_plain_forwards(row.build(), batches, dtype, poison=False)
 
 
+@pytest.mark.sampled(32)
 def test_state_dict_is_that_of_an_untouched_model(row: Row, dtype: torch.dtype):
     untouched = row.build(dtype).state_dict()
     with closing(Stepper(row.build(dtype))) as stepper:
@@ -79,6 +82,7 @@ def test_state_dict_is_that_of_an_untouched_model(row: Row, dtype: torch.dtype):
     assert vars(served).keys() == vars(untouched).keys()
 
 
+@pytest.mark.sampled(32)
 def test_state_dict_follows_the_masters(row: Row, dtype: torch.dtype):
     config = ZOConfig(offload_param=STREAMED)
     with closing(Stepper(row.build(), config, dtype=dtype)) as stepper:

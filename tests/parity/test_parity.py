@@ -32,7 +32,7 @@ def loss_of(model: nn.Module, batch: Any) -> torch.Tensor:
     return loss
 
 
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize(
     "settings",
     [

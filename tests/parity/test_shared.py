@@ -91,7 +91,7 @@ def on_two(run: Run, work: Callable[[Replica, nn.Module], Any], ranks: int = 2) 
     return found
 
 
-@pytest.mark.sampled(16)
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("division", DIVISIONS)
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_that_share_masters_end_in_the_bits_of_one(
