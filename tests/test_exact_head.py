@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from temporaries import MostFp32
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from zo_offload import exact_head
 from zo_offload.exact_head import exact_linear
@@ -36,6 +38,38 @@ def test_one_part_of_the_weight_is_there_at_once(monkeypatch: pytest.MonkeyPatch
     with torch.inference_mode(), MostFp32() as seen:
         out = exact_linear(x, weight)
     assert out.numel() < seen.most <= out.numel() + x.numel() + 100 * 48
+
+
+class Products(TorchDispatchMode):
+    """Notes the operators by which matrices are multiplied, and what is converted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.name() in ("aten::mm", "aten::mm.dtype", "aten::mm.out", "aten::_to_copy"):
+            self.seen.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_tensor_cores_multiply_half_precision_as_it_is(dtype: torch.dtype):
+    """Of tensors without values: no device is needed to see what would be run on it."""
+    with FakeTensorMode(), torch.no_grad(), Products() as products:
+        x = torch.empty(2, 5, 48, dtype=dtype, device="cuda")
+        weight, bias = x.new_empty(1001, 48), x.new_empty(1001, dtype=torch.float32)
+        out = exact_linear(x, weight, bias)
+    assert (out.dtype, out.shape, out.device.type) == (torch.float32, (2, 5, 1001), "cuda")
+    assert products.seen == ["aten::mm.dtype"]
+
+
+def test_tensor_cores_are_not_asked_for_products_of_two_dtypes():
+    with FakeTensorMode(), torch.no_grad(), Products() as products:
+        x = torch.empty(2, 5, 48, device="cuda")
+        out = exact_linear(x, x.new_empty(1001, 48, dtype=torch.bfloat16))
+    assert (out.dtype, out.shape) == (torch.float32, (2, 5, 1001))
+    assert "aten::mm.dtype" not in products.seen
 
 
 def test_autocast_does_not_round_it():

@@ -166,8 +166,8 @@ class LazyLogits(torch.Tensor):
         return self._made
 
     def rows(self) -> torch.Tensor:
-        """Its hidden states, fp32 ``[tokens, width]``."""
-        return self.hidden.reshape(-1, self.hidden.shape[-1]).float()
+        """Its hidden states ``[tokens, width]``."""
+        return self.hidden.reshape(-1, self.hidden.shape[-1])
 
     def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
         """A block of the vocabulary at a time, in order; each may be overwritten."""
