@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zo_offload import leftovers
+from zo_offload import leftovers, ops
 from zo_offload.ambient import AmbientCopies, AmbientMode
 from zo_offload.errors import ConfigError, StoreError
 from zo_offload.experts import read_one_by_one
@@ -317,6 +317,7 @@ class Lanes:
         try:
             self._weights.begin_visit(looks)
             yield
+            ops.refuse_damage(self._device)
         finally:
             self._weights.finish_visit()
 

@@ -16,6 +16,9 @@ ROWS = (
     "planes,identity,1",
     "bf16_sr,identity,0",
     "planes,nf4,0",
+    "bf16_sr,lossless12,0",
+    "bf16_sr,lossless12,-1",  # decoded, and no more
+    "fp32,lossless12,-1",
 )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from zo_offload.errors import KernelError
-from zo_offload.ops import torch_codecs, torch_ops
+from zo_offload.ops import torch_codecs, torch_ops, triton
 from zo_offload.ops.draws import Draw, Point, StepUpdate
 from zo_offload.ops.layout import Layout
 from zo_offload.ops.native import ISAS, Native
@@ -55,7 +55,8 @@ def perturb(
         ahead: Steps that the wire does not carry yet, taken in fp32 on the way.
 
     Raises:
-        CodecError: The packed bytes are too few, or damaged.
+        CodecError: The packed bytes are too few, or damaged; of those on a device that is told by
+            :func:`refuse_damage`.
     """
     serving = serving_for(wire, out) or torch_ops
     serving.perturb(span, wire, out, direction, draw, first, count, ahead)
@@ -153,13 +154,27 @@ def unpack(
             packed; only where the layout has groups. With equal scales the bits are equal.
 
     Raises:
-        CodecError: The bytes are too few, or damaged.
+        CodecError: The bytes are too few, or damaged; of those on a device that is told by
+            :func:`refuse_damage`.
     """
     assert first % ALIGNMENT == out.numel() % ALIGNMENT == 0 <= first <= elements - out.numel()
     given = [scales] if scales is not None else []
     assert all(s.dtype == torch.float32 and s.numel() * layout.group == out.numel() for s in given)
     serving = serving_for(packed, out, *given) or torch_codecs
     serving.unpack(layout, packed, elements, dtype, out, first, scales)
+
+
+def refuse_damage(device: torch.device) -> None:
+    """Wait for the kernels on a device that have decoded lossless12, if any have.
+
+    Whether bytes are sound is found where they are decoded; asked after each, the device would run
+    dry each time.
+
+    Raises:
+        CodecError: Bytes were damaged since this was last asked. What was made of them is of no
+            use.
+    """
+    triton.refuse_damage(device)
 
 
 def store_master(span: Span, master: torch.Tensor, wire: torch.Tensor, rest: torch.Tensor) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from zo_offload.errors import KernelError
-from zo_offload.ops import torch_codecs, torch_ops
+from zo_offload.errors import CodecError, KernelError
+from zo_offload.ops import lossless12, torch_codecs, torch_ops
 from zo_offload.ops.draws import DIRECTIONS, Draw, Point, StepUpdate
 from zo_offload.ops.layout import CODECS, NF4, Layout
 from zo_offload.ops.span import ALIGNMENT, FORMATS, Segment, Span
@@ -40,6 +40,7 @@ class TritonKernels:
 
         self._work: Any = kernels.work
         self._work_rows: Any = kernels.work_rows
+        self._unpack_lossless: Any = kernels.unpack_lossless
         self._interprets = os.environ.get("TRITON_INTERPRET") == "1"
 
     def serves(self, *tensors: torch.Tensor) -> bool:
@@ -59,9 +60,6 @@ class TritonKernels:
         ahead: Sequence[StepUpdate] = (),
     ) -> None:
         """See :func:`zo_offload.ops.perturb`."""
-        if span.layout.kind == "lossless12":  # its damage is looked for on the host
-            torch_ops.perturb(span, wire, out, direction, draw, first, count, ahead)
-            return
         count = span.elements - first if count is None else count
         source, point = _source(span, wire, first, count), Point(out, draw)
         self._launch(span, source, None, direction, (), ahead, point, first, count)
@@ -143,8 +141,25 @@ class TritonKernels:
         first: int = 0,
         scales: torch.Tensor | None = None,
     ) -> None:
-        """See :func:`zo_offload.ops.unpack`."""
-        torch_codecs.unpack(layout, packed, elements, dtype, out, first, scales)
+        """See :func:`zo_offload.ops.unpack`; group codes are unpacked once a run, by torch."""
+        if layout.kind != "lossless12":
+            torch_codecs.unpack(layout, packed, elements, dtype, out, first, scales)
+            return
+        source, groups = _lossless(packed, elements, first), out.numel() // ALIGNMENT
+        half = out.dtype == torch.bfloat16
+        per_program = GROUPS["rademacher"]
+        with torch.cuda.device_of(out):
+            self._unpack_lossless[(-(-groups // per_program),)](
+                source.elements,
+                *source.lossless,
+                _damage(out.device),
+                out.view(torch.int16) if half else out,
+                groups,
+                GROUPS=per_program,
+                FORMAT=FORMATS["bf16_sr" if half else "fp32"],
+                num_warps=NUM_WARPS,
+                enable_fp_fusion=False,
+            )
 
     def _launch(
         self,
@@ -191,6 +206,8 @@ class TritonKernels:
                 len(draws) - 1,
                 source.scales,
                 source.nf4,
+                *source.lossless,
+                _damage(device),
                 GROUPS=per_program,
                 FORMAT=FORMATS[span.format],
                 WIRE=source.format,
@@ -214,17 +231,24 @@ class _Source:
         format: Of ``FORMATS``; -1 where codes have scales.
         scales: Bits of bfloat16.
         nf4: The sixteen values.
+        lossless: Of lossless12: all bytes in words, the span's elements, the group that is
+            begun with, how many bytes.
     """
 
     elements: torch.Tensor
     format: int
     scales: torch.Tensor
     nf4: torch.Tensor
+    lossless: tuple[torch.Tensor, int, int, int]
 
 
 def _plain(span: Span, wire: torch.Tensor) -> _Source:
     elements = wire.view(torch.int16) if span.dtype == torch.bfloat16 else wire
-    return _Source(elements, FORMATS[span.format], elements, elements)
+    return _elements(elements, FORMATS[span.format])
+
+
+def _elements(elements: torch.Tensor, format_: int) -> _Source:
+    return _Source(elements, format_, elements, elements, (elements, 0, 0, 0))
 
 
 def _source(span: Span, wire: torch.Tensor, first: int, count: int) -> _Source:
@@ -232,15 +256,52 @@ def _source(span: Span, wire: torch.Tensor, first: int, count: int) -> _Source:
     layout = span.layout
     if layout.kind == "identity":
         return _plain(span, wire[first : first + count])
+    if layout.kind == "lossless12":
+        return _lossless(wire, span.elements, first)
     layout.refuse_short(wire, span.elements, span.dtype)
     if layout.kind in ("bf16", "fp16"):
         halves = wire[: span.packed_bytes]
         elements = halves.view(torch.int16 if layout.kind == "bf16" else torch.float16)[first:]
         format_ = FORMATS["planes" if layout.kind == "bf16" else "fp16"]
-        return _Source(elements, format_, elements, elements)
+        return _elements(elements, format_)
     scales = wire[layout.scales_at(span.elements) : span.packed_bytes].view(torch.int16)
     codes = wire[layout.scales_at(first) :]
-    return _Source(codes, -1, scales[first // layout.group :], _nf4(wire.device))
+    return _Source(codes, -1, scales[first // layout.group :], _nf4(wire.device), (codes, 0, 0, 0))
+
+
+def _lossless(packed: torch.Tensor, elements: int, first: int) -> _Source:
+    """The bytes as they are: their header is read on the device, for which the host need not wait.
+
+    Raises:
+        CodecError: They are too few for so many elements.
+    """
+    least = lossless12.sections(elements, 0).escapes
+    if packed.numel() < least:
+        raise CodecError(
+            lossless12.wrong(f"{packed.numel()} bytes for {elements} elements, expected {least}")
+        )
+    words = packed[: packed.numel() // 4 * 4].view(torch.int32)
+    whole = (words, elements, first // ALIGNMENT, packed.numel())
+    return _Source(packed, -1, packed, packed, whole)
+
+
+_damages: dict[torch.device, torch.Tensor] = {}
+
+
+def _damage(device: torch.device) -> torch.Tensor:
+    """int32 ``[1]`` that kernels set where bytes are damaged."""
+    damage = _damages.get(device)
+    if damage is None:  # of two threads that make one, both go on with the first
+        damage = _damages.setdefault(device, torch.zeros(1, dtype=torch.int32, device=device))
+    return damage
+
+
+def refuse_damage(device: torch.device) -> None:
+    """See :func:`zo_offload.ops.refuse_damage`."""
+    damage = _damages.get(device)
+    if damage is not None and damage.item():
+        damage.zero_()
+        raise CodecError(lossless12.wrong("its sections do not match each other"))
 
 
 @lru_cache(maxsize=8)

@@ -23,17 +23,26 @@ PLANES = tl.constexpr(1)
 FP16 = tl.constexpr(2)
 BF16_8 = tl.constexpr(3)
 BF16_SR = tl.constexpr(4)
+LOSSLESS = tl.constexpr(3)
 FP8 = tl.constexpr(4)
 INT8 = tl.constexpr(5)
 INT4 = tl.constexpr(6)
 NF4 = tl.constexpr(7)
 CELLS = tl.constexpr(4096)
 SCALED = tl.constexpr(-1)
+TILE_GROUPS = tl.constexpr(8)  # of lossless12, that share an entry of its table
+TILE_WORDS = tl.constexpr(128)  # of four bytes, that a tile's codes fill
+HEAD = tl.constexpr(64)  # bytes before the table
+MAGIC = tl.constexpr(0x32314C5A)  # "ZL12" in a word
+# What tl.sum and tl.cumsum add with. Interpreted, those two cannot be called in a process that had
+# imported Triton before it was to interpret, and of any other function they make a loop.
+ADDED = tl.standard._sum_combine
 FIELDS = tl.constexpr(4)  # of a draw: seed, low and high, step, probe with stream
 # For 1 and multiples of 16 they would be compiled anew, in the middle of a run: with lag the number
 # of steps grows, and every unit has as many groups as it has.
 NUMBERS = [
-    "count", "per_draw", "num_steps", "num_all", "point", "width", "offset", "parameter"
+    "count", "per_draw", "num_steps", "num_all", "point", "width", "offset", "parameter",
+    "elements", "first", "num_bytes",
 ]  # fmt: skip
 
 
@@ -166,6 +175,89 @@ def unpacked(codes, scales, nf4, group, within, mask, CODEC: tl.constexpr, PER_S
 
 
 @triton.jit
+def padded(num_bytes):
+    """To whole lines of 64."""
+    return (num_bytes + 63) // 64 * 64
+
+
+@triton.jit
+def num_escaped(words):
+    """How many of a word's eight four-bit codes are 15, as int32."""
+    words = words.to(tl.uint32, bitcast=True)
+    ones = words & words >> 1 & words >> 2 & words >> 3 & 0x11111111
+    return (ones * 0x11111111 >> 28).to(tl.int32)
+
+
+@triton.jit
+def header_is_wrong(words, elements, escapes_at, num_bytes):
+    """Whether a lossless12 header is not that of a span of so many elements, as int32."""
+    kind = tl.load(words + 1)
+    mode, top = kind >> 8 & 255, kind >> 16 & 255
+    escapes = tl.load(words + 4).to(tl.uint32, bitcast=True).to(tl.int64)
+    length = tl.load(words + 6).to(tl.uint32, bitcast=True).to(tl.int64)
+    due = tl.where(mode == 1, padded(escapes_at + escapes), HEAD + 2 * elements)
+    wrong = (tl.load(words) != MAGIC) | ((kind & 255) != 1) | (mode > 1)
+    wrong |= tl.load(words + 2).to(tl.uint32, bitcast=True).to(tl.int64) != elements
+    wrong |= tl.where(mode == 1, (escapes > elements) | (top < 14), escapes != 0)
+    wrong |= (length != due) | (length > num_bytes)
+    high = tl.load(words + 3) | tl.load(words + 5) | tl.load(words + 7)  # of 64 bits each
+    return (wrong | (high != 0)).to(tl.int32)
+
+
+@triton.jit
+def lossless(
+    packed, words, elements, first, num_bytes, group, inside, damage, GROUPS: tl.constexpr
+):
+    """What lossless12 means, fp32 ``[groups, 128]`` from group ``first`` of the span on.
+
+    ``words`` are the same bytes, four at a time. Nothing is read beyond ``num_bytes``, whatever
+    they say, and ``damage`` is set where they contradict each other.
+    """
+    elements = elements.to(tl.int64)
+    tiles = (elements + 1023) // 1024
+    planes = HEAD + padded(4 * (tiles + 1))
+    codes = planes + elements
+    escapes_at = codes + elements // 2
+    wrong = header_is_wrong(words, elements, escapes_at, num_bytes)
+    kind = tl.load(words + 1)
+    group = group.to(tl.int64) + first
+    within = tl.arange(0, 128)[None, :]
+    at = group[:, None] * 128 + within
+    mask = inside[:, None] & (within >= 0)
+    if (kind >> 8 & 255) == 0:
+        raw = packed + HEAD + 2 * at
+        here = mask & (HEAD + 2 * at + 1 < num_bytes)
+        bits = tl.load(raw, here, 0).to(tl.uint32) | tl.load(raw + 1, here, 0).to(tl.uint32) << 8
+    else:
+        plane = tl.load(packed + planes + at, mask, 0).to(tl.uint32)
+        code = code_at(packed + codes, group, within, mask)
+        escaped = (code == 15) & mask
+        mine = escaped.to(tl.int32)
+        tile, place = group // TILE_GROUPS, group % TILE_GROUPS
+        word = tl.arange(0, TILE_WORDS)[None, :]
+        before_me = inside[:, None] & (word < place[:, None] * (TILE_WORDS // TILE_GROUPS))
+        earlier = words + codes // 4 + tile[:, None] * TILE_WORDS + word
+        prior = tl.reduce(num_escaped(tl.load(earlier, before_me, 0)), 1, ADDED).to(tl.int64)
+        table = words + HEAD // 4 + tile
+        begin = tl.load(table, inside, 0).to(tl.uint32, bitcast=True).to(tl.int64)
+        end = tl.load(table + 1, inside, 0).to(tl.uint32, bitcast=True).to(tl.int64)
+        index = (begin + prior)[:, None] + tl.associative_scan(mine, 1, ADDED) - mine
+        here = escaped & (index < num_bytes - escapes_at)
+        exponent = tl.load(packed + escapes_at + index, here, 0).to(tl.int32)
+        exponent = tl.where(escaped, exponent, (kind >> 16 & 255) - code) & 255
+        bits = (plane & 128) << 8 | exponent.to(tl.uint32) << 7 | plane & 127
+        # A tile has as many as the table says, and all of them together as many as the header.
+        reached = begin + prior + tl.reduce(mine, 1, ADDED).to(tl.int64)
+        is_last = (place == TILE_GROUPS - 1) | (group == elements // 128 - 1)
+        escapes = tl.load(words + 4).to(tl.uint32, bitcast=True).to(tl.int64)
+        bad = (reached > end) | (is_last & (reached != end)) | ((tile == 0) & (begin != 0))
+        bad |= (tile == tiles - 1) & (end != escapes)
+        wrong += tl.reduce((bad & inside).to(tl.int32), 0, ADDED)
+    tl.store(damage, 1, wrong != 0)
+    return as_float((bits << 16).to(tl.uint32))
+
+
+@triton.jit
 def to_forward(bits, FORMAT: tl.constexpr):
     """fp32 bits, canonical, as the forward's type: nearest."""
     if FORMAT == FP32:
@@ -215,6 +307,11 @@ def work(
     point,  # draw of the perturbed copy
     scales,  # bits of bfloat16, of a wire whose groups have them
     nf4,  # fp32 [16]
+    words,  # int32, the bytes of a lossless12 wire, of which `wire` is the beginning
+    elements,  # of its whole span
+    first,  # group of it that the stretch begins with
+    num_bytes,  # that the wire has
+    damage,  # int32 [1], set where they are no lossless12
     GROUPS: tl.constexpr,
     FORMAT: tl.constexpr,
     WIRE: tl.constexpr,  # how the wire's elements are read: as a format's, or (-1) by scales
@@ -234,7 +331,9 @@ def work(
     within = tl.arange(0, 128)[None, :]
     at = group.to(tl.int64)[:, None] * 128 + within
     mask = inside[:, None] & (within >= 0)
-    if WIRE == SCALED:
+    if CODEC == LOSSLESS:
+        value = lossless(wire, words, elements, first, num_bytes, group, inside, damage, GROUPS)
+    elif WIRE == SCALED:
         value = unpacked(wire, scales, nf4, group, within, mask, CODEC, PER_SCALE)
     else:
         value = seen(tl.load(wire + at, mask, 0), WIRE)
@@ -284,6 +383,32 @@ def work(
             tl.store(out + at, (bits >> 16).to(tl.uint16).to(tl.int16, bitcast=True), mask)
         else:
             tl.store(out + at, to_forward(bits, FORMAT), mask)
+
+
+@triton.jit(do_not_specialize=NUMBERS)
+def unpack_lossless(
+    packed,
+    words,
+    elements,
+    first,
+    num_bytes,
+    damage,
+    out,
+    count,  # groups
+    GROUPS: tl.constexpr,
+    FORMAT: tl.constexpr,  # of what is written
+):
+    """Decode a stretch of a lossless12 span."""
+    group = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
+    inside = group < count
+    value = lossless(packed, words, elements, first, num_bytes, group, inside, damage, GROUPS)
+    within = tl.arange(0, 128)[None, :]
+    at = group.to(tl.int64)[:, None] * 128 + within
+    mask = inside[:, None] & (within >= 0)
+    if FORMAT == FP32:
+        tl.store(out + at, value, mask)
+    else:
+        tl.store(out + at, to_forward(canonical(value), FORMAT), mask)
 
 
 @triton.jit(do_not_specialize=NUMBERS)
