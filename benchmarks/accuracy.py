@@ -6,6 +6,7 @@ on one seed and on rows held out for that; 5,000 other rows are measured, with f
 
     python benchmarks/accuracy.py [--methods NAME ...] [--forwards 2000] [--seeds 5] [--search]
                                   [--acceptance DIR] [--out FILE] [--picture FILE] [--workers 2]
+                                  [--points 10]
 
 ``--search`` runs the grids; what they found stands in ``--out``, and runs take the best rate from
 there. Every run is written there as it ends, with its curve, and is not done again; one that was
@@ -63,13 +64,13 @@ class Job:
     search: bool
 
 
-def run(job: Job, folder: Path, kept: Path) -> dict[str, Any]:
+def run(job: Job, folder: Path, kept: Path, points: int = POINTS) -> dict[str, Any]:
     """Learn and judge; in a process of its own."""
     torch.set_num_threads(1)
     method, rows = METHODS[job.method], data(folder)
     steps = max(1, job.forwards // method.forwards)
     judged = rows.held_out if job.search else rows.measured
-    due = {math.ceil(steps * point / POINTS) for point in range(1, POINTS + 1)}
+    due = {math.ceil(steps * point / points) for point in range(1, points + 1)}
     kept = kept / f"{job.method}, seed {job.seed}, {job.forwards}, {job.lr:g}, {job.search}"
     kept.mkdir(parents=True, exist_ok=True)
     seconds, curve = _kept_curve(kept)
@@ -157,7 +158,8 @@ def results(options: argparse.Namespace) -> list[dict[str, Any]]:
     missing = [job for job in wanted if job not in done]
     kept = options.out.with_name(f"{options.out.name}.kept")
     with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
-        under_way = [pool.submit(run, job, options.acceptance, kept) for job in missing]
+        given = options.acceptance, kept, options.points
+        under_way = [pool.submit(run, job, *given) for job in missing]
         for future in as_completed(under_way):
             found = future.result()
             with options.out.open("a") as file:
@@ -204,6 +206,7 @@ def main() -> None:
     parser.add_argument("--forwards", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--lr", type=float, help="instead of the best of the grid")
+    parser.add_argument("--points", type=int, default=POINTS, help="of each curve")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("accuracy.jsonl"))
     parser.add_argument("--picture", type=Path, default=Path("accuracy.png"))
