@@ -124,7 +124,8 @@ def published(method: Method, run: Run) -> Learner:
                 return float(option_loss(net, batch, forward(batch)).mean())
 
             seed = run.seed * 1_000_003 + step
-            mezo.step(parameters, loss, seed=seed, eps=1e-3, lr=run.lr, kept=True)
+            kept = run.kept is not None  # the same bits; as published, for its seconds
+            mezo.step(parameters, loss, seed=seed, eps=1e-3, lr=run.lr, kept=kept)
             if run.kept is not None and (step + 1) % KEPT_EVERY == 0:
                 keep(net, run.kept, step + 1)
             yield Reached(step + 1, forward)
