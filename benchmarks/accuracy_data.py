@@ -5,7 +5,7 @@ the other 3,000, with the 2,000 development rows, are measured on and decide not
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class Data:
     held_out: list[Encoded]
     measured: list[Encoded]
 
-    @property
+    @cached_property
     def classes(self) -> tuple[int, ...]:
         """Of what is learnt."""
         return tuple(one.target for one in self.train)

@@ -19,7 +19,7 @@ The mode also keeps losses exact: the output embedding of a half-precision model
 and the inputs of loss functions are upcast. (bfloat16 logits alone cost four times the noise.)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from operator import is_not
 from typing import Any
 from weakref import WeakSet
@@ -41,9 +41,10 @@ from zo_offload.lazy_rules import lazy_linear
 from zo_offload.low_rank_reads import LowRankReads, corrected, read_otherwise
 from zo_offload.offload.planner import copy_bytes, is_small
 from zo_offload.ops import Draw, Segment, Span, rank_sums
+from zo_offload.units import AMBIENT
 from zo_offload.views import address_of, owned
 from zo_offload.weights import Weights
-from zo_offload.writes import reads_values, written_by
+from zo_offload.writes import is_harmless, reads_values, written_by
 
 _HALF = (torch.bfloat16, torch.float16)
 _LOSSES = {
@@ -79,6 +80,14 @@ class AmbientCopies:
             for _, segment in unit.segments
         }
         self.experts = DividedExperts(weights)
+        self._whole = [
+            frozenset(
+                id(parameter)
+                for parameter in (weights.map.parameters[each.name] for _, each in unit.segments)
+                if parameter not in self.experts
+            )
+            for unit in weights.map.units
+        ]
         self.gathered = {
             id(weights.map.parameters[name])
             for name in gathered_parameters(model, weights.map.ambient.segments)
@@ -162,6 +171,15 @@ class AmbientCopies:
             and id(table) in self.places
             and self.places[id(table)][1].name in self.low_rank.ambient
         )
+
+    def read_as_they_are(self, unit: int) -> Container[int]:
+        """``id`` of parameters that a lane in a unit may be given by any function that reads."""
+        return () if self.makes_products or unit == AMBIENT else self._whole[unit]
+
+    @property
+    def makes_products(self) -> bool:
+        """Whether some products are not the model's own: by small factors, or of many lanes."""
+        return self.low_rank is not None or self.shared is not None
 
     @property
     def names(self) -> set[str]:
@@ -271,6 +289,21 @@ class AmbientMode(TorchFunctionMode):
         self._lane = lane
         self._reads = ExpertReads(copies.experts, lane) if copies.experts.names else None
         self._families: WeakSet[Family] = WeakSet()  # of lazy logits
+        self.was_needed = False  # did what functions would not have done by themselves
+
+    def step_aside(self) -> bool:
+        """Leave torch functions alone until :meth:`come_back`; not while another mode is on.
+
+        Being asked about a function costs as much again as a small one takes.
+        """
+        if torch._C._len_torch_function_stack() != 1:
+            return False
+        super().__exit__(None, None, None)
+        return True
+
+    def come_back(self) -> None:
+        """Be asked about every torch function again."""
+        self.__enter__()
 
     def __exit__(self, *exc_info: Any) -> None:
         for family in self._families:
@@ -288,6 +321,7 @@ class AmbientMode(TorchFunctionMode):
     def _with_experts(
         self, reads: ExpertReads, func: Callable, args: tuple, kwargs: dict[str, Any]
     ) -> Any:
+        self.was_needed = True
         if reads.is_read(func, args):
             return reads.read(*args)
         if reads_values(func):
@@ -297,6 +331,10 @@ class AmbientMode(TorchFunctionMode):
         return result
 
     def _call(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        own = self._copies.read_as_they_are(self._lane.inside)
+        if func not in _LOSSES and is_harmless(func, args, kwargs, own):  # most calls by far
+            return func(*args, **kwargs)
+        self.was_needed, needed_before = True, self.was_needed
         for target in written_by(func, args, kwargs):
             self._before_writing(func, target)
         if func is F.embedding:
@@ -309,19 +347,22 @@ class AmbientMode(TorchFunctionMode):
             if not torch.is_grad_enabled():
                 return self._lazy_logits(func, *args, **kwargs)
             self._copies.chunks.tell("a gradient")
-        if func is F.linear:
+        if func is F.linear and self._copies.makes_products:
             product = self._own_product(is_head, *args, **kwargs)
             if product is not None:
                 return product
         values = [self._substitute(func, value) for value in args]
         named = {key: self._substitute(func, value) for key, value in kwargs.items()}
+        replaces = any(map(is_not, values, args)) or any(
+            map(is_not, named.values(), kwargs.values())
+        )
         if func in _LOSSES:
             values = [_exact(value) for value in values]
             named = {key: _exact(value) for key, value in named.items()}
+        elif not is_head and not replaces and not self._families:
+            self.was_needed = needed_before
         result = exact_linear(*values, **named) if is_head else func(*values, **named)
-        if any(map(is_not, values, args)) or any(map(is_not, named.values(), kwargs.values())):
-            return owned(result, self._copies.addresses)
-        return result
+        return owned(result, self._copies.addresses) if replaces else result
 
     def _own_product(
         self, is_head: bool, input: Any, weight: Any, bias: Any = None

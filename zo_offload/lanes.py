@@ -40,6 +40,7 @@ from zo_offload.units import AMBIENT, Unit
 from zo_offload.views import owned
 from zo_offload.weights import Weights
 
+Way = tuple[int, int]  # a micro-batch, and the number of the way to a unit
 _current = threading.local()
 
 
@@ -76,11 +77,14 @@ class Lane:
         self.waits_for: int | None = None
         self.meeting: Meeting | None = None  # at a product, inside a unit
         self.path = 0  # number of the way it came
+        self.mode: AmbientMode | None = None
         self.result: Any = None
         self.error: BaseException | None = None
         self.ended: Future | None = None
         self.stopped = False
         self._passes_by = False
+        self._looked_at: Way | None = None  # the unit that it is in, for what its forward needs
+        self._is_alone = False  # its mode has stepped aside
         self._go = threading.Semaphore(0)
         self._back = threading.Semaphore(0)
 
@@ -100,6 +104,27 @@ class Lane:
         self._hand_back()
         self.inside = unit
         self.path = self.owner.way_on(self.path, unit)
+
+    def enter(self) -> None:
+        """Called in the lane, in a unit: its mode steps aside where it is known not to be needed.
+
+        It is where another lane of the micro-batch came the same way and did not need it.
+        """
+        if self.mode is None or self.call.micro_batch is None or self._passes_by:
+            return
+        way = self.call.micro_batch, self.path
+        if way in self.owner.plain_ways:
+            self._is_alone = self.mode.step_aside()
+        else:
+            self._looked_at, self.mode.was_needed = way, False
+
+    def leave(self) -> None:
+        """Called in the lane, out of a unit."""
+        if self.mode is not None and self._is_alone:
+            self.mode.come_back()
+        elif self.mode is not None and self._looked_at is not None and not self.mode.was_needed:
+            self.owner.plain_ways.add(self._looked_at)
+        self._is_alone, self._looked_at = False, None
 
     def join(self, matrix: Hashable, input: torch.Tensor, product: Product) -> torch.Tensor:
         """Called in the lane: a product, computed together with other lanes' of the micro-batch."""
@@ -197,6 +222,7 @@ class Lanes:
         self._threads: ThreadPoolExecutor | None = None
         self._generators = Generators(weights.arena.device)
         self._ways: dict[tuple[int, int], int] = {}
+        self.plain_ways: set[Way] = set()  # to units whose forward needs no mode
         self._leave_nothing: set[Hashable] = set()  # shapes whose forwards were looked at
         self._state_before: dict | None = None
         self._hooks: list[Any] = []
@@ -335,6 +361,7 @@ class Lanes:
 
     def _run_together(self, calls: Sequence[Call]) -> list[Any]:
         self._ways.clear()
+        self.plain_ways.clear()
         states = self._generators.seeded([call.generator_seed for call in calls])
         lanes = [Lane(call, self, start) for call, start in zip(calls, states, strict=True)]
         draws = list(dict.fromkeys(call.draw for call in calls))
@@ -342,8 +369,9 @@ class Lanes:
 
         def scope(lane: Lane) -> ExitStack:
             stack = caller.enter()
-            mode = AmbientMode(self.copies, lane.call.draw, draws.index(lane.call.draw), lane)
-            stack.enter_context(mode)
+            rank = draws.index(lane.call.draw)
+            lane.mode = AmbientMode(self.copies, lane.call.draw, rank, lane)
+            stack.enter_context(lane.mode)
             return stack
 
         try:
@@ -406,7 +434,9 @@ class Lanes:
 
     def _arrival(self, index: int) -> Callable[[nn.Module, Any], None]:
         def arrive(module: nn.Module, args: Any) -> None:
-            self._lane_in(module).arrive(index)
+            lane = self._lane_in(module)
+            lane.arrive(index)
+            lane.enter()
 
         return arrive
 
@@ -436,6 +466,7 @@ class Lanes:
     def _departure(self, module: nn.Module, args: Any, output: Any) -> Any:
         lane = getattr(_current, "lane", None)
         if lane is not None and lane.owner is self:
+            lane.leave()
             lane.inside = AMBIENT
         with torch._C.DisableTorchFunction():
             output = owned(output, (self._weights.scratch_address,))

@@ -5,7 +5,8 @@ Told from the function and its arguments before it runs. Torch marks what change
 counters would miss what is written through ``.data``.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -25,8 +26,57 @@ _METADATA = {
 _EMBEDDINGS = (F.embedding, F.embedding_bag)
 _MAX_NORM = 3  # its position among their arguments
 _TORCH_OPS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+_PLAIN = {
+    torch.Tensor, torch.Size, torch.dtype, torch.device, torch.layout, torch.memory_format,
+    type(None), bool, int, float, str, slice, type(...),
+}  # fmt: skip
+_WRITES = frozenset({"out", "inplace"})  # arguments that ask for it
 
 
+def is_harmless(
+    func: Callable, args: Sequence[Any], kwargs: Mapping[str, Any], own: Container[int] = ()
+) -> bool:
+    """Whether ``func(*args, **kwargs)`` surely writes to no argument, and reads no parameter.
+
+    Quick, as every call of a torch function in a lane is asked about: where it is not sure, it says
+    no, and :func:`reads_values` and :func:`written_by` look closer.
+
+    Args:
+        func: The function.
+        args: Its arguments.
+        kwargs: Its arguments by name.
+        own: ``id`` of parameters that it may read.
+
+    Example:
+        >>> x, weight = torch.zeros(2), torch.nn.Parameter(torch.zeros(2))
+        >>> is_harmless(torch.add, (x, 1), {}), is_harmless(torch.add, (x, 1), {"out": x})
+        (True, False)
+        >>> [is_harmless(torch.add, (x, weight), {}, own) for own in ((), {id(weight)})]
+        [False, True]
+    """
+    if not _is_pure(func) or not _are_plain(args, own):
+        return False
+    return not kwargs or (_WRITES.isdisjoint(kwargs) and _are_plain(kwargs.values(), own))
+
+
+def _are_plain(values: Iterable[Any], own: Container[int]) -> bool:
+    """Whether all are tensors and constants, or lists of them."""
+    for value in values:
+        kind = type(value)
+        if kind in _PLAIN or id(value) in own:
+            continue
+        if kind not in (list, tuple) or not all(type(item) in _PLAIN for item in value):
+            return False
+    return True
+
+
+@lru_cache(maxsize=4096)
+def _is_pure(func: Callable) -> bool:
+    """Whether it changes no argument, unless one of ``_WRITES`` asks for it."""
+    return not (_changes_by_name(func) or func in _EMBEDDINGS or isinstance(func, _TORCH_OPS))
+
+
+@lru_cache(maxsize=4096)
 def reads_values(func: Callable) -> bool:
     """Whether a torch function given a tensor looks at more than its shape, dtype and device.
 
@@ -50,10 +100,12 @@ def written_by(func: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]) -
         >>> written_by(torch.add, (1, 2), {"out": x})
         [tensor([0., 0.])]
     """
-    if kwargs.get("out") is not None:
+    if kwargs and kwargs.get("out") is not None:
         return [kwargs["out"]]
-    if _changes_its_first(func, kwargs):
+    if kwargs.get("inplace") is True or _changes_by_name(func):
         return [args[0]] if args else list(kwargs.values())
+    if _is_pure(func):
+        return ()
     if func in _EMBEDDINGS:
         positional = args[_MAX_NORM] if len(args) > _MAX_NORM else None
         if kwargs.get("max_norm", positional) is not None:
@@ -63,13 +115,15 @@ def written_by(func: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     return ()
 
 
-def _changes_its_first(func: Callable, kwargs: Mapping[str, Any]) -> bool:
+@lru_cache(maxsize=4096)
+def _changes_by_name(func: Callable) -> bool:
+    """Its first argument."""
     name = getattr(func, "__name__", "")
     if name == "__set__":
         return getattr(getattr(func, "__self__", None), "__name__", "") in VALUES
     if name.startswith("__"):
         return name in OPERATORS
-    return (name.endswith("_") and name != "requires_grad_") or kwargs.get("inplace") is True
+    return name.endswith("_") and name != "requires_grad_"
 
 
 def _mutable_in_schema(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any]:
