@@ -24,6 +24,7 @@ RUNTIME = [
     "transformers>=5.0,<6",
     "mpi4py>=4.1",
     "numpy>=1.26",
+    "greenlet>=3.1",
     "pydantic>=2.8",
     "click>=8.1",
     "rich>=13",

@@ -6,7 +6,6 @@ counters would miss what is written through ``.data``.
 """
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -31,6 +30,7 @@ _PLAIN = {
     type(None), bool, int, float, str, slice, type(...),
 }  # fmt: skip
 _WRITES = frozenset({"out", "inplace"})  # arguments that ask for it
+_pure: dict[Callable, bool] = {}  # what was found of functions
 
 
 def is_harmless(
@@ -70,13 +70,15 @@ def _are_plain(values: Iterable[Any], own: Container[int]) -> bool:
     return True
 
 
-@lru_cache(maxsize=4096)
 def _is_pure(func: Callable) -> bool:
     """Whether it changes no argument, unless one of ``_WRITES`` asks for it."""
-    return not (_changes_by_name(func) or func in _EMBEDDINGS or isinstance(func, _TORCH_OPS))
+    known = _pure.get(func)
+    if known is None:
+        writes = _changes_by_name(func) or func in _EMBEDDINGS or isinstance(func, _TORCH_OPS)
+        known = _pure[func] = not writes
+    return known
 
 
-@lru_cache(maxsize=4096)
 def reads_values(func: Callable) -> bool:
     """Whether a torch function given a tensor looks at more than its shape, dtype and device.
 
@@ -115,7 +117,6 @@ def written_by(func: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     return ()
 
 
-@lru_cache(maxsize=4096)
 def _changes_by_name(func: Callable) -> bool:
     """Its first argument."""
     name = getattr(func, "__name__", "")

@@ -42,26 +42,6 @@ def in_time(work: Callable[[], Any]) -> Any:
     return found[0]
 
 
-def test_a_thread_that_cannot_start(monkeypatch: pytest.MonkeyPatch):
-    start, count = threading.Thread.start, 0
-
-    def third_fails(thread: threading.Thread) -> None:
-        nonlocal count
-        if thread.name.startswith("zo-lane"):
-            count += 1
-            if count == 3:
-                raise RuntimeError("can't start new thread")
-        start(thread)
-
-    with closing(Stepper(Plain())) as stepper:
-        with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", third_fails)
-            batches = [vectors(2), vectors(3)]
-            error = in_time(lambda: stepper.train_step(batches, lr=0.0))
-            assert str(error) == "can't start new thread"
-        assert in_time(lambda: stepper.train_step(batches, lr=0.0)).step == 0
-
-
 class CleansUp(Plain):
     """Calls a block while it unwinds."""
 
