@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from greenlet import greenlet
 from torch._C._dynamo.eval_frame import set_eval_frame
+from torch._C._functorch import peek_interpreter_stack
 
 from zo_offload.ambient import AmbientCopies, AmbientMode
+from zo_offload.errors import ModelError
 from zo_offload.generators import States
 from zo_offload.joined import Meeting, Product
 from zo_offload.lazy_logits import made
@@ -186,6 +188,11 @@ class TurnLane(Lane):
         self._refuse_to_go_on()
         if self._passes_by:
             return
+        if peek_interpreter_stack() is not None:
+            raise ModelError(
+                f"unit {unit} is called under torch.func (vmap, grad, jvp), and so would other "
+                "lanes be, which stand elsewhere; call blocks outside of it"
+            )
         self.waits_for = unit
         self._hand_back()
         self.inside = unit

@@ -29,6 +29,8 @@ class LaneState:
     def __init__(self, kind: str) -> None:
         self._kind = kind
         self._modes: list[Any] = []
+        self._operator_modes: list[Any] = []
+        self._callers_operator_modes = 0
         self._grad = False
         # never cached: a cast copy would outlive the weights it was made from
         self._autocast = _autocast(kind)._replace(cache=False)
@@ -53,8 +55,14 @@ class LaneState:
             torch._C._set_grad_enabled(True)
         _set_autocast(self._kind, self._autocast)
         _put_modes(self._modes)
+        self._callers_operator_modes = torch._C._len_torch_dispatch_stack()
+        for mode in reversed(self._operator_modes):
+            torch._C._push_on_torch_dispatch_stack(mode)
 
     def _leave(self) -> None:
+        entered = torch._C._len_torch_dispatch_stack() - self._callers_operator_modes
+        pop = torch._C._pop_torch_dispatch_stack
+        self._operator_modes = [pop(None) for _ in range(entered)]
         self._modes = _take_modes()
         self._autocast = _autocast(self._kind)
         self._grad = torch.is_grad_enabled()

@@ -2,12 +2,14 @@
 
 from collections import Counter
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from zo_offload.ambient import AmbientMode
 from zo_offload.config import ZOConfig
@@ -27,6 +29,17 @@ class Doubled(TorchFunctionMode):
         return 2 * result if func is torch.tanh else result
 
 
+class Halved(TorchDispatchMode):
+    """One of operators."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        return result / 2 if func is torch.ops.aten.cos.default else result
+
+
+AROUND = {"functions": Doubled, "operators": Halved, "autocast": partial(torch.autocast, "cpu")}
+
+
 class Block(nn.Module):
     """``how`` it computes decides what it needs."""
 
@@ -41,6 +54,7 @@ class Block(nn.Module):
             raise ArithmeticError("in a unit")
         seen["forwards"] += 1
         x = torch.cos(self.linear(x))
+        seen[str(x.dtype)] += 1
         if self.how == "borrows":
             x = x * vars(self)["borrowed"]
         if self.how == "shape":
@@ -54,7 +68,7 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    def __init__(self, how: str, around: bool = False) -> None:
+    def __init__(self, how: str, around: str = "") -> None:
         super().__init__()
         torch.manual_seed(0)
         self.scale = nn.Parameter(torch.randn(WIDTH))
@@ -63,15 +77,17 @@ class Model(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
-            if self.around:
-                with Doubled():
+            if self.around == "vmap":
+                x = torch.func.vmap(block)(x)
+            elif self.around:
+                with AROUND[self.around]():
                     x = block(torch.tanh(x))
             else:
                 x = block(x)
         return (x * self.scale).square().mean(1)
 
 
-def run(how: str, monkeypatch: Any, around: bool = False, steps: int = 3) -> tuple[Any, ...]:
+def run(how: str, monkeypatch: Any, around: str = "", **fields: Any) -> tuple[Any, ...]:
     """Losses, weights, and how often the mode was asked about a cosine; two micro-batches."""
     seen.clear()
     call = AmbientMode._call
@@ -84,10 +100,10 @@ def run(how: str, monkeypatch: Any, around: bool = False, steps: int = 3) -> tup
     objective = Objective(
         loss=lambda model, batch, outputs: outputs, forward=lambda model, batch: model(batch)
     )
-    config = ZOConfig.model_validate({"probes": PROBES, "seed": 5})
+    config = ZOConfig.model_validate({"probes": PROBES, "seed": 5, **fields})
     batches = [torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(i)) for i in (1, 2)]
     with closing(Stepper(Model(how, around), config, objective=objective)) as it:
-        for _ in range(steps):
+        for _ in range(3):
             it.train_step(batches, LR)
         losses = [record.losses for record in it.journal.records]
         masters = {name: value.clone() for name, value in it.weights.masters()}
@@ -102,12 +118,13 @@ ONE_LANE_EACH, EVERY_LANE = 3 * 2 * 2, 3 * 2 * LANES  # in three steps, two bloc
 @pytest.mark.parametrize(
     ("how", "around", "asked"),
     [
-        ("plain", False, ONE_LANE_EACH),
-        ("shape", False, ONE_LANE_EACH),
-        ("in place", False, ONE_LANE_EACH),
-        ("mode", False, ONE_LANE_EACH),
-        ("borrows", False, EVERY_LANE),
-        ("plain", True, EVERY_LANE),
+        ("plain", "", ONE_LANE_EACH),
+        ("shape", "", ONE_LANE_EACH),
+        ("in place", "", ONE_LANE_EACH),
+        ("mode", "", ONE_LANE_EACH),
+        ("borrows", "", EVERY_LANE),
+        ("plain", "functions", EVERY_LANE),
+        ("plain", "operators", ONE_LANE_EACH),
     ],
 )
 def test_one_lane_a_micro_batch_is_looked_at(how, around, asked, monkeypatch):
@@ -118,6 +135,20 @@ def test_one_lane_a_micro_batch_is_looked_at(how, around, asked, monkeypatch):
     assert theirs[2] == EVERY_LANE
     assert ours[0] == theirs[0]
     assert all(torch.equal(value, theirs[1][name]) for name, value in ours[1].items())
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_what_one_lane_enters_around_a_unit_is_not_the_others(around, monkeypatch):
+    """Losses of lanes together, and of as many that come one after another."""
+    together = run("plain", monkeypatch, around)
+    assert seen["torch.bfloat16"] == (EVERY_LANE if around == "autocast" else 0)
+    one_by_one = run("plain", monkeypatch, around, live_lanes=1)
+    assert together[0] == one_by_one[0] != run("plain", monkeypatch)[0]
+
+
+def test_a_unit_under_vmap_is_refused(monkeypatch):
+    with pytest.raises(ModelError, match=r"unit 0 is called under torch\.func"):
+        run("plain", monkeypatch, "vmap")
 
 
 def test_an_error_in_a_unit_is_raised_as_itself(monkeypatch):
