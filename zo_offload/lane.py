@@ -160,6 +160,7 @@ class TurnLane(Lane):
         self._stopped = True
         if self._greenlet:  # has begun, and not ended
             self.resume()
+        self.mode = None  # which holds the lane: nothing is left to a collector of garbage
 
     def _run(self) -> None:
         """The greenlet's body."""
