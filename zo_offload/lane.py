@@ -5,6 +5,7 @@ each, and woke on another processor than the one whose caches were warm.
 """
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -72,7 +73,7 @@ class _Stopped(BaseException):
     """Unwinds a lane after another one failed."""
 
 
-class Lane:
+class Lane(ABC):
     """One model call, and where it is.
 
     Args:
@@ -87,17 +88,17 @@ class Lane:
         self.experts = range(0)  # units of the module with divided experts that it is in
         self._passes_by = False
 
+    @abstractmethod
     def arrive(self, unit: int) -> None:
         """Go on when the unit has been written."""
-        raise NotImplementedError
 
     def leave(self) -> None:
         """Go on outside the unit, or unwind."""
         self.inside = AMBIENT
 
+    @abstractmethod
     def join(self, matrix: Hashable, input: torch.Tensor, product: Product) -> torch.Tensor:
         """A product, which may be computed together with other lanes'."""
-        raise NotImplementedError
 
     @contextmanager
     def passing_by(self) -> Iterator[None]:
@@ -127,6 +128,7 @@ class TurnLane(Lane):
     ) -> None:
         super().__init__(call, owner)
         self.generators = generators
+        self.mode: AmbientMode | None = None  # by which it reads
         self.waits_for: int | None = None
         self.meeting: Meeting | None = None  # at a product, inside a unit
         self.result: Any = None
@@ -134,7 +136,6 @@ class TurnLane(Lane):
         self._ways = ways
         self._path = 0  # number of the way it came
         self._stopped = False
-        self.mode: AmbientMode | None = None  # by which it reads
         self._looked_at: Way | None = None  # the unit that it is in, for what its forward needs
         self._is_alone = False  # its mode has stepped aside
         self._compiler: Any = None  # of frames, while it is in a compiled module

@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from zo_offload.errors import ConfigError, ModelError
-from zo_offload.lanes import Call
+from zo_offload.lane import Call
 from zo_offload.objective import move_to
 from zo_offload.step import Stepper
 from zo_offload.units import Unit

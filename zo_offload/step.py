@@ -25,7 +25,8 @@ from zo_offload.generators import lane_seed
 from zo_offload.guard import Guard
 from zo_offload.journal import Flags, Journal, Probe, Record
 from zo_offload.journal.header import as_stored, canonical
-from zo_offload.lanes import Call, Lanes
+from zo_offload.lane import Call
+from zo_offload.lanes import Lanes
 from zo_offload.lazy_logits import made
 from zo_offload.loss_noise import LossNoise
 from zo_offload.objective import Objective, example_losses, loss_sum, move_to, shapes_of

@@ -1,5 +1,6 @@
 """Lanes always end: whatever raises, starts late, or is called while it unwinds."""
 
+import gc
 import os
 import random
 import subprocess
@@ -19,7 +20,9 @@ from transformers.utils.generic import ModelOutput
 
 from models.perturbed import assert_equals_plain_forwards
 from models.table import WIDTH, Plain, vectors
+from zo_offload.ambient import AmbientMode
 from zo_offload.config import TrainableConfig, ZOConfig
+from zo_offload.lane import TurnLane
 from zo_offload.objective import Objective
 from zo_offload.replica import Division
 from zo_offload.step import Stepper
@@ -80,6 +83,20 @@ def test_a_lane_that_shares_a_product_while_it_unwinds():
     with closing(Stepper(model, config)) as stepper:
         error = in_time(lambda: stepper.train_step([vectors(3), vectors(2)], lr=0.0))
         assert str(error) == "bad micro-batch"
+
+
+def test_lanes_that_have_ended_are_left_to_no_collector():
+    """Else memory grows until one comes, which may be thousands of steps later."""
+    with closing(Stepper(Plain())) as stepper:
+        stepper.train_step([vectors(2)], lr=0.0)
+        gc.collect()
+        gc.disable()
+        try:
+            stepper.train_step([vectors(2)], lr=0.0)
+            left = [each for each in gc.get_objects() if type(each) in (TurnLane, AmbientMode)]
+        finally:
+            gc.enable()
+    assert not left
 
 
 COLLECTED = """
