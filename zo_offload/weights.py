@@ -84,6 +84,7 @@ class Weights(Masters):
         largest = max(unit.plain_bytes for unit in model_map.units)
         self._scratch = self.arena.take("scratch", largest)
         self._scratch_holds: tuple[int, int, Draw | None] | None = None
+        self._holds_unmoved: tuple[int, int, int] | None = None  # spans of a unit at a step
         self._wires: list[torch.Tensor] = []  # what the unit in the scratch was decoded from
         self._overlays = Overlays(model_map, self.arena, direction)
         self._overlaid_along: tuple[Draw | None] | None = None
@@ -172,11 +173,13 @@ class Weights(Masters):
             along = _still(along)  # one copy serves every probe and sign
         wanted = (unit.index, len(self.history), along)
         if self._scratch_holds != wanted:
+            unmoved = None if along is None else (unit.index, len(self.history), along.step)
             if along is None:
                 self._load_as_it_is(unit)
             else:
-                self._load_perturbed(unit, along)
-            self._scratch_holds, self._overlaid_along = wanted, None
+                self._load_perturbed(unit, along, anew=self._holds_unmoved != unmoved)
+            self._scratch_holds, self._holds_unmoved = wanted, unmoved
+            self._overlaid_along = None
         if draw is not None and self.factors is not None:
             self.factors.load(unit, draw)
         if unit.index in self.map.overlaid and self._overlaid_along != (draw,):
@@ -203,7 +206,8 @@ class Weights(Masters):
             for span, source in zip(unit.spans, self._wires, strict=True):
                 self._look_at_base(span, source)
 
-    def _load_perturbed(self, unit: Unit, draw: Draw) -> None:
+    def _load_perturbed(self, unit: Unit, draw: Draw, anew: bool) -> None:
+        """Along a draw; what it does not move was written for another one, unless ``anew``."""
         ahead = self.ahead(unit)
         at_hand = self._is_resident(unit)
         if at_hand:  # one pass moves masters and perturbs what no codec packs
@@ -214,9 +218,11 @@ class Weights(Masters):
             slot = self._acquire(unit, self.goal(unit))
             sources = [_sent(span, slot) for span in unit.spans]
         for span, source in zip(unit.spans, sources, strict=True):
+            moves = self._is_perturbed(span, draw)
+            if not moves and not anew:
+                continue
             low_rank = self.map.is_low_rank(span)
             due = () if low_rank else self.taken(unit, span, ahead)
-            moves = self._is_perturbed(span, draw)
             if not moves and not due:
                 self._look(span, source)
             elif not (moves and at_hand and span.codec == IDENTITY):
@@ -275,7 +281,7 @@ class Weights(Masters):
     def empty_scratch(self) -> None:
         """Leave NaN where units' parameters point."""
         self._scratch.fill_(NAN_BYTE)
-        self._scratch_holds = None
+        self._scratch_holds = self._holds_unmoved = None
         if self.factors is not None:
             self.factors.invalidate()
 

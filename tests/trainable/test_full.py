@@ -46,6 +46,34 @@ def test_what_does_not_move_is_written_once_for_both_signs(monkeypatch: pytest.M
             assert found == ([] if MODES["rotate"].moves(expected[0], step) else expected), step
 
 
+@pytest.mark.parametrize("device", ["none", "cpu"])
+def test_what_does_not_move_beside_what_does_is_written_once_a_visit(
+    device: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Of a unit in which one matrix moves: six points, and the rest of it decoded once."""
+    looked, look = [], Weights._look
+
+    def spy_look(self: Weights, span: Any, *args: Any, **kwargs: Any) -> None:
+        looked.append(span)
+        look(self, span, *args, **kwargs)
+
+    monkeypatch.setattr(Weights, "_look", spy_look)
+    block = {
+        "probes": 3,
+        "wire": "int8",
+        "offload_param": {"device": device},
+        "trainable": {"kinds": ["down_proj"]},
+    }
+    with closing(Stepper(model(), ZOConfig.model_validate(block))) as stepper:
+        spans = [span for unit in stepper.weights.map.units for span in unit.spans]
+        still = [span for span in spans if not span.trainable]
+        assert 0 < len(still) < len(spans)
+        for _ in range(2):
+            looked.clear()
+            stepper.train_step([BATCH, BATCH], LR)
+            assert looked == still
+
+
 def test_what_does_not_move_is_not_written_back(tmp_path: Path):
     """In six steps: two units each, or two units twice and what lies outside them twice."""
 
