@@ -40,6 +40,7 @@ def stepper_of(config: Any, dtype: torch.dtype, request: Request, device: Any) -
         "master": request.master,
         "offload_param": OffloadConfig(device=device, buffer_count=request.num_slots),
         "update": {"where": request.where if device == "cpu" else None, "lag": request.lag},
+        "wire": request.wire,
     }
     return Stepper(model, ZOConfig(**options), dtype=dtype)
 
@@ -153,6 +154,13 @@ def test_scales_take_what_the_plan_says(wire: str, device: Any):
         ("none", {}, torch.bfloat16),
         ("none", {"lag": 4, "unit": "linear"}, torch.bfloat16),
         ("none", {"master": "bf16+8"}, torch.bfloat16),
+        ("cpu", {"wire": "int8"}, torch.bfloat16),
+        ("cpu", {"wire": "nf4", "where": "device"}, torch.bfloat16),
+        ("cpu", {"wire": "int4", "lag": 4, "unit": "linear"}, torch.bfloat16),
+        ("cpu", {"wire": "fp8_e4m3", "master": "bf16_sr"}, torch.bfloat16),
+        ("cpu", {"wire": "bf16"}, torch.float32),
+        ("cpu", {"wire": "nf4"}, torch.float16),
+        ("none", {"wire": "int8"}, torch.bfloat16),
     ],
 )
 def test_weights_are_what_the_engine_counts(device: str, changes: dict, dtype: torch.dtype):
@@ -168,13 +176,26 @@ def test_weights_are_what_the_engine_counts(device: str, changes: dict, dtype: t
     assert (weights_of(tiers), tiers.host_bytes) == (plan.device_bytes, plan.host_bytes)
 
 
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_lossless_matrices_have_room_for_not_shrinking(where: str):
+    request = replace(BASE, unit="block", wire="lossless12", where=where)
+    config = config_like("opt-175b")
+    with closing(stepper_of(config, torch.bfloat16, request, "cpu")) as stepper:
+        plan = stepper.plan
+    tiers = planned(config, torch.bfloat16, request)
+    assert weights_of(tiers) == pytest.approx(plan.device_bytes, rel=0.02)
+    assert tiers.host_bytes == pytest.approx(plan.host_bytes, rel=0.02)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 2.0])
-@pytest.mark.parametrize("tier", ["device", "host"])
+@pytest.mark.parametrize(
+    ("tier", "wire"), [("device", "identity"), ("host", "identity"), ("device", "int8")]
+)
 def test_budgets_of_the_json_are_filled_as_the_engine_fills_them(
-    tmp_path: Path, tier: str, share: float
+    tmp_path: Path, tier: str, wire: str, share: float
 ):
     """All that the JSON sends to a disk rests nearer as far as its own budgets say."""
-    request = replace(BASE, unit="block", lowest="nvme")
+    request = replace(BASE, unit="block", lowest="nvme", wire=wire)
     config = config_like("opt-175b")
     config.num_hidden_layers = 24
     layout = Layouts(config, torch.bfloat16).at("block", request.master)
@@ -186,7 +207,8 @@ def test_budgets_of_the_json_are_filled_as_the_engine_fills_them(
     tiers = place(layout, request, Budgets(**asked))
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     offload = OffloadConfig.model_validate({"device": "nvme", "nvme_path": str(tmp_path)})
-    options: Any = {"offload_param": offload, f"{tier}_budget": budget, "unit": "block"}
+    options: Any = {"offload_param": offload, "unit": "block", "wire": wire}
+    options[f"{tier}_budget"] = budget
     with closing(Stepper(model, ZOConfig(**options), dtype=torch.bfloat16)) as stepper:
         plan, there = stepper.plan, list(stepper.weights.tiers.values())
     assert abs(there.count("nvme") - tiers.residents[2]) <= 1

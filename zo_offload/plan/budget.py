@@ -4,14 +4,15 @@ Access to units is a cycle, so that a fixed resident set beats any replacement: 
 device first, then host memory, then the disk, in order of the model.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from zo_offload.exact_head import OTHER_CHUNK_BYTES
+from zo_offload.offload.packing import NUM_BUFFERS
 from zo_offload.ops import layout_of
-from zo_offload.plan.formats import GROUP, rest_bytes, room_bytes, wire_bytes
+from zo_offload.plan.formats import GROUP, packs, rest_bytes, room_bytes, wire_bytes
 from zo_offload.plan.layout import Counts, Layout
 from zo_offload.plan.request import Budgets, Request
 
@@ -28,12 +29,16 @@ class Sizes:
     """Bytes of every unit under a request.
 
     Attributes:
-        wire: What travels.
+        travels: What crosses the bus.
+        slot: The most that may, which a slot has room for.
+        wire: What rests of it, packed only where it is frozen.
         rest: What stays with the masters.
-        plain: The same as the forward reads it.
+        plain: What the forward reads.
         trained: Of the masters (wire and rest) that a step moves.
     """
 
+    travels: Counts
+    slot: Counts
     wire: Counts
     rest: Counts
     plain: Counts
@@ -77,21 +82,39 @@ class Tiers:
 
 def sizes_of(layout: Layout, request: Request) -> Sizes:
     """Bytes of every unit."""
-    dtype, full = layout.dtype, request.trainable == "full"
-    each = (wire_bytes if full else room_bytes)(request.wire, dtype)
-    packed = np.ceil(layout.matrices * each).astype(np.int64)
-    wire, plain = packed + layout.others_wire, layout.matrices * dtype.itemsize + layout.others_wire
-    if full:
-        rest = layout.others_rest + np.ceil(
-            layout.matrices * rest_bytes(request.wire, dtype, request.master)
-        ).astype(np.int64)
-        return Sizes(wire, rest, plain, wire + rest)
-    nothing = np.zeros_like(wire)
+    dtype = layout.dtype
+
+    def matrices(bytes_each: float) -> Counts:
+        return np.ceil(layout.matrices * bytes_each).astype(np.int64)
+
+    plain = matrices(dtype.itemsize) + layout.others_wire
+    packed = matrices(wire_bytes(request.wire, dtype)) + layout.others_wire
+    room = _packed(layout, request)
+    if request.trainable == "full":
+        rest = matrices(rest_bytes(dtype, request.master)) + layout.others_rest
+        if request.where == "device":  # masters travel as they are
+            packed, room = plain, np.maximum(plain, room)
+        return Sizes(packed, room, plain, rest, plain, plain + rest)
+    nothing = np.zeros_like(room)
     if request.trainable in ("sparse", "scales"):
-        return Sizes(wire, nothing, plain, nothing)
+        return Sizes(packed, room, room, nothing, plain, nothing)
     adapters = layout.edges * ADAPTER_RANK * dtype.itemsize
-    rest = layout.edges * int(ADAPTER_RANK * rest_bytes("identity", dtype, request.master))
-    return Sizes(wire + adapters, rest, plain + adapters, adapters + rest)
+    rest = layout.edges * ADAPTER_RANK * rest_bytes(dtype, request.master)
+    room += adapters
+    return Sizes(packed + adapters, room, room, rest, plain + adapters, adapters + rest)
+
+
+def _packed(layout: Layout, request: Request) -> Counts:
+    """The most bytes of every unit whose matrices are packed."""
+    each = room_bytes(request.wire, layout.dtype)
+    return np.ceil(layout.matrices * each).astype(np.int64) + layout.others_wire
+
+
+def _packing(layout: Layout, request: Request, first: int = 0) -> int:
+    """Where a unit from ``first`` on is packed each time that it travels, or would."""
+    if request.trainable != "full" or not packs(request.wire, layout.dtype):
+        return 0
+    return int(_packed(layout, request)[first:].max(initial=0))
 
 
 def chosen_of(layout: Layout, request: Request) -> int:
@@ -113,7 +136,11 @@ def place(layout: Layout, request: Request, budgets: Budgets) -> Tiers:
         room = 0
     else:
         room = _room(device, Budgets(device_weights=budgets.device_weights))
+    packed_there = _packing(layout, request) if request.where != "device" else 0
+    if room is not None:
+        room = max(0, room - packed_there)
     first = _how_many(sizes.wire + sizes.rest, room)
+    device["scratch"] += packed_there if first else 0
     device["resident"] = int((sizes.wire + sizes.rest)[:first].sum())
     device["slots"] = device["slots"] if first < len(layout.names) else 0
     host, second = _in_host_memory(layout, request, sizes, budgets, first)
@@ -131,8 +158,8 @@ def place(layout: Layout, request: Request, budgets: Budgets) -> Tiers:
 
 def _on_device(layout: Layout, request: Request, sizes: Sizes) -> dict[str, int]:
     """With every unit elsewhere."""
-    slot = int(sizes.wire.max())
-    if request.where == "device" and sizes.rest.any():
+    slot, at_hand = int(sizes.slot.max()), request.where == "device"
+    if at_hand and sizes.rest.any():
         slot += int(sizes.rest.max())
     frozen = request.trainable != "full"
     sparse = chosen_of(layout, request) * CHOSEN_BYTES
@@ -142,7 +169,7 @@ def _on_device(layout: Layout, request: Request, sizes: Sizes) -> dict[str, int]
     activations, logits = _of_lanes(layout, request)
     return {
         "slots": min(request.num_slots, len(layout.names)) * slot,
-        "scratch": int(sizes.plain.max()),
+        "scratch": int(sizes.plain.max()) + (_packing(layout, request) if at_hand else 0),
         "ambient": layout.ambient_wire,
         "ambient_copies": 0 if frozen else copies,
         "resident": 0,
@@ -162,7 +189,7 @@ def _scales(elements: int, request: Request) -> int:
 
 def _whole_on_device(layout: Layout, request: Request, sizes: Sizes) -> dict[str, int]:
     """With every unit there, its masters and those of the ambient parameters."""
-    device = _on_device(layout, request, sizes)
+    device = _on_device(layout, replace(request, where="device"), sizes)
     device["slots"] = 0
     rest = layout.ambient_rest if request.trainable == "full" else 0
     spare = max(int(sizes.rest.max()), rest) if request.lag else 0
@@ -223,6 +250,8 @@ def _in_host_memory(
     ambient += chosen_of(layout, request) * VALUE_BYTES
     ambient += _scales(int(layout.matrices.sum()), request)
     host = {"ambient": ambient, "units": int(bytes_each.sum()), "staging": 0, "spare": 0}
+    if request.where != "device":
+        host["packing"] = NUM_BUFFERS * _packing(layout, request, first)
     if request.lag and request.where != "device" and sizes.trained.any():
         rest = layout.ambient_rest if full else 0
         host["spare"] = max(int(sizes.wire.max()), layout.ambient_wire)

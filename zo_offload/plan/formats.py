@@ -1,7 +1,7 @@
 """Bytes of a parameter on the wire, and of what stays with its master.
 
-Vectors are never packed. A wire format that loses bits cannot give the master back, so that one
-lies beside it whole; the others hold its upper part.
+Vectors are never packed. What is trained is packed each time that it travels, and rests as the
+forward reads it, beside the lower part of its master.
 """
 
 import torch
@@ -33,8 +33,18 @@ def wire_bytes(wire: str, dtype: torch.dtype) -> float:
     return PACKED.get(wire, dtype.itemsize)
 
 
+def packs(wire: str, dtype: torch.dtype) -> bool:
+    """Whether a codec has anything to do.
+
+    Example:
+        >>> packs("bf16", torch.bfloat16), packs("bf16", torch.float32)
+        (False, True)
+    """
+    return wire_bytes(wire, dtype) < dtype.itemsize
+
+
 def room_bytes(wire: str, dtype: torch.dtype) -> float:
-    """Of a matrix element of a frozen base, which rests packed, on the way too.
+    """Of a matrix element, where memory is set aside before the weights are read.
 
     How far lossless12 shrinks is not known before the weights are read: it has room for the worst.
 
@@ -45,29 +55,14 @@ def room_bytes(wire: str, dtype: torch.dtype) -> float:
     return dtype.itemsize if wire == "lossless12" else wire_bytes(wire, dtype)
 
 
-def keeps_all(wire: str, dtype: torch.dtype) -> bool:
-    """Whether the forward's weights can be had back from the wire.
-
-    Example:
-        >>> keeps_all("lossless12", torch.bfloat16), keeps_all("nf4", torch.bfloat16)
-        (True, False)
-    """
-    return wire == "identity" or (dtype == torch.bfloat16 and wire in ("bf16", "lossless12"))
-
-
-def rest_bytes(wire: str, dtype: torch.dtype, master: str) -> float:
+def rest_bytes(dtype: torch.dtype, master: str) -> int:
     """Of a matrix element that stays home, where it is trained.
 
     Example:
-        >>> (
-        ...     rest_bytes("identity", torch.bfloat16, "fp32"),
-        ...     rest_bytes("nf4", torch.bfloat16, "fp32"),
-        ... )
+        >>> rest_bytes(torch.bfloat16, "fp32"), rest_bytes(torch.float16, "fp32")
         (2, 4)
     """
-    whole = MASTERS[master] if dtype == torch.bfloat16 else MASTERS["fp32"]
-    if not keeps_all(wire, dtype):
-        return whole
     if dtype == torch.float16:
-        return whole  # rounded from an fp32 master
+        return MASTERS["fp32"]  # of which the forward's are rounded
+    whole = MASTERS[master] if dtype == torch.bfloat16 else MASTERS["fp32"]
     return whole - dtype.itemsize

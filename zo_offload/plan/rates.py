@@ -83,12 +83,12 @@ def step_of(layout: Layout, request: Request, tiers: Tiers, rates: Rates) -> Ste
     sizes, below = tiers.sizes, on_device + in_memory
     visits = -(-request.lanes // min(request.live_lanes or request.lanes, request.lanes))
     every = max(1, request.lag)
-    wire = float(sizes.wire[on_device:].sum())
+    travels = float(sizes.travels[on_device:].sum())
     moved = float(sizes.trained[on_device:].sum()) / every
     on_disk = float(sizes.trained[below:].sum()) / every
     rest = float((sizes.rest[on_device:]).sum()) / every
     device_updates = request.where == "device"
-    up = visits * wire + (rest if device_updates else 0.0)
+    up = visits * travels + (rest if device_updates else 0.0)
     down = moved if device_updates else 0.0
     read = visits * float(sizes.wire[below:].sum()) + float(sizes.rest[below:].sum()) / every
     kernel = 0.0 if device_updates else 2 * moved

@@ -99,7 +99,7 @@ def as_json(model: str, planned: Planned, rates: Rates, advice: list[Advice]) ->
             "parameters": planned.layout.num_parameters,
             "unit": request.unit,
             "units": dict(zip(DEVICES, tiers.residents, strict=True)),
-            "unit_bytes": int(tiers.sizes.wire.max()),
+            "unit_bytes": int(tiers.sizes.travels.max()),
             "device": tiers.device,
             "host": tiers.host,
             "short_bytes": tiers.short,
@@ -166,7 +166,7 @@ def _heading(model: str, planned: Planned) -> Iterator[str]:
     yield f"{model}: {layout.num_parameters:,} parameters, {str(layout.dtype)[6:]}"
     yield (
         f"unit: {request.unit}, {len(layout.names)} of them, the largest "
-        f"{exact(int(planned.tiers.sizes.wire.max()))} on the wire ({request.wire})"
+        f"{exact(int(planned.tiers.sizes.travels.max()))} on the wire ({request.wire})"
     )
     where = request.where if any(planned.tiers.residents[1:]) else "device"
     yield (
