@@ -43,14 +43,29 @@ def test_nothing_is_said_before_there_are_enough_steps():
 
 
 @pytest.mark.parametrize("rows", [4, 16, 64])
-@pytest.mark.parametrize("share_equal", [0.5, 1.0])
-def test_an_accuracy_is_coarse_by_nature(rows: int, share_equal: float):
+@pytest.mark.parametrize(
+    ("equal_at_first", "equal_later", "kind"),
+    [(0.5, 0.5, None), (0.5, 1.0, None), (1.0, 0.5, "flat"), (1.0, 1.0, "flat")],
+)
+def test_an_accuracy_is_coarse_by_nature_but_must_change_at_first(
+    rows: int, equal_at_first: float, equal_later: float, kind: str | None
+):
     generator, watch = np.random.default_rng(rows), EpsWatch(1e-3)
     for step in range(3 * WINDOW):
         hits = int(generator.integers(rows // 2, rows))
-        other = hits if generator.random() < share_equal else hits - 1
+        share = equal_at_first if step < WINDOW else equal_later
+        other = hits if generator.random() < share else hits - 1
         losses = [fp32(1 - hits / rows), fp32(1 - other / rows)]
         watch.observe(step, losses, [losses[0] - losses[1]])
+    found = watch.finding
+    assert (found.kind if found else None) == kind
+    assert found is None or (found.step == WINDOW - 1 and "20 of 20 pairs" in found.text)
+
+
+def test_nothing_to_learn_is_not_flat():
+    watch = EpsWatch(1e-3)
+    for step in range(WINDOW):
+        watch.observe(step, [0.0, 0.0], [0.0])
     assert watch.finding is None
 
 

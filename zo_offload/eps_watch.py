@@ -8,6 +8,7 @@ measured (``loss_noise.py``), the same in half precision.
 
 An objective may be coarse by nature: an accuracy is a multiple of 1 / n, and often the same for
 both signs. That is no fault of eps. Such losses are told by being quotients of small integers.
+Where nearly all are the same from the start, the objective is flat: there is nothing to learn from.
 """
 
 import math
@@ -23,17 +24,18 @@ COARSE = 2.0  # steps of fp32: of the middle difference, at most
 COARSE_MOST = 16.0  # of the largest; beyond, the objective is one of few values
 MOST_NOISE = 0.5  # over signal
 LARGEST_DENOMINATOR = 512
+FLAT = 0.9  # of the first pairs of losses are equal
 
-Kind = Literal["dead", "coarse", "noisy"]
+Kind = Literal["dead", "coarse", "noisy", "flat"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with eps.
+    """What is wrong with eps, or with the objective.
 
     Attributes:
         kind: ``dead``: nothing moves. ``coarse``: losses differ by a step or two of fp32.
-            ``noisy``: by less than their rounding.
+            ``noisy``: by less than their rounding. ``flat``: the objective does not change.
         step: After which it was found.
         text: One line, with the numbers and the mend.
     """
@@ -72,6 +74,7 @@ class EpsWatch:
     _seen: deque[tuple[Sequence[float], bool]] = field(
         default_factory=lambda: deque(maxlen=WINDOW), init=False
     )
+    _is_first: bool = field(default=True, init=False)
 
     def observe(
         self, step: int, losses: Sequence[float], projected_grads: Sequence[float]
@@ -87,13 +90,13 @@ class EpsWatch:
             return None
         self._seen.append((losses, any(projected_grads)))
         if len(self._seen) == WINDOW:
-            self.finding = self._look(step)
+            self.finding, self._is_first = self._look(step), False
         return self.finding
 
     def _look(self, step: int) -> Finding | None:
         everything = [loss for losses, _ in self._seen for loss in losses]
         if is_stepwise(everything):
-            return None
+            return self._flat(step) if self._is_first and any(everything) else None
         if not any(moves for _, moves in self._seen):
             return Finding(
                 "dead",
@@ -101,7 +104,7 @@ class EpsWatch:
                 f"eps {self.eps:g} is dead: for {WINDOW} steps all losses of a step were equal to "
                 f"the last digit (the last {everything[-1]:.7g}), so nothing moves; raise eps",
             )
-        spreads = [s for losses, _ in self._seen for s in self._spreads(losses)]
+        spreads = self._spreads()
         size = spacing(median(map(abs, everything)), self.significand)
         middle, largest = median(spreads), max(spreads)
         equal = sum(spread == 0 for spread in spreads)
@@ -114,6 +117,20 @@ class EpsWatch:
                 f"format are {size:.2g} apart there; raise eps",
             )
         return self._against_noise(step, spreads)
+
+    def _flat(self, step: int) -> Finding | None:
+        """At the start: later on, an accuracy may have nothing more to learn."""
+        spreads = self._spreads()
+        equal = sum(spread == 0 for spread in spreads)
+        if equal < FLAT * len(spreads):
+            return None
+        return Finding(
+            "flat",
+            step,
+            f"the objective hardly changes at eps {self.eps:g}: in the first {WINDOW} steps "
+            f"{equal} of {len(spreads)} pairs of losses were equal, and teach nothing; take larger "
+            "batches or a larger eps, or begin with a loss",
+        )
 
     def _against_noise(self, step: int, spreads: Sequence[float]) -> Finding | None:
         if not self.noise or not math.isfinite(self.noise) or self.num_signs == 1:
@@ -130,11 +147,13 @@ class EpsWatch:
             "in fp16 or fp32",
         )
 
-    def _spreads(self, losses: Sequence[float]) -> list[float]:
+    def _spreads(self) -> list[float]:
         """How far a probe's two losses are from each other, or all probes' from one another."""
+        steps = [losses for losses, _ in self._seen]
         if self.num_signs == 1:
-            return [max(losses) - min(losses)]
-        return [abs(a - b) for a, b in zip(losses[0::2], losses[1::2], strict=True)]
+            return [max(losses) - min(losses) for losses in steps]
+        pairs = (zip(losses[0::2], losses[1::2], strict=True) for losses in steps)
+        return [abs(a - b) for of_step in pairs for a, b in of_step]
 
 
 def spacing(loss: float, significand: int = 24) -> float:
