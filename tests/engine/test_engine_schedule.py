@@ -280,18 +280,21 @@ def test_noise_is_not_measured_on_a_loss_that_is_not_finite(make_engine, caplog)
     assert engine.loss_noise is not None
 
 
-def test_an_accuracy_is_not_taken_for_rounding(make_engine, caplog):
+@pytest.mark.parametrize(("eps", "kind"), [(0.5, None), (1e-3, "flat")])
+def test_an_accuracy_is_not_taken_for_rounding(make_engine, caplog, eps, kind):
     caplog.set_level(logging.WARNING, "zo_offload")
 
     def misses(model: Any, batch: Any, outputs: Any) -> torch.Tensor:
         return (outputs.logits.argmax(-1) != batch["labels"]).float()
 
-    engine = make_engine(objective=misses, measure_noise=True)
+    ds = config(zeroth_order={"eps": eps})
+    engine = make_engine(ds=ds, objective=misses, measure_noise=True)
     losses = [float(engine.train_batch(iter([batch(step)]))) for step in range(25)]
     assert {loss * 8 % 1 for loss in losses} == {0.0}
     assert engine.loss_noise.is_stepwise
-    assert engine.eps_watch.finding is None
-    assert not caplog.messages
+    found = engine.eps_watch.finding
+    assert (found.kind if found else None) == kind
+    assert len(caplog.messages) == (kind is not None)
 
 
 @pytest.mark.parametrize(("eps", "kind"), [(1e-3, None), (2e-8, "coarse"), (1e-14, "dead")])
