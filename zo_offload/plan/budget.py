@@ -4,7 +4,7 @@ Access to units is a cycle, so that a fixed resident set beats any replacement: 
 device first, then host memory, then the disk, in order of the model.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -117,6 +117,11 @@ def _packing(layout: Layout, request: Request, first: int = 0) -> int:
     return int(_packed(layout, request)[first:].max(initial=0))
 
 
+def _packing_of_residents(layout: Layout, request: Request) -> int:
+    """What the first unit that rests on the device adds there, unless it is there anyway."""
+    return 0 if request.where == "device" else _packing(layout, request)
+
+
 def chosen_of(layout: Layout, request: Request) -> int:
     """Weights that a mask chooses."""
     return int(layout.matrices.sum() * request.share) if request.trainable == "sparse" else 0
@@ -136,7 +141,7 @@ def place(layout: Layout, request: Request, budgets: Budgets) -> Tiers:
         room = 0
     else:
         room = _room(device, Budgets(device_weights=budgets.device_weights))
-    packed_there = _packing(layout, request) if request.where != "device" else 0
+    packed_there = _packing_of_residents(layout, request)
     if room is not None:
         room = max(0, room - packed_there)
     first = _how_many(sizes.wire + sizes.rest, room)
@@ -189,8 +194,9 @@ def _scales(elements: int, request: Request) -> int:
 
 def _whole_on_device(layout: Layout, request: Request, sizes: Sizes) -> dict[str, int]:
     """With every unit there, its masters and those of the ambient parameters."""
-    device = _on_device(layout, replace(request, where="device"), sizes)
+    device = _on_device(layout, request, sizes)
     device["slots"] = 0
+    device["scratch"] += _packing_of_residents(layout, request)
     rest = layout.ambient_rest if request.trainable == "full" else 0
     spare = max(int(sizes.rest.max()), rest) if request.lag else 0
     device["resident"] = int((sizes.wire + sizes.rest).sum()) + rest + spare
