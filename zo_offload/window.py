@@ -8,6 +8,7 @@ differently and any number of ranks adds in one order.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from zo_offload.errors import ModelError
 from zo_offload.natural import pairs
@@ -128,7 +129,7 @@ class Window:
         lanes, probes = self._columns()
         lanes = self.division.mine(lanes)
         rows = [self._row(each, lanes, probes) for each in self.micro_batches]
-        return Booked.of([*_names(lanes, probes), *self._product_names], rows)
+        return Booked.of([*_names(tuple(lanes), probes), *self._product_names], rows)
 
     @property
     def names(self) -> list[str]:
@@ -154,10 +155,10 @@ class Window:
         count = len(self.micro_batches)
         return float(count) if self._caller_averages else count / self.num_micro_batches
 
-    def _columns(self) -> tuple[Sequence[Lane], list[int]]:
+    def _columns(self) -> tuple[tuple[Lane, ...], tuple[int, ...]]:
         lanes = self.lanes if any(each.lanes for each in self.micro_batches) else ()
-        probes = sorted({probe for each in self.micro_batches for probe in each.slopes})
-        return lanes, probes
+        probes = {probe for each in self.micro_batches for probe in each.slopes}
+        return tuple(lanes), tuple(sorted(probes))
 
     @property
     def _product_names(self) -> list[str]:
@@ -175,7 +176,8 @@ class Window:
         return [*row, *((product, 1.0) for product in each.products)]
 
 
-def _names(lanes: Sequence[Lane], probes: Sequence[int]) -> list[str]:
+@lru_cache  # every step's are the same
+def _names(lanes: tuple[Lane, ...], probes: tuple[int, ...]) -> list[str]:
     names = [f"probe {probe}, {'+-'[sign < 0]}eps" for probe, sign in lanes]
     names += [f"probe {probe}, slope of the logits" for probe in probes]
     return names if lanes else [*names, "the caller's loss"]

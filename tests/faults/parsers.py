@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from cli.common import TEMPLATE
 from safetensors.torch import save
@@ -298,7 +297,7 @@ class Told:
         pass
 
 
-BOOKED = Booked(("+", "-"), np.array([[1.5, 2.5]]), np.array([[1.0, 3.0]]))
+BOOKED = Booked.of(["+", "-"], [[(1.5, 1.0), (2.5, 3.0)]])
 
 
 def read_booked(data: bytes, folder: Path) -> None:

@@ -1,13 +1,13 @@
-"""What one rank measured in one step, and the few bytes in which it travels."""
+"""What one rank measured in one step, and the few bytes in which it travels.
+
+Plain floats, not arrays: a step has a few numbers, and what it calls once behind a forward that has
+filled the caches with weights costs by how much code it runs through.
+"""
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
-
-F64 = npt.NDArray[np.float64]
+from itertools import chain
 
 HEADER = struct.Struct("<H")  # low bits of the step, and flags
 SHAPE = struct.Struct("<HH")  # micro-batches, columns; behind the header where a flag says so
@@ -17,7 +17,8 @@ SHAPED = 0x2000  # the shape follows: it is not that of the message before
 WEIGHTED = 0x4000  # weights follow the totals
 SHORT = 0x8000  # all values are fp32 numbers, and travel as such
 MOST_COLUMNS = MOST_MICRO_BATCHES = 2**16 - 1
-Shape = tuple[int, ...]  # [M, C]
+Shape = tuple[int, int]  # [M, C]
+Row = Sequence[float]  # a number a column
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,10 @@ class Header:
         flags = (SHAPED, WEIGHTED, SHORT, STOPS)
         return cls(first & STEP_BITS, *(bool(first & flag) for flag in flags))
 
-    @property
-    def dtype(self) -> str:
-        """Of the values."""
-        return "<f4" if self.short else "<f8"
-
-    def body_bytes(self, shape: Shape) -> int:
-        """Length of the values."""
+    def values(self, shape: Shape) -> struct.Struct:
+        """How they lie behind the header: totals, then weights if there are any."""
         rows, columns = shape
-        return rows * columns * (4 if self.short else 8) * (2 if self.weighted else 1)
+        return _layout(rows * columns * (2 if self.weighted else 1), self.short)
 
 
 @dataclass(frozen=True)
@@ -62,13 +58,13 @@ class Booked:
 
     Attributes:
         columns: What each column is, for messages; its order is the same on every rank.
-        totals: Sums over a micro-batch, float64 ``[M, C]``.
-        weights: What they are sums over (1 for a mean), float64 ``[M, C]``.
+        totals: Sums over a micro-batch, ``[M][C]``.
+        weights: What they are sums over (1 for a mean), ``[M][C]``.
     """
 
     columns: tuple[str, ...]
-    totals: F64
-    weights: F64
+    totals: Sequence[Row]
+    weights: Sequence[Row]
 
     @classmethod
     def of(cls, columns: Sequence[str], rows: Sequence[Sequence[tuple[float, float]]]) -> "Booked":
@@ -76,17 +72,18 @@ class Booked:
 
         Example:
             >>> Booked.of(["+eps", "-eps"], [[(6.0, 3.0), (3.0, 3.0)]]).totals
-            array([[6., 3.]])
+            [(6.0, 3.0)]
         """
         assert len(columns) <= MOST_COLUMNS
         assert len(rows) <= MOST_MICRO_BATCHES
-        table = np.array(rows, np.float64).reshape(len(rows), len(columns), 2)
-        return cls(tuple(columns), table[..., 0].copy(), table[..., 1].copy())
+        totals = [tuple([float(total) for total, _ in row]) for row in rows]
+        weights = [tuple([float(weight) for _, weight in row]) for row in rows]
+        return cls(tuple(columns), totals, weights)
 
     @property
     def shape(self) -> Shape:
         """Micro-batches, columns."""
-        return self.totals.shape
+        return len(self.totals), len(self.columns)
 
     def pack(self, step: int, before: Shape | None = None, stops: bool = False) -> bytes:
         """Two bytes, four for the shape if it is not that of the message before, and the values.
@@ -94,21 +91,45 @@ class Booked:
         Losses of one micro-batch are fp32 numbers most often, and then travel as such, in four
         bytes instead of eight; weights travel only where one of them is not 1.
         """
-        parts = [self.totals]
-        if (self.weights != 1.0).any():
-            parts.append(self.weights)
-        values = np.stack(parts)
-        with np.errstate(over="ignore", invalid="ignore"):
-            short = np.array_equal(values.astype("<f4").astype(np.float64), values, equal_nan=True)
+        values = list(chain.from_iterable(self.totals))
+        weights = list(chain.from_iterable(self.weights))
+        weighted = any(weight != 1.0 for weight in weights)
+        if weighted:
+            values += weights
+        body = _as_fp32(values)
+        short = body is not None
+        if body is None:
+            body = _layout(len(values), short).pack(*values)
         shaped = self.shape != before
-        flags = STOPS * stops | SHAPED * shaped | WEIGHTED * (len(parts) > 1) | SHORT * short
+        flags = STOPS * stops | SHAPED * shaped | WEIGHTED * weighted | SHORT * short
         header = HEADER.pack(step & STEP_BITS | flags)
-        shape = SHAPE.pack(*self.shape) if shaped else b""
-        return header + shape + values.astype("<f4" if short else "<f8").tobytes()
+        return header + (SHAPE.pack(*self.shape) if shaped else b"") + body
 
     def unpack_like(self, header: Header, data: bytes) -> "Booked":
         """Another rank's numbers, of the same shape as these, from the values' bytes."""
-        table = np.frombuffer(data, header.dtype).astype(np.float64)
-        table = table.reshape(-1, *self.shape)
-        weights = table[1] if header.weighted else np.ones_like(table[0])
-        return Booked(self.columns, table[0], weights)
+        count, columns = self.shape
+        values = header.values(self.shape).unpack(data)
+        rows = [values[start : start + columns] for start in range(0, len(values), columns)]
+        weights = rows[count:] if header.weighted else [(1.0,) * columns] * count
+        return Booked(self.columns, rows[:count], weights)
+
+
+def _layout(count: int, short: bool) -> struct.Struct:
+    return struct.Struct(f"<{count}{'f' if short else 'd'}")
+
+
+def _as_fp32(values: Sequence[float]) -> bytes | None:
+    """In four bytes each; nothing where that would round one of them."""
+    layout = _layout(len(values), short=True)
+    try:
+        data = layout.pack(*values)
+    except OverflowError:
+        return None
+    return data if _are_same(values, layout.unpack(data)) else None
+
+
+def _are_same(values: Iterable[float], others: Iterable[float]) -> bool:
+    return all(
+        one == other or (one != one and other != other)  # NaN
+        for one, other in zip(values, others, strict=True)
+    )

@@ -118,11 +118,12 @@ class Replica:
         except ZOError as error:
             self._send_failure(error)
             raise
-        sums = replace(sums, stops=is_step and self.stop_asked)
-        self.is_stopping |= sums.stops
-        answer = sums.pack(count)
-        for rank in self._others:
-            self._send_counted(rank, answer)
+        if is_step and self.stop_asked:
+            sums, self.is_stopping = replace(sums, stops=True), True
+        if self.world_size > 1:
+            answer = sums.pack(count)
+            for rank in self._others:
+                self._send_counted(rank, answer)
         return sums.means
 
     def gather(self, data: bytes) -> list[bytes]:
@@ -231,7 +232,7 @@ class Replica:
                 f"rank {rank} brought {names} {theirs} where rank 0 has {expected}; every rank "
                 "must run the same steps with the same number of micro-batches"
             )
-        body = self._receive_counted(rank, header.body_bytes(ours.shape))
+        body = self._receive_counted(rank, header.values(ours.shape).size)
         return ours.unpack_like(header, body)
 
     def _send_counted(self, rank: int, data: bytes) -> None:

@@ -14,11 +14,10 @@ import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from itertools import chain
 
 from zo_offload.errors import DivergedError
-from zo_offload.replica.booked import F64, Booked
+from zo_offload.replica.booked import Booked, Row
 from zo_offload.replica.told import FAILURE, no_answer, raise_failure
 
 WEIGHTED = 0x80
@@ -98,32 +97,49 @@ def sums_of(
         DivergedError: A sum is not finite, or a column's weights add up to 0.
     """
     names = names or everyone[0].columns
-    totals = np.stack([booked.totals for booked in everyone], axis=1)  # [M, W, C]
-    weights = np.stack([booked.weights for booked in everyone], axis=1)
-    totals, weights = (table.reshape(-1, len(names)) for table in (totals, weights))
+    share = len(everyone[0].columns)
+    totals = _rows([booked.totals for booked in everyone], len(names) // share)
+    weights = _rows([booked.weights for booked in everyone], len(names) // share)
     if finite:
         _refuse_others(totals, what, names)
-    total, weight = totals[0].copy(), weights[0].copy()
-    with np.errstate(invalid="ignore"):  # inf - inf is NaN, and no more finite
-        for row, its_weight in zip(totals[1:], weights[1:], strict=True):
-            total += row  # elementwise: one order for every column
-            weight += its_weight
-    if not weight.all():
+    total, weight = _sum(totals), _sum(weights)
+    if not all(weight):
         raise DivergedError(
             f"{what}: the weights of all micro-batches add up to 0, so there is no mean loss; "
             "nothing was changed. Look at what the objective counts"
         )
-    return Sums(total.tolist(), weight.tolist())
+    return Sums(total, weight)
 
 
-def _refuse_others(totals: F64, what: str, names: Sequence[str]) -> None:
+def _rows(tables: Sequence[Sequence[Row]], neighbours: int) -> list[Row]:
+    """A row a global micro-batch, from tables by rank: ``neighbours`` hold one row together."""
+    micro_batches = zip(*tables, strict=True)  # of each, a row or its part a rank
+    if neighbours == 1:
+        return list(chain.from_iterable(micro_batches))
+    groups = range(0, len(tables), neighbours)
+    return [
+        tuple(chain.from_iterable(parts[first : first + neighbours]))
+        for parts in micro_batches
+        for first in groups
+    ]
+
+
+def _sum(rows: Sequence[Row]) -> list[float]:
+    """Of each column, added in order."""
+    total = list(rows[0])
+    for row in rows[1:]:
+        total = [one + other for one, other in zip(total, row, strict=True)]
+    return total
+
+
+def _refuse_others(totals: Sequence[Row], what: str, names: Sequence[str]) -> None:
     for micro_batch, row in enumerate(totals):
-        for column, total in zip(names, row, strict=True):
-            if not math.isfinite(total):
-                raise DivergedError(
-                    f"{what}: the loss is {total} ({column}, micro-batch {micro_batch}); nothing "
-                    "was changed. Lower the learning rate or eps, or look at its data"
-                )
+        bad = [place for place, total in enumerate(row) if not math.isfinite(total)]
+        if bad:
+            raise DivergedError(
+                f"{what}: the loss is {row[bad[0]]} ({names[bad[0]]}, micro-batch {micro_batch}); "
+                "nothing was changed. Lower the learning rate or eps, or look at its data"
+            )
 
 
 def _pack(values: Sequence[float], flag: int = 0, stops: bool = False) -> bytes:
