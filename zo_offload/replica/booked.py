@@ -7,7 +7,9 @@ filled the caches with weights costs by how much code it runs through.
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
+from typing import NamedTuple
 
 HEADER = struct.Struct("<H")  # low bits of the step, and flags
 SHAPE = struct.Struct("<HH")  # micro-batches, columns; behind the header where a flag says so
@@ -21,8 +23,7 @@ Shape = tuple[int, int]  # [M, C]
 Row = Sequence[float]  # a number a column
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """What a packed message says first.
 
     Attributes:
@@ -43,8 +44,8 @@ class Header:
     def read(cls, data: bytes) -> "Header":
         """From the first bytes of a message."""
         (first,) = HEADER.unpack(data)
-        flags = (SHAPED, WEIGHTED, SHORT, STOPS)
-        return cls(first & STEP_BITS, *(bool(first & flag) for flag in flags))
+        shaped, weighted = bool(first & SHAPED), bool(first & WEIGHTED)
+        return cls(first & STEP_BITS, shaped, weighted, bool(first & SHORT), bool(first & STOPS))
 
     def values(self, shape: Shape) -> struct.Struct:
         """How they lie behind the header: totals, then weights if there are any."""
@@ -114,6 +115,7 @@ class Booked:
         return Booked(self.columns, rows[:count], weights)
 
 
+@lru_cache  # every step's is the same
 def _layout(count: int, short: bool) -> struct.Struct:
     return struct.Struct(f"<{count}{'f' if short else 'd'}")
 
