@@ -6,17 +6,22 @@ steps the sums of the digests are compared, a few bytes. Where they differ, each
 looked at as it is now: what most copies have is right, and of two copies the one in which a replay
 from the base or a snapshot ends. The wrong ones are named, and put right, or the run is stopped.
 
-Ranks that share a unit's memory have one copy of it, which the first of them digests.
+Ranks that share a unit's memory have one copy of it, which the first of them digests. So what each
+rank did to it is compared as well: the records of its steps, in which a learning rate of its own
+shows.
 """
 
 import json
 import logging
 import struct
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from zo_offload.errors import ReplicaError
+from zo_offload.journal import Record
 from zo_offload.offload.residency import DEVICE
 from zo_offload.offload.staged import FirstValues
 from zo_offload.replica import Replica
@@ -26,7 +31,9 @@ from zo_offload.weights import Weights
 
 logger = logging.getLogger(__name__)
 
-SUMS = struct.Struct("<QQ?")  # of units on the host, on the device; whether the first one counts
+# of units on the host, on the device; CRC of the steps; whether the first one counts
+SUMS = struct.Struct("<QQI?")
+DID = ("step", "lr", "decay", "owed", "eps", "flags", "branch", "directions")  # as weights see it
 # Writes values of a unit to its zeroed wire and rest, and the steps that they carry.
 Beginning = tuple[FirstValues, int]
 
@@ -68,22 +75,29 @@ class Agreement:
     repair: bool
     beginnings: Callable[[Unit], Iterator[Beginning]] = lambda unit: iter(())
     _entries: list[Entry] = field(default_factory=list)
+    _did: list[Sequence[float]] = field(default_factory=list)  # of each step what DID names
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, record: Record) -> None:
         """Digest the unit whose turn it is; on every ``interval``-th step compare.
+
+        Args:
+            record: Of the step that was taken.
 
         Raises:
             ReplicaError: Ranks differ, and are to be stopped, or nobody can say who is right.
         """
         if not self.interval or self.replica.world_size == 1:
             return
-        units = self.weights.map.everything
+        step, units = record.step, self.weights.map.everything
         unit = units[step % len(units)]
+        self._did.append(_did(record))
         self._entries.append(Entry(step, unit.index, *self._fingerprint(unit)))
         if (step + 1) % self.interval:
             return
         entries, self._entries = self._entries, []
-        if self._differ(entries):
+        did, self._did = self._did, []
+        if self._differ(entries, zlib.crc32(json.dumps(did).encode())):
+            self._refuse_other_steps(did)
             for suspect, since in self._suspects(entries):
                 self._resolve(suspect, since)
 
@@ -92,20 +106,38 @@ class Agreement:
             return self.weights.carried(unit), None
         return self.weights.fingerprint(unit)
 
-    def _differ(self, entries: Sequence[Entry]) -> bool:
-        """Whether sums do: of units on the host, which ranks may share, and on the device."""
+    def _differ(self, entries: Sequence[Entry], steps: int) -> bool:
+        """Whether steps do, or sums: of units on the host, which ranks may share, and the device's.
+
+        Args:
+            entries: Of this rank.
+            steps: CRC of what it did.
+        """
         sums, counts = [0, 0], True
         for entry in entries:
             on_device = self.weights.tiers[entry.unit] == DEVICE
             sums[on_device] = (sums[on_device] + (entry.digest or 0)) % 2**64
             counts &= entry.digest is not None
-        found = [SUMS.unpack(each) for each in self.replica.gather(SUMS.pack(*sums, counts))]
+        packed = SUMS.pack(*sums, steps, counts)
+        found = [SUMS.unpack(each) for each in self.replica.gather(packed)]
 
         def compare() -> bytes:
-            voted = {shared for shared, _, counts in found if counts}
-            return bytes([len(voted) > 1 or len({own for _, own, _ in found}) > 1])
+            voted = {shared for shared, _, _, counts in found if counts}
+            return bytes([len(voted) > 1 or len({(own, did) for _, own, did, _ in found}) > 1])
 
         return bool(self.replica.share(compare)[0])
+
+    def _refuse_other_steps(self, did: Sequence[Sequence[float]]) -> None:
+        """Where ranks did not do the same, no copy of the weights is what it should be."""
+        for steps in zip(*self._everyone(did), strict=True):
+            for rank, theirs in enumerate(steps):
+                for name, value, first in zip(DID, theirs, steps[0], strict=True):
+                    if value != first:
+                        raise ReplicaError(
+                            f"step {steps[0][0]}: rank {rank} has {name} {value}, rank 0 has "
+                            f"{first}; set it alike on every rank, and start the same command "
+                            "again: it replays the journal"
+                        )
 
     def _suspects(self, entries: Sequence[Entry]) -> list[tuple[Unit, int]]:
         """Units of which digests differ, and the step after which that was seen first."""
@@ -178,7 +210,13 @@ class Agreement:
                 self.weights.overwrite(unit, *self.weights.parts_of(unit, data))
         self.weights.meet()  # those who share the memory go on when it is right
 
-    def _everyone(self, value: object) -> list:
+    def _everyone(self, value: object) -> list[Any]:
         """What every rank passes, a JSON value, on every rank."""
         said = [json.loads(data) for data in self.replica.gather(json.dumps(value).encode())]
         return json.loads(self.replica.share(lambda: json.dumps(said).encode()))
+
+
+def _did(record: Record) -> Sequence[float]:
+    directions = zlib.crc32(repr(record.probes).encode())
+    numbers = (record.lr, record.decay, record.owed, record.eps)
+    return record.step, *numbers, int(record.flags), record.branch, directions

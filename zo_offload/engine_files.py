@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from zo_offload import checkpoint, resume
+from zo_offload import alike, checkpoint, resume
 from zo_offload.errors import CheckpointError, ConfigError
 from zo_offload.export.single_file import write_model
 from zo_offload.journal import Journal
-from zo_offload.journal.header import as_stored, canonical
+from zo_offload.journal.header import as_stored
 from zo_offload.loader import Loader
 from zo_offload.snapshot import Series
 from zo_offload.step import Stepper, StepResult
@@ -32,6 +32,8 @@ class SavesAndLoads:
     last_result: StepResult | None
     train_batch_size: Callable[[], int]
     gradient_accumulation_steps: Callable[[], int]
+    scheduler_name: Callable[[], str | None]
+    scheduler_params: Callable[[], Mapping[str, Any] | None]
     _window: Window
     _repeating_loader: Iterator[Any] | None
     _snapshots: Series | None
@@ -266,7 +268,21 @@ class SavesAndLoads:
         header = self.stepper.bit_header()
         self.stepper.follow(Journal.memory(header))
         replica = self.stepper.replica
-        mend = "load the same checkpoint on every rank"
-        replica.refuse_differences("the base weights", str(header["base_sha256"]), mend)
-        settings = canonical(as_stored(header)).decode()
-        replica.refuse_differences("the settings", settings, "use one JSON on every rank")
+        base = {"SHA-256": str(header["base_sha256"])}
+        replica.refuse_differences("the base weights", base, "load the same checkpoint")
+        mend = "start every rank with the same JSON and the same version"
+        replica.refuse_differences("the settings", self._settings(header), mend)
+
+    def _settings(self, header: Mapping[str, Any]) -> dict[str, str]:
+        """Everything that decides what a step does to the weights, but the scalars."""
+        group = self.optimizer.param_groups[0]
+        scheduler = {"type": self.scheduler_name(), "params": self.scheduler_params()}
+        batches = (self.train_batch_size(), self.gradient_accumulation_steps())
+        return {
+            **alike.of_block(self.stepper.config),
+            "optimizer.params.lr": repr(float(group["lr"])),
+            "optimizer.params.weight_decay": repr(float(group.get("weight_decay", 0.0))),
+            **alike.flat(scheduler, "scheduler"),
+            "train_batch_size, gradient_accumulation_steps": str(batches),
+            **alike.flat(as_stored(header), "journal"),
+        }

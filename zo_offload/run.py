@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from zo_offload import files, launched, telemetry
+from zo_offload import alike, files, launched, telemetry
 from zo_offload.config import BLOCK, load_json, parse_config
 from zo_offload.errors import ConfigError, RolledBackError
 from zo_offload.journal import Journal
@@ -108,6 +108,7 @@ def train(options: RunOptions, reporter: Reporter) -> Summary | None:
     replica = connected()
     with reporter.phase("reading the data", quiet=True):
         config, task, asked = replica.all_or_none(lambda: asked_for(options))
+        alike.refuse_other_options(replica, asked)
     directory = Path(options.output)
     with ExitStack() as stack:
 

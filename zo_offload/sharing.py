@@ -34,11 +34,13 @@ def shared_by_machine(
     units = {tier: _resting_in(tier, model_map, placement) for tier in (HOST, NVME)}
     sizes = [[(unit.name, unit.wire_bytes, unit.rest_bytes) for unit in u] for u in units.values()]
     mend = "use one JSON and one model on every rank"
-    replica.refuse_differences("the units off the device", _sha256(repr(sizes).encode()), mend)
+    replica.refuse_differences(
+        "the units off the device", {"SHA-256": _sha256(repr(sizes).encode())}, mend
+    )
     if not any(units.values()):
         return placement
     mend = "load the same checkpoint on every rank"
-    replica.refuse_differences("the base weights", _digest(model), mend)
+    replica.refuse_differences("the base weights", {"SHA-256": _digest(model)}, mend)
     node = node_of(replica)
     say = leader_says(replica, node)
     buffers = num_staged(placement.num_slots) if units[NVME] else 0

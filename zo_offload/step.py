@@ -341,7 +341,7 @@ class Stepper:
         Raises:
             DivergedError: Losses go wrong, and ``guard`` says to stop. The step is not taken.
             RolledBackError: Likewise, and the journal has gone back.
-            ReplicaError: The step was taken, and ranks' weights differ.
+            ReplicaError: The step was taken, and ranks' weights differ, or what they did.
         """
         step = self.step
         measured, lane_losses = self._projected_grads(means)
@@ -374,7 +374,7 @@ class Stepper:
         with self.weights.clock.stepping.part(JOURNAL):
             self.journal.append(record)
         with self.weights.clock.stepping.part(EXCHANGE):
-            self.agreement.after_step(step)
+            self.agreement.after_step(record)
         return StepResult(
             step,
             loss,

@@ -149,3 +149,14 @@ def test_other_base_weights_are_named(tmp_path: Path):
     for code, text in ended:
         assert code == 1
         assert "ReplicaError: the base weights of rank 1 differ from rank 0's" in text
+
+
+def test_a_json_of_a_rank_s_own_is_refused_and_the_key_is_named(tmp_path: Path):
+    params = CONFIG["scheduler"]["params"] | {"warmup_max_lr": 1.5e-3}
+    other = CONFIG | {"scheduler": CONFIG["scheduler"] | {"params": params}}
+    for code, text in wait(start(2, job(tmp_path, model="net", odd_config=[1, other]))):
+        assert code == 1
+        assert (
+            "ReplicaError: the settings of rank 1 differ from rank 0's "
+            "(scheduler.params.warmup_max_lr: 0.0015, rank 0 has 0.002); start every rank with"
+        ) in text

@@ -5,7 +5,7 @@ python worker.py '{"config": {...}, "steps": 6, "out": "DIR", ...}'
 A job may also name: ``model`` (``opt``, or ``net``, with which a rank starts in half the time,
 since it needs no transformers), ``calls`` (``train_batch`` or ``forward``), ``save`` (a
 directory: a tag a step, from each of which a new engine then goes on to the end), ``odd_rank``
-(which rank has other weights), ``die`` (``[rank, step]``: a SIGKILL to itself), ``flip``
+(which rank has other weights), ``odd_config`` (``[rank, config]``: its JSON), ``die`` (``[rank, step]``: a SIGKILL to itself), ``flip``
 (``[rank, step]``: a bit of its masters, below those that forwards see).
 """
 
@@ -85,9 +85,10 @@ def main(job: dict[str, Any]) -> None:
 def start(job: dict[str, Any]) -> tuple[Any, Any]:
     rank = int(os.environ.get("RANK", "0"))
     model, drawn = MODELS[job.get("model", "opt")]
+    odd, config = job.get("odd_config", [None, None])
     engine, _, loader, _ = zo_offload.initialize(
         model=model(seed=int(job.get("odd_rank") == rank)),
-        config=job["config"],
+        config=config if odd == rank else job["config"],
         training_data=Rows(drawn),
     )
     engine.loss_noise = LossNoise(0.0, 1.0)  # its measurement takes seven steps' time

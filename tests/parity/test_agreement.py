@@ -170,3 +170,17 @@ def test_none_are_compared_where_that_is_asked_for(on_ranks: Run):
             return stepper.step
 
     assert on_two(on_ranks, work) == [2 * ROTATION] * 2
+
+
+def test_a_learning_rate_of_a_rank_s_own_is_named_although_they_share_the_weights(on_ranks: Run):
+    def work(replica: Replica, given: nn.Module) -> str:
+        config = config_of("full", replica={"check_interval": 4}, offload_param={"device": "cpu"})
+        with closing(Stepper(given, config, dtype=torch.bfloat16, replica=replica)) as stepper:
+            train(stepper, 2)
+            with pytest.raises(ReplicaError) as caught:
+                train(stepper, 4, lr=1e-2 * (1 + replica.rank))
+            replica.wait_for_all()
+        return str(caught.value)
+
+    (message,) = set(on_two(on_ranks, work))
+    assert message.startswith("step 2: rank 1 has lr 0.02, rank 0 has 0.01; set it alike")

@@ -59,11 +59,11 @@ def stepper_on(on: Replica, given: nn.Module, name: str, **more: Any) -> Stepper
     return Stepper(given, config, dtype=torch.bfloat16, replica=on)
 
 
-def train(stepper: Stepper, steps: int = STEPS) -> None:
+def train(stepper: Stepper, steps: int = STEPS, lr: float = LR) -> None:
     division = stepper.division
     for _ in range(steps):
         mine = BATCHES[division.data_rank :: division.num_data_ranks]
-        stepper.train_step(mine, LR, weight_decay=1e-2)
+        stepper.train_step(mine, lr, weight_decay=1e-2)
         stepper.evaluate(BATCHES[0])
 
 

@@ -112,7 +112,7 @@ def test_weights_of_one_do_not_travel_and_fp32_numbers_travel_as_such(value: flo
 def test_alone_nothing_is_sent():
     replica = Replica()
     replica.mean(booked([[(1.0, 1.0), (2.0, 1.0)]]), 0)
-    replica.refuse_differences("the weights", "abc", "")
+    replica.refuse_differences("the weights", {"digest": "abc"}, "")
     assert (replica.rank, replica.world_size, replica.bytes_sent) == (0, 1, 0)
     assert replica.gather(b"x") == [b"x"]
     assert replica.share(lambda: b"y") == b"y"

@@ -182,12 +182,14 @@ def test_differences_are_named_on_every_rank(on_ranks: Run):
     def compare(replica: Replica) -> str:
         value = "ab" if replica.rank in (1, 3) else "cd"
         with pytest.raises(ReplicaError) as caught:
-            replica.refuse_differences("the base weights", value, "load the same checkpoint")
+            replica.refuse_differences(
+                "the base weights", {"digest": value}, "load the same checkpoint"
+            )
         return str(caught.value)
 
     (message,) = set(on_ranks(4, compare))
     assert message == (
-        "the base weights of ranks 1, 3 differ from rank 0's (ab, rank 0 has cd); "
+        "the base weights of ranks 1, 3 differ from rank 0's (digest: ab, rank 0 has cd); "
         "load the same checkpoint"
     )
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from zo_offload import files, run
+from zo_offload import alike, files, run
 from zo_offload.config_update import momentum_of
 from zo_offload.errors import ConfigError
 from zo_offload.find_lr.report import Found, write
@@ -53,7 +53,8 @@ def find(options: FindOptions, reporter: Reporter) -> Found | None:
     """
     replica = run.connected()
     with reporter.phase("reading the data", quiet=True):
-        config, task, _ = replica.all_or_none(lambda: _asked(options))
+        config, task, asked = replica.all_or_none(lambda: _asked(options))
+        alike.refuse_other_options(replica, asked)
     directory = Path(options.run.output)
     with ExitStack() as stack:
 

@@ -10,9 +10,11 @@ answers with ``Sums.pack``, from which every rank computes the same means: mostl
 column, at most 1 and 8, more where there are weights. Or with a failure, which all raise alike.
 """
 
-from collections.abc import Callable, Collection, Sequence
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import TypeVar, cast
 
 from zo_offload.errors import ReplicaError, ZOError
@@ -191,22 +193,25 @@ class Replica:
         self.gather(b"")
         self.share(bytes)
 
-    def refuse_differences(self, what: str, value: str, mend: str) -> None:
-        """Compare a text of every rank with rank 0's.
+    def refuse_differences(self, what: str, values: Mapping[str, str], mend: str) -> None:
+        """Compare texts of every rank, by name, with rank 0's.
 
         Raises:
-            ReplicaError: On every rank, naming those that differ.
+            ReplicaError: On every rank, naming those that differ, and the first text in which.
         """
-        found = [each.decode() for each in self.gather(value.encode())]
+        found = [json.loads(each) for each in self.gather(json.dumps(values).encode())]
 
         def compare() -> bytes:
-            differing = [rank for rank, text in enumerate(found) if text != found[0]]
-            if differing:
-                ranks = f"rank{'s' * (len(differing) > 1)} {', '.join(map(str, differing))}"
-                raise ReplicaError(
-                    f"{what} of {ranks} differ from rank 0's ({_short(found[differing[0]])}, "
-                    f"rank 0 has {_short(found[0])}); {mend}"
-                )
+            ours = found[0]
+            for name in dict.fromkeys(chain(*found)):  # in order
+                differing = [r for r, each in enumerate(found) if each.get(name) != ours.get(name)]
+                if differing:
+                    ranks = f"rank{'s' * (len(differing) > 1)} {', '.join(map(str, differing))}"
+                    theirs = _short(found[differing[0]].get(name))
+                    raise ReplicaError(
+                        f"{what} of {ranks} differ from rank 0's ({name}: {theirs}, rank 0 has "
+                        f"{_short(ours.get(name))}); {mend}"
+                    )
             return b""
 
         self.share(compare)
@@ -271,5 +276,7 @@ class Replica:
         return self.link.receive(rank, size)
 
 
-def _short(text: str, limit: int = 64) -> str:
+def _short(text: str | None, limit: int = 64) -> str:
+    if text is None:
+        return "nothing"
     return text if len(text) <= limit else f"{text[:limit]}..."

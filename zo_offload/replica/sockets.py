@@ -16,6 +16,7 @@ import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from ipaddress import ip_address
 
 from zo_offload.errors import LostRankError, ReplicaError
 from zo_offload.replica.told import FAILURE, as_failure, raise_failure
@@ -36,6 +37,8 @@ KEEPALIVE = (
     (socket.TCP_KEEPCNT, 3),
     (socket.TCP_USER_TIMEOUT, 30_000),
 )
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")  # asked for by name: nobody comes from elsewhere
 
 Share = Callable[[bytes], bytes]  # rank 0's bytes on every rank, which passes as many
 
@@ -180,11 +183,20 @@ def _allow_files(count: int) -> None:
 
 
 def _listen(host: str) -> socket.socket:
+    """Where others reach rank 0: at the address that ``host`` has here, or else at all of them.
+
+    A host may call itself 127.0.1.1, as Debian's installer writes it, or by the name of a gateway;
+    what others resolve the name to is another address then.
+    """
     family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
-    try:
-        return socket.create_server(address[:2], family=family, backlog=1024)
-    except OSError:  # the name of a gateway, not of this host
-        return socket.create_server(("", 0), family=family, backlog=1024)
+    if host in LOOPBACK or not ip_address(address[0].partition("%")[0]).is_loopback:
+        with suppress(OSError):
+            return socket.create_server(address[:2], family=family, backlog=1024)
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(
+            ("", 0), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True
+        )
+    return socket.create_server(("", 0), family=family, backlog=1024)
 
 
 def _greeted(peer: socket.socket, token: bytes) -> int | None:
