@@ -28,6 +28,7 @@ HYDRA = {"PMI_RANK": "2", "PMI_SIZE": "8"}
         (HYDRA, 2, 8, "launcher mpi"),
         (HYDRA | DEEPSPEED | {"LOCAL_SIZE": "1"}, 1, 2, "launcher"),  # --launcher mpich
         (HYDRA | DEEPSPEED, 1, 2, "launcher mpi"),  # mpirun, once DeepSpeed has asked MPI
+        (OPEN_MPI | DEEPSPEED | {"TORCHELASTIC_RUN_ID": "x"}, 1, 2, "launcher"),  # a node each
         (BATCH, 0, 1, ""),
         (TASK, 3, 4, "launcher srun"),
         (TASK | PMI2, 3, 4, "launcher srun"),  # srun --mpi=pmi2
@@ -61,3 +62,20 @@ def test_what_deepspeed_reads_of_a_slurm_task(monkeypatch: pytest.MonkeyPatch):
         "MASTER_ADDR": "zo1",
         "MASTER_PORT": "29507",
     }
+
+
+def test_a_gpu_that_a_slurm_task_has_for_itself_is_its_first(monkeypatch: pytest.MonkeyPatch):
+    variables = TASK | {"CUDA_VISIBLE_DEVICES": "1"}
+    monkeypatch.setattr(launched, "os", SimpleNamespace(environ=variables))
+    assert launched.slurm_variables(29500)["LOCAL_RANK"] == "0"
+    variables["CUDA_VISIBLE_DEVICES"] = "0,1"
+    assert launched.slurm_variables(29500)["LOCAL_RANK"] == "1"
+
+
+def test_steps_of_a_slurm_job_meet_at_ports_of_their_own(monkeypatch: pytest.MonkeyPatch):
+    ports = set()
+    for step in range(9):
+        variables = TASK | {"SLURM_STEP_ID": str(step)}
+        monkeypatch.setattr(launched, "os", SimpleNamespace(environ=variables))
+        ports.add(launched.slurm_variables(29500)["MASTER_PORT"])
+    assert len(ports) == 9

@@ -17,6 +17,7 @@ VERSION = {"version of zo_offload": __version__}
 LOCAL = {  # of our block: what fits a machine, and names of files, of which the header has digests
     *("offload_param", "device_budget", "host_budget", "unit", "live_lanes", "head_chunk"),
     *("joined_rows", "aio", "journal.path", "trainable.mask", "trainable.adapter"),
+    "replica.timeout_seconds",
 }
 LOCAL_OPTIONS = {"model", "train", "dev", "data", "task", "config"}  # names of files; digests say
 

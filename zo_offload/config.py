@@ -102,6 +102,9 @@ class ReplicaConfig(Strict):
     """What then: the wrong copy is named and put right, or `"stop"`. Of two copies the right
     one is that in which a replay ends, from a snapshot or the model's directory; where there is
     neither, the run stops."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 7200.0
+    """So long may a rank be silent, computing or writing, before it counts as lost; the log says
+    who is waited for. A rank that dies is noticed at once."""
 
 
 class JournalConfig(Strict):

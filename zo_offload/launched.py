@@ -10,8 +10,10 @@ import re
 RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 STEP_SIZE = "SLURM_STEP_NUM_TASKS"  # not in a batch script or salloc's shell, which are no ranks
+TORCHRUN = "TORCHELASTIC_RUN_ID"
+ONE_DEVICE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
-NUM_SLURM_PORTS = 1000
+NUM_SLURM_PORTS, SLURM_STEP_PORTS = 1000, 101
 
 
 def rank() -> int:
@@ -35,8 +37,11 @@ def by_mpi() -> bool:
     Not where others set MPICH's names. DeepSpeed's launcher does for MPICH, and says itself where
     ranks meet (its ``LOCAL_SIZE``). Slurm with ``--mpi=pmi2`` does, in a step of as many tasks;
     where MPICH's own launcher uses srun it has one task a node, so the sizes differ, or nothing.
+    Nor where MPI has started ``torchrun``, one a node, whose ranks it knows nothing of.
     """
     names = os.environ.keys()
+    if TORCHRUN in names:
+        return False
     slurms = STEP_SIZE in names and os.environ.get("PMI_SIZE") == os.environ[STEP_SIZE]
     mpichs = "PMI_RANK" in names and "LOCAL_SIZE" not in names and not slurms
     return mpichs or "OMPI_COMM_WORLD_RANK" in names
@@ -65,16 +70,20 @@ def has_stale_store() -> bool:
 def slurm_variables(port: int) -> dict[str, str]:
     """What ``srun`` says, by the names that DeepSpeed reads.
 
+    With a GPU a task (``--gpus-per-task=1``) each task sees its own alone, which is number 0 to it.
+
     Args:
-        port: Of the rendezvous; jobs with other numbers take other ports above it.
+        port: Of the rendezvous; jobs with other numbers, and steps of a job, take others above it.
     """
     said = os.environ
+    sees_one = any(name in said and said[name].isdecimal() for name in ONE_DEVICE)
+    number = int(said["SLURM_JOB_ID"]) + SLURM_STEP_PORTS * int(said.get("SLURM_STEP_ID", "0"))
     return {
         "RANK": said["SLURM_PROCID"],
-        "LOCAL_RANK": said["SLURM_LOCALID"],
+        "LOCAL_RANK": "0" if sees_one else said["SLURM_LOCALID"],
         "WORLD_SIZE": said[STEP_SIZE],
         "MASTER_ADDR": first_host(said["SLURM_STEP_NODELIST"]),
-        "MASTER_PORT": str(port + int(said["SLURM_JOB_ID"]) % NUM_SLURM_PORTS),
+        "MASTER_PORT": str(port + number % NUM_SLURM_PORTS),
     }
 
 

@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Any
 
 import deepspeed
-import torch
 import torch.distributed as dist
 from torch.distributed import (
     HashStore,  # pyright: ignore[reportPrivateImportUsage]
@@ -27,6 +26,7 @@ from zo_offload import launched
 from zo_offload.errors import ReplicaError
 from zo_offload.replica import Alone, Link, Replica
 
+INVITED = "invitation"  # key in the store
 _replica: Replica | None = None
 
 
@@ -45,15 +45,31 @@ def init_distributed(port: int = 29500, required: bool | None = None) -> None:
         dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     if launched.by_mpi():
         _check_mpi()
-    if not dist.is_initialized() and launched.has_stale_store():
-        _join_afresh()
-    with no_native_ops():
-        deepspeed.init_distributed(
-            dist_backend=accelerator().communication_backend_name(),
-            distributed_port=port,
-            dist_init_required=required,
-            verbose=False,
-        )
+    with _told_where(port):
+        if not dist.is_initialized() and launched.has_stale_store():
+            _join_afresh()
+        with no_native_ops():
+            deepspeed.init_distributed(
+                dist_backend=accelerator().communication_backend_name(),
+                distributed_port=port,
+                dist_init_required=required,
+                verbose=False,
+            )
+
+
+@contextmanager
+def _told_where(port: int) -> Iterator[None]:
+    """Errors of the process group in one line: who wanted to meet whom, and where."""
+    try:
+        yield
+    except dist.DistError as error:
+        place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', port)}"
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise ReplicaError(
+            f"rank {launched.rank()} of {launched.num_ranks()} could not meet the others at "
+            f"{place}: {said[0].rstrip('.')}; see that every rank was started and reaches it, and "
+            "that the port is free there (MASTER_PORT chooses another)"
+        ) from error
 
 
 def _join_afresh() -> None:
@@ -125,11 +141,16 @@ def accelerator() -> Any:
 
 
 def _share(data: bytes) -> bytes:
-    """Rank 0's bytes on every rank; the others pass as many of their own."""
-    device = accelerator().current_device_name() if dist.get_backend() == "nccl" else "cpu"
-    values = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device)
-    dist.broadcast(values, 0)
-    return bytes(values.cpu().tolist())
+    """Rank 0's bytes on every rank, by the store over which the group has met.
+
+    Not by the group: NCCL would take memory of the device for its communicator, which nothing else
+    here needs.
+    """
+    store = PrefixStore("zo_offload", dist.distributed_c10d._get_default_store())
+    if dist.get_rank():
+        return bytes.fromhex(store.get(INVITED).decode())
+    store.set(INVITED, data.hex())
+    return data
 
 
 def abort() -> None:

@@ -145,6 +145,7 @@ class Stepper:
     def __post_init__(self) -> None:
         self._device = torch.device(self.device)
         self._momentum = momentum_of(self.config.update, self.config.trainable.mode)
+        self.replica.link.timeout = self.config.replica.timeout_seconds
         rank, world_size = self.replica.rank, self.replica.world_size
         self.division = Division(rank, world_size, self.config.replica.probe_parallel)
         refuse_taken(self.model)

@@ -198,6 +198,13 @@ def test_two_hosts_by_open_mpi(run: Run, nodes: Nodes):
     run.wait()
 
 
+@needs("mpirun")
+@pytest.mark.thorough
+def test_two_hosts_under_mpirun(run: Run, nodes: Nodes):
+    run.start("mpirun.sh", nodes[0], **OPEN_MPI)
+    run.wait()
+
+
 @needs("mpirun.mpich")
 @pytest.mark.thorough
 def test_two_hosts_by_mpich_where_a_rank_is_killed(run: Run, nodes: Nodes, tmp_path: Path):

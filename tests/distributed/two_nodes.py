@@ -32,7 +32,7 @@ DELAYED_CABLE = Path(__file__).with_name("delayed_cable.py")
 NODE = """
 set -e
 hostname "$1"
-mount --bind "$3/hosts" /etc/hosts
+mount --bind "$3/hosts-$1" /etc/hosts
 mount --bind "$3/ssh" /etc/ssh
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /dev/shm
@@ -114,8 +114,10 @@ def two_nodes(folder: Path, delay_ms: float = 0.0) -> Iterator[tuple[Node, Node]
 def _write_files(folder: Path) -> None:
     ssh = folder / "ssh"
     ssh.mkdir(parents=True)
-    lines = [f"{address} {name}\n" for name, address in zip(NAMES, ADDRESSES, strict=True)]
-    (folder / "hosts").write_text("127.0.0.1 localhost\n" + "".join(lines))
+    for own in NAMES:  # as Debian's installer writes it: a host's own name is loopback to itself
+        both = zip(NAMES, ADDRESSES, strict=True)
+        lines = [f"{'127.0.1.1' if name == own else address} {name}\n" for name, address in both]
+        (folder / f"hosts-{own}").write_text("127.0.0.1 localhost\n" + "".join(lines))
     (ssh / "sshd_config").write_text(SSHD_CONFIG)
     (ssh / "ssh_config").write_text(SSH_CONFIG)
     subprocess.run(

@@ -5,8 +5,9 @@ python worker.py '{"config": {...}, "steps": 6, "out": "DIR", ...}'
 A job may also name: ``model`` (``opt``, or ``net``, with which a rank starts in half the time,
 since it needs no transformers), ``calls`` (``train_batch`` or ``forward``), ``save`` (a
 directory: a tag a step, from each of which a new engine then goes on to the end), ``odd_rank``
-(which rank has other weights), ``odd_config`` (``[rank, config]``: its JSON), ``die`` (``[rank, step]``: a SIGKILL to itself), ``flip``
-(``[rank, step]``: a bit of its masters, below those that forwards see).
+(which rank has other weights), ``odd_config`` (``[rank, config]``: its JSON), ``die``
+(``[rank, step]``: a SIGKILL to itself), ``flip`` (``[rank, step]``: a bit of its masters, below
+those that forwards see).
 """
 
 import hashlib

@@ -2,9 +2,11 @@
 
 import os
 import resource
+import signal
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,7 +16,7 @@ import pytest
 
 from replica.world import HOST, Board, Run, connected, on_ranks
 from zo_offload.errors import ConfigError, DivergedError, LostRankError, ReplicaError
-from zo_offload.replica import Booked, Replica, sockets
+from zo_offload.replica import Booked, Replica, patience, sockets
 from zo_offload.replica.booked import HEADER, SHAPE, SHAPED, SHORT
 from zo_offload.replica.sockets import GREETING, INVITATION, TOKEN_BYTES, connect
 from zo_offload.replica.sums import Sums, sums_of
@@ -308,7 +310,7 @@ def test_every_rank_names_the_one_that_was_lost(on_ranks: Run, leaver: int, call
     del found[leaver]
     assert [type(error) for error in found] == [LostRankError] * 3
     assert {str(error) for error in found} == {str(found[0])}
-    assert str(found[0]).startswith(f"rank 0 lost rank {leaver} (")
+    assert str(found[0]).startswith(f"rank 0 lost rank {leaver} ({HOST}: ")
     assert not any(error.is_told for error in found)  # each says it
 
 
@@ -334,7 +336,7 @@ def test_a_rank_that_was_busy_learns_what_rank_0_said_before_it_left(on_ranks: R
     first, second, _ = on_ranks(3, work)
     assert isinstance(second, LostRankError)
     assert str(second) == str(first)
-    assert str(first).startswith("rank 0 lost rank 2 (")
+    assert str(first).startswith("rank 0 lost rank 2 (127.0.0.1: ")
 
 
 def test_what_was_sent_to_a_host_that_vanished_is_given_up_in_half_a_minute():
@@ -343,3 +345,86 @@ def test_what_was_sent_to_a_host_that_vanished_is_given_up_in_half_a_minute():
         for peer in link._peers.values():
             assert peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
         link.close()
+
+
+def test_a_forked_process_does_not_keep_a_dead_rank_s_connection_open():
+    first, second = connected(2)
+    child = os.fork()
+    if not child:  # lives on when the rank has gone
+        time.sleep(30)
+        os._exit(0)
+    try:
+        for peer in second._peers.values():
+            peer.close()  # as the system does for a process that is killed
+        began = time.monotonic()
+        with pytest.raises(LostRankError, match="its connection is closed"):
+            first.receive(1, 1)
+        assert time.monotonic() - began < 10
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        first.close()
+
+
+@pytest.mark.parametrize("busy", [0, 1])
+def test_what_is_large_waits_for_a_rank_that_is_busy(
+    on_ranks: Run, busy: int, monkeypatch: pytest.MonkeyPatch
+):
+    """A kernel gives up on one that takes nothing; here after one second."""
+    monkeypatch.setattr(sockets, "KEEPALIVE", (*sockets.KEEPALIVE, (socket.TCP_USER_TIMEOUT, 1000)))
+    data = bytes(30_000_000)
+
+    def work(replica: Replica) -> int:
+        if replica.rank == busy:
+            time.sleep(4)
+        gathered = replica.gather(data)
+        if replica.rank == busy:
+            time.sleep(4)
+        return len(replica.share(lambda: gathered[1]))
+
+    assert on_ranks(2, work) == [len(data)] * 2
+
+
+def test_who_is_waited_for_is_told_and_given_up_at_last(
+    on_ranks: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(sockets, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(patience, "FIRST_NOTICE_SECONDS", 0.2)
+    given_up = threading.Event()
+
+    def work(replica: Replica) -> None:
+        replica.link.timeout = 1.0
+        if replica.rank:
+            assert given_up.wait(30)
+            return
+        try:
+            replica.gather(b"")
+        finally:
+            given_up.set()
+
+    error, _ = on_ranks(2, work)
+    assert isinstance(error, LostRankError)
+    assert str(error) == "rank 0 lost rank 1 (127.0.0.1: silent for 1 s); look at its output"
+    assert {record.getMessage() for record in caplog.records} == {
+        "waiting for rank 1 at 127.0.0.1 since 0 minutes"
+    }
+    assert 1 <= len(caplog.records) <= 3  # at 0.2, 0.4 and 0.8 s
+
+
+@pytest.mark.parametrize(
+    ("host", "at", "elsewhere"),
+    [("127.0.0.1", "127.0.0.1", False), ("127.0.1.1", "127.0.1.1", True), ("::1", "::1", False)],
+)
+def test_a_name_that_means_loopback_here_is_listened_for_at_every_address(
+    host: str, at: str, elsewhere: bool
+):
+    """As hosts call themselves 127.0.1.1; others reach such a host at another address."""
+    with sockets._listen(host) as listener:
+        port = listener.getsockname()[1]
+        socket.create_connection((at, port), timeout=10).close()
+        reached = True
+        try:
+            socket.create_connection(("127.0.0.3", port), timeout=10).close()
+        except OSError:
+            reached = False
+        assert reached is elsewhere

@@ -7,6 +7,8 @@ from the same bits, whatever their number.
 
 from typing import Protocol
 
+from zo_offload.replica.patience import TIMEOUT_SECONDS
+
 
 class Link(Protocol):
     """A connection of every rank with rank 0.
@@ -15,11 +17,13 @@ class Link(Protocol):
         rank: This one.
         world_size: How many there are.
         bytes_sent: Everything that was sent so far.
+        timeout: Seconds for which another rank may be silent.
     """
 
     rank: int
     world_size: int
     bytes_sent: int
+    timeout: float
 
     def send(self, peer: int, data: bytes) -> None:
         """Send all of it; one of the two ranks is rank 0."""
@@ -40,6 +44,7 @@ class Alone:
     rank = 0
     world_size = 1
     bytes_sent = 0
+    timeout = TIMEOUT_SECONDS
 
     def send(self, peer: int, data: bytes) -> None:
         """Never called."""

@@ -3,10 +3,10 @@
 import time
 from typing import Any
 
-from zo_offload.errors import ReplicaError
-from zo_offload.replica.sockets import SILENCE_SECONDS
+from zo_offload.errors import LostRankError
+from zo_offload.replica.patience import TIMEOUT_SECONDS, Patience, SilentError
 
-TAG = 0x5A4F
+TAG, GOODBYE = 0x5A4F, 0x5A50
 SHORTEST_NAP, LONGEST_NAP = 20e-6, 1e-3
 
 
@@ -25,6 +25,8 @@ class MPILink:
         self.rank: int = self._communicator.Get_rank()
         self.world_size: int = self._communicator.Get_size()
         self.bytes_sent = 0
+        self.timeout = TIMEOUT_SECONDS
+        self._goodbyes: list[Any] = []
         self._arrived: dict[int, bytearray] = {}
 
     def send(self, peer: int, data: bytes) -> None:
@@ -36,7 +38,7 @@ class MPILink:
         """The next ``size`` bytes.
 
         Raises:
-            ReplicaError: The rank has been silent for half an hour.
+            LostRankError: The rank has left, or has been silent for ``timeout`` seconds.
         """
         arrived = self._arrived.setdefault(peer, bytearray())
         while len(arrived) < size:
@@ -46,19 +48,33 @@ class MPILink:
         return data
 
     def close(self) -> None:
-        """Nothing: giving the duplicate back would wait for ranks that may be gone."""
+        """Say that nothing more will come.
+
+        The duplicate is not given back: that would wait for ranks that may be gone.
+        """
+        if not self._goodbyes:
+            peers = range(1, self.world_size) if self.rank == 0 else range(1)
+            self._goodbyes = [
+                self._communicator.Isend(bytearray(), dest=peer, tag=GOODBYE) for peer in peers
+            ]
 
     def _next_message(self, peer: int) -> bytearray:
         from mpi4py import MPI
 
-        status = MPI.Status()
-        deadline, nap = time.monotonic() + SILENCE_SECONDS, SHORTEST_NAP
+        status, nap = MPI.Status(), SHORTEST_NAP
+        patience = Patience(f"rank {peer}", self.timeout)
         while not self._communicator.Iprobe(source=peer, tag=TAG, status=status):
-            if time.monotonic() > deadline:
-                raise ReplicaError(
-                    f"rank {self.rank} lost rank {peer} (silent for {SILENCE_SECONDS:.0f} s); "
-                    "look at its output"
-                )
+            try:
+                # what was sent before a goodbye has arrived before it, perhaps just now
+                if self._communicator.Iprobe(source=peer, tag=GOODBYE):
+                    if not self._communicator.Iprobe(source=peer, tag=TAG):
+                        raise ConnectionResetError("it has left")
+                    continue
+                patience.ask()
+            except (ConnectionResetError, SilentError) as error:
+                raise LostRankError(
+                    f"rank {self.rank} lost rank {peer} ({error}); look at its output"
+                ) from error
             time.sleep(nap)
             nap = min(2 * nap, LONGEST_NAP)
         message = bytearray(status.Get_count(MPI.BYTE))

@@ -26,12 +26,15 @@ from zo_offload.replica.told import (
     LENGTH,
     as_failure,
     as_told,
+    no_answer,
     raise_as_told,
     raise_failure,
 )
 
 STEP = "step"
 MOST_BYTES = 1 << 34  # of one message outside the steps: a journal, evaluated losses
+UNASKED_BYTES = 1 << 15  # kernels hold as much for one who does not read
+READY = b"\1"
 Result = TypeVar("Result")
 DONE, FAILED = b"\0", b"\1"
 
@@ -261,7 +264,21 @@ class Replica:
             self._send_sized(rank, data)
 
     def _send_sized(self, rank: int, data: bytes) -> None:
-        self.link.send(rank, LENGTH.pack(len(data)) + data)
+        """What is large only when the other is there for it.
+
+        A kernel gives up on one who is busy and takes nothing, as on one who has gone.
+        """
+        length = LENGTH.pack(len(data))
+        if len(data) <= UNASKED_BYTES:
+            self.link.send(rank, length + data)
+            return
+        self.link.send(rank, length)
+        ready = self.link.receive(rank, len(READY))
+        if ready == FAILURE[:1]:
+            raise_failure(partial(self.link.receive, rank), ready)
+        if ready != READY:
+            raise no_answer(ready, rank)
+        self.link.send(rank, data)
 
     def _receive_sized(self, rank: int) -> bytes:
         first = self.link.receive(rank, LENGTH.size)
@@ -273,6 +290,8 @@ class Replica:
                 f"rank {rank} announced {size:,} bytes, at most {MOST_BYTES:,} fit"
                 "; exchange less at a time"
             )
+        if size > UNASKED_BYTES:
+            self.link.send(rank, READY)
         return self.link.receive(rank, size)
 
 

@@ -9,6 +9,7 @@ must show a token that went through the process group; anything else is turned a
 """
 
 import hmac
+import os
 import resource
 import secrets
 import socket
@@ -17,8 +18,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from ipaddress import ip_address
+from weakref import WeakSet
 
 from zo_offload.errors import LostRankError, ReplicaError
+from zo_offload.replica.patience import TIMEOUT_SECONDS, Patience
 from zo_offload.replica.told import FAILURE, as_failure, raise_failure
 
 TOKEN_BYTES = 32
@@ -26,7 +29,7 @@ GREETING = struct.Struct(f"<{TOKEN_BYTES}sI")  # token, rank
 INVITATION = struct.Struct(f"<H{TOKEN_BYTES}s")  # port, token
 CONNECT_SECONDS = 300.0
 GREETING_SECONDS = 10.0
-SILENCE_SECONDS = 1800.0  # a step may take long; a rank that died is found out in seconds
+LOOK_SECONDS = 60.0  # between two looks at how long nothing has come
 LAST_WORDS_SECONDS = 1.0
 SPARE_FILES = 512  # that a process may have open beside its connections
 # A host that vanished sends no goodbye: probe after 15 silent seconds, five seconds apart, and wait
@@ -50,10 +53,13 @@ class SocketLink:
         self.rank = rank
         self.world_size = world_size
         self.bytes_sent = 0
+        self.timeout = TIMEOUT_SECONDS
         self._peers = peers
         self._arrived = {peer: bytearray() for peer in peers}
+        self._addresses = {rank: peer.getpeername()[0] for rank, peer in peers.items()}
+        _links.add(self)
         for peer in peers.values():
-            peer.settimeout(SILENCE_SECONDS)
+            peer.settimeout(LOOK_SECONDS)
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for option, value in KEEPALIVE:
@@ -63,10 +69,15 @@ class SocketLink:
         """Send all of it.
 
         Raises:
-            LostRankError: The rank has left.
+            LostRankError: The rank has left, or takes nothing for ``timeout`` seconds.
         """
+        left, patience = memoryview(data), None
         try:
-            self._peers[peer].sendall(data)
+            while left:
+                try:
+                    left = left[self._peers[peer].send(left) :]
+                except TimeoutError as error:
+                    patience = self._ask(patience, peer, error)
         except OSError as error:
             if self.rank:
                 self._raise_last_words()
@@ -77,12 +88,16 @@ class SocketLink:
         """The next ``size`` bytes.
 
         Raises:
-            LostRankError: The rank has left, or has been silent for half an hour.
+            LostRankError: The rank has left, or has been silent for ``timeout`` seconds.
         """
-        arrived = self._arrived[peer]
+        arrived, patience = self._arrived[peer], None
         try:
             while len(arrived) < size:  # what follows is taken along: one call a message, mostly
-                part = self._peers[peer].recv(max(min(size - len(arrived), 1 << 20), 1 << 12))
+                try:
+                    part = self._peers[peer].recv(max(min(size - len(arrived), 1 << 20), 1 << 12))
+                except TimeoutError as error:
+                    patience = self._ask(patience, peer, error)
+                    continue
                 if not part:
                     raise ConnectionResetError("its connection is closed")
                 arrived += part
@@ -97,11 +112,19 @@ class SocketLink:
         for peer in self._peers.values():
             peer.close()
 
+    def _ask(self, patience: Patience | None, peer: int, error: TimeoutError) -> Patience:
+        if error.errno is not None:  # the kernel's, which has given up
+            raise error
+        who = f"rank {peer} at {self._addresses[peer]}"
+        patience = patience or Patience(who, self.timeout, LOOK_SECONDS)
+        patience.ask()
+        return patience
+
     def _lost(self, peer: int, error: OSError) -> LostRankError:
-        silent = isinstance(error, TimeoutError) and error.errno is None  # ours, not the kernel's
-        reason = f"silent for {SILENCE_SECONDS:.0f} s" if silent else error
-        message = f"rank {self.rank} lost rank {peer} ({reason}); look at its output"
-        lost = LostRankError(message)
+        lost = LostRankError(
+            f"rank {self.rank} lost rank {peer} ({self._addresses[peer]}: {error}); look at its "
+            "output"
+        )
         if self.rank == 0:  # the others would see no more than that rank 0 leaves
             for other in self._peers.values():
                 with suppress(OSError):
@@ -115,6 +138,18 @@ class SocketLink:
         with suppress(OSError):
             if self._peers[0].recv(len(FAILURE), socket.MSG_WAITALL) == FAILURE:
                 raise_failure(lambda size: self.receive(0, size))
+
+
+_links: WeakSet[SocketLink] = WeakSet()
+
+
+def _close_in_child() -> None:
+    """What a forked process held open would hide that this rank has died."""
+    for link in _links:
+        link.close()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 def connect(rank: int, world_size: int, host: str, share: Share) -> SocketLink:
@@ -189,7 +224,7 @@ def _listen(host: str) -> socket.socket:
     what others resolve the name to is another address then.
     """
     family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
-    if host in LOOPBACK or not ip_address(address[0].partition("%")[0]).is_loopback:
+    if host in LOOPBACK or not ip_address(str(address[0]).partition("%")[0]).is_loopback:
         with suppress(OSError):
             return socket.create_server(address[:2], family=family, backlog=1024)
     if socket.has_dualstack_ipv6():

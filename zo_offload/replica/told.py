@@ -40,10 +40,10 @@ def raise_failure(receive: Callable[[int], bytes], begun: bytes = FAILURE) -> No
     raise_as_told(receive(size))
 
 
-def no_answer(begun: bytes) -> ReplicaError:
-    """To raise where rank 0 sends what it never would."""
+def no_answer(begun: bytes, rank: int = 0) -> ReplicaError:
+    """To raise where a rank sends what it never would."""
     return ReplicaError(
-        f"rank 0 sent {begun.hex(' ')}, which begins no answer; start the same version of "
+        f"rank {rank} sent {begun.hex(' ')}, which begins no answer; start the same version of "
         "zo_offload on every rank"
     )
 
