@@ -8,6 +8,7 @@ rank 0.
 
 import atexit
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from torch.distributed import (
 
 from zo_offload import launched
 from zo_offload.errors import ReplicaError
+from zo_offload.interface import choose_interface
 from zo_offload.replica import Alone, Link, Replica
 
 INVITED = "invitation"  # key in the store
@@ -45,6 +47,8 @@ def init_distributed(port: int = 29500, required: bool | None = None) -> None:
         dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     if launched.by_mpi():
         _check_mpi()
+    if launched.num_ranks() > 1:
+        choose_interface(os.environ.get("MASTER_ADDR", socket.gethostname()))
     with _told_where(port):
         if not dist.is_initialized() and launched.has_stale_store():
             _join_afresh()
