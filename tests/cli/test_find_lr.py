@@ -102,6 +102,11 @@ def test_a_directory_below_a_file(task, tmp_path):
         (["--trial-steps", "3"], STEPS, "--trial-steps: goes with --find-lr"),
         (["--find-lr", "--trial-steps", "1025"], 2000, "--trial-steps: at most 1,024, found 1,025"),
         (["--find-lr"], 0, "--steps: expected 1 to"),
+        (
+            ["--find-lr", "--first-order", "full"],
+            STEPS,
+            "--first-order full: --find-lr tries rates of zeroth-order steps only; leave one",
+        ),
     ],
 )
 def test_what_cannot_be_asked(task, tmp_path, flags, steps, words):

@@ -76,6 +76,11 @@ def find(options: FindOptions, reporter: Reporter) -> Found | None:
 
 
 def _asked(options: FindOptions) -> tuple[dict[str, Any], Any, dict[str, Any]]:
+    if options.run.first_order is not None:
+        raise ConfigError(
+            f"--first-order {options.run.first_order}: --find-lr tries rates of zeroth-order steps "
+            "only; leave one of the two out"
+        )
     if options.steps > MOST_STEPS:
         raise ConfigError(
             f"--trial-steps: at most {MOST_STEPS:,}, found {options.steps:,}; lower it"
