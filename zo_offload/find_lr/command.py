@@ -132,7 +132,7 @@ def _tried(engine: Any, task: Any, options: FindOptions, reporter: Reporter) -> 
     _refuse_dead(trials)
     guess = _guess(found, stepper, length) or float(group["lr"])
     attempt = partial(_attempt, trials, reporter, options.steps)
-    verdict = search(attempt, guess, before)
+    verdict = search(attempt, guess, before, lambda: trials.moved)
     for_run = (len(task.dev[:MOST_HELD_OUT]), options.run.steps, options.steps)
     told = trials.watch.finding.text if trials.watch.finding else None
     whole = options.run.steps * trials.forwards_of_step
