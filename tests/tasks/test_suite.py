@@ -66,6 +66,36 @@ def test_exported_rows_of_record():
     assert replace(one, where="") == replace(other, where="")
 
 
+SPANS = {  # noun and its index, pronoun and its index; what they are mended to
+    "as they are": (("Tom's Mother", 6), ("he", 4), ("Tom's Mother", "he")),
+    "a capital": (("the cup", 0), ("It", 9), ("The cup", "it")),
+    "no capital": (("The shelf.", 4), ("it.", 9), ("the shelf", "it")),
+    "a line end": (("Tom's\nMother", 6), ("it", 9), ("Tom's Mother", "it")),
+    "words between": (("cup and shelf", 1), ("it", 9), ("cup and shelf", "it")),
+}
+
+
+@pytest.mark.parametrize(("noun", "pronoun", "mended"), SPANS.values(), ids=SPANS)
+@pytest.mark.parametrize("nested", [True, False])
+def test_spans_of_wsc_are_mended_where_they_are_not_in_the_text(noun, pronoun, mended, nested):
+    spans = {"span1_text": noun[0], "span1_index": noun[1]}
+    spans |= {"span2_text": pronoun[0], "span2_index": pronoun[1]}
+    row = {"text": "The cup fell off the shelf Tom's Mother and it broke.", "label": 0}
+    row |= {"target": spans} if nested else spans
+    spec = known_task("WSC")
+    assert spec is not None
+    (item,) = spec.items(Node(row, "a.jsonl:1"))
+    assert (item.fields["noun"], item.fields["pronoun"]) == mended
+
+
+def test_a_span_without_an_index_keeps_its_case():
+    row = {"text": "The cup fell.", "span1_text": "the cup.", "span2_text": "cup.", "label": 0}
+    spec = known_task("WSC")
+    assert spec is not None
+    (item,) = spec.items(Node(row, "a.jsonl:1"))
+    assert (item.fields["noun"], item.fields["pronoun"]) == ("the cup.", "cup")
+
+
 def test_passages_with_several_questions_are_several_examples():
     def count(name: str, file: str) -> int:
         spec = known_task(name)
@@ -132,6 +162,11 @@ FAULTS = {
     "a field too long": (
         "BoolQ", _deep("BoolQ", "passage", value="x" * 1_000_001),
         r":1: passage: 1,000,001 characters; expected at most 1,000,000",
+    ),
+    "an index outside": (
+        "WSC",
+        _deep("WSC", "target", value={"span1_text": "A.", "span1_index": 99, "span2_text": "it"}),
+        r":1: target\.span1_index: found 99; expected 0 to 9",
     ),
     "half a surrogate": (
         "WIC", _deep("WIC", "word", value="a\ud83d"), r":1: word: holds half of a surrogate pair",

@@ -52,11 +52,11 @@ def boolq(row: Node) -> Items:
 def wsc(row: Node) -> Items:
     """SuperGLUE's JSONL, which nests the spans, or flat rows."""
     nested = "target" in row
-    spans = row["target"] if nested else row
+    spans, text = row["target"] if nested else row, row["text"].text()
     texts = {
-        "text": row["text"].text(),
-        "noun": spans["span1_text"].text(),
-        "pronoun": spans["span2_text"].text().lower(),
+        "text": text,
+        "noun": _in_text(spans, "span1", text),
+        "pronoun": _in_text(spans, "span2", text).lower(),
     }
     yield Item(texts, row.where, (row["label"].index_of(BOOLEANS),))
 
@@ -126,6 +126,23 @@ def asked_item(
     if title is not None:
         texts["title"] = title.text()
     return Item(texts, where, answers=answers)
+
+
+def _in_text(spans: Node, name: str, text: str) -> str:
+    """A span, mended where it is no part of the text, as `wsc.fixed` of `datasets` mends it.
+
+    Its first letter takes the case of the word at its index, a final full stop goes, a line end is
+    a blank. What is no part of the text even so (it has words between) stays as it is.
+    """
+    span = spans[f"{name}_text"].text()
+    if span in text:
+        return span
+    mended, index = span.rstrip(".").replace("\n", " "), f"{name}_index"
+    if index in spans:
+        words = text.split()
+        first = words[spans[index].integer(0, len(words) - 1)][0]
+        mended = (mended[:1].lower() if first.islower() else mended[:1].upper()) + mended[1:]
+    return mended if mended and mended in text else span
 
 
 def _lowered(choice: str) -> str:
