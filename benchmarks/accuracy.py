@@ -1,4 +1,4 @@
-"""What each method learns from so many forwards: loss and accuracy against forwards and seconds.
+"""What each method learns: loss and accuracy against forwards, tokens and seconds.
 
 A small pretrained OPT learns the Cornell subjectivity set, by MeZO as published, by this package's
 methods, and by backpropagation, each with the learning rate that a grid of equal size found best
@@ -9,10 +9,13 @@ on one seed and on rows held out for that; 5,000 other rows are measured, with f
                                   [--points 10]
 
 ``--search`` runs the grids; what they found stands in ``--out``, and runs take the best rate from
-there. Every run is written there as it ends, with its curve, and is not done again; one that was
-ended in the middle goes on from what it has left in ``FILE.kept``. Seconds are of steps alone, and
-comparable only where nothing else ran: ``--seconds`` measures steps of all methods in turn, MeZO's
-with its four draws. The last line is JSON, medians over seeds:
+there. Every run is written there as it ends, with its curve (a point is forwards, loss, accuracy,
+tokens, seconds), and is not done again; one that was ended in the middle goes on from what it has
+left in ``FILE.kept``. Tokens are those of batches, without padding, times forwards. Seconds are of
+steps alone, and comparable only where nothing else ran: ``--seconds`` measures steps of all methods
+in turn, MeZO's with its four draws. A run that diverges counts in medians, as of infinite loss; no
+difference to the baseline is made of it. The last line is JSON, medians over seeds, null where the
+median run diverged:
 ``{"methods": {NAME: {"accuracy": ..., "loss": ..., "forwards": ..., "seconds": ...}}}``.
 """
 
@@ -20,7 +23,6 @@ import argparse
 import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -34,8 +36,9 @@ from typing import Any
 
 import torch
 from accuracy_data import Data, data
+from accuracy_kept import Kept
 from accuracy_methods import METHODS, Forward, Reached, Run
-from accuracy_report import draw, paired, show
+from accuracy_report import draw, finite, has_diverged, loss_of, paired, show
 
 from zo_offload.errors import DivergedError
 from zo_offload.tasks import Evaluation, evaluate, evaluation_batches
@@ -71,23 +74,21 @@ def run(job: Job, folder: Path, kept: Path, points: int = POINTS) -> dict[str, A
     steps = max(1, job.forwards // method.forwards)
     judged = rows.held_out if job.search else rows.measured
     due = {math.ceil(steps * point / points) for point in range(1, points + 1)}
-    kept = kept / f"{job.method}, seed {job.seed}, {job.forwards}, {job.lr:g}, {job.search}"
-    kept.mkdir(parents=True, exist_ok=True)
-    seconds, curve = _kept_curve(kept)
-    learner = method.learn(method, Run(folder, rows, job.seed, steps, job.lr, kept))
-    with closing(learner):
-        began = time.perf_counter()
-        for step, forward in stopped_where_it_diverges(learner):
-            seconds += time.perf_counter() - began
-            spent = step * method.forwards
+    left = Kept(kept / f"{job.method}, seed {job.seed}, {job.forwards}, {job.lr:g}, {job.search}")
+    asked = Run(folder, rows, job.seed, steps, job.lr, left.folder)
+    curve, seconds, tokens, counted = left.curve(), 0.0, 0, 0
+    with closing(method.learn(method, asked)) as learner:
+        for (step, forward), seconds in timed(learner, left):
+            tokens += sum(method.tokens(asked, each) for each in range(counted, step))
+            counted, spent = step, step * method.forwards
             curve = [point for point in curve if point[0] < spent]  # what is not kept is done again
             if step in due:
                 found = judge(forward, judged)
-                curve.append([spent, found.loss, found.accuracy])
-                (kept / "curve.new").write_text(json.dumps([seconds, curve]))
-                (kept / "curve.new").replace(kept / "curve.json")
-            began = time.perf_counter()
-    shutil.rmtree(kept)
+                if not math.isfinite(found.loss):
+                    break
+                curve.append([spent, found.loss, found.accuracy, tokens, round(seconds, 3)])
+                left.keep(seconds, curve)
+    left.forget()
     last = curve[-1] if len(curve) == len(due) else [steps * method.forwards, math.inf, 0.0]
     return {
         **asdict(job), "loss": last[1], "accuracy": last[2], "spent": last[0],
@@ -95,25 +96,25 @@ def run(job: Job, folder: Path, kept: Path, points: int = POINTS) -> dict[str, A
     }  # fmt: skip
 
 
-def _kept_curve(kept: Path) -> tuple[float, list[list[float]]]:
-    """Seconds and points of a process that was ended."""
-    path = kept / "curve.json"
-    seconds, curve = json.loads(path.read_text()) if path.exists() else (0.0, [])
-    return seconds, curve
+def timed(learner: Iterator[Reached], left: Kept) -> Iterator[tuple[Reached, float]]:
+    """As far as it goes, with the seconds of all steps; where it begins is none."""
+    reached = next(learner)
+    seconds = left.seconds(reached.step)
+    while True:
+        yield reached, seconds
+        began = time.perf_counter()
+        try:
+            reached = next(learner)
+        except (StopIteration, DivergedError):
+            return
+        seconds += time.perf_counter() - began
+        left.took(reached.step, seconds)
 
 
 def judge(forward: Forward, rows: Any) -> Evaluation:
     """Loss and accuracy."""
     with torch.no_grad():
         return evaluate(forward, evaluation_batches(rows, 64))
-
-
-def stopped_where_it_diverges(learner: Iterator[Reached]) -> Iterator[Reached]:
-    """As far as it goes."""
-    try:
-        yield from learner
-    except DivergedError:
-        return
 
 
 def jobs_of(options: argparse.Namespace, done: list[dict[str, Any]]) -> list[Job]:
@@ -146,7 +147,26 @@ def best_lr(name: str, options: argparse.Namespace, done: list[dict[str, Any]]) 
             f"{options.out}: {len(found)} of {len(METHODS[name].lrs)} learning rates of {name!r} "
             f"were tried with {options.forwards} forwards; run --search first, or give --lr"
         )
-    return min(found, key=lambda each: each["loss"])["lr"]
+    if all(map(has_diverged, found)):
+        raise SystemExit(
+            f"{options.out}: {name!r} diverged at all of its grid; give it lower rates"
+        )
+    return min(found, key=loss_of)["lr"]
+
+
+def notes(options: argparse.Namespace, found: list[dict[str, Any]]) -> dict[tuple[str, float], str]:
+    """Of methods and learning rates: which the grid found best, and whether that is at its edge."""
+    if options.lr is not None and not options.search:
+        return {}
+    said = {}
+    for name in options.methods:
+        same = [each for each in found if each["method"] == name and not has_diverged(each)]
+        if same:
+            lr = min(same, key=loss_of)["lr"]
+            at_edge = lr in (min(METHODS[name].lrs), max(METHODS[name].lrs))
+            words = ["best"] * options.search + ["edge of its grid"] * at_edge
+            said[name, lr] = ", ".join(words)
+    return said
 
 
 def results(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -220,18 +240,18 @@ def main() -> None:
         print(json.dumps({"seconds_a_step": seconds_a_step(options)}))
         return
     found = results(options)
-    show(found, options.search)
+    show(found, options.search, notes(options, found))
     if not options.search:
         paired(found)
         draw(found, options.picture)
     print(json.dumps({"methods": {name: _medians(found, name) for name in options.methods}}))
 
 
-def _medians(found: list[dict[str, Any]], name: str) -> dict[str, float]:
+def _medians(found: list[dict[str, Any]], name: str) -> dict[str, float | None]:
     same = [each for each in found if each["method"] == name]
     return {
         "accuracy": median(each["accuracy"] for each in same),
-        "loss": median(each["loss"] for each in same),
+        "loss": finite(median(map(loss_of, same))),
         "forwards": median(each["spent"] for each in same),
         "seconds": median(each["seconds"] for each in same),
     }

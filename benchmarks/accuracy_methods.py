@@ -92,6 +92,11 @@ class Method:
         parts = [chosen[i : i + self.micro_batch] for i in range(0, BATCH, self.micro_batch)]
         return [collate([data.train[index] for index in part]) for part in parts]
 
+    def tokens(self, run: Run, step: int) -> int:
+        """That a step's forwards see, without padding."""
+        seen = sum(int(batch["attention_mask"].sum()) for batch in self.batches(run, step))
+        return self.forwards * seen
+
 
 def streamed(method: Method, run: Run) -> Learner:
     """This package's step, with a linearly falling rate."""

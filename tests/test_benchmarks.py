@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from runpy import run_path
 from tempfile import TemporaryDirectory
 from textwrap import dedent
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import pytest
 from distributed import two_nodes
 from forked import Forked
+from safetensors.torch import save_file
 
 from zo_offload.embedded.pretrain import make_embedded
+from zo_offload.integrations.hf import load_causal_lm
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 LAST_LINES = {
@@ -113,6 +116,104 @@ def test_accuracies_are_kept_and_not_measured_twice(tmp_path: Path):
     assert "full, seed 0" in first
     assert "full, seed 0" not in again
     assert json.loads(first.splitlines()[-1]) == json.loads(again.splitlines()[-1])
+
+
+LR, FORWARDS = 1e-5, 16
+METHODS = {"mezo": 2, "projections": 8}  # and forwards of a step
+
+
+@pytest.fixture(scope="module")
+def acceptance(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `accuracy.py`, with an untrained model."""
+    folder = tmp_path_factory.mktemp("acceptance")
+    make_embedded(folder / "subj", steps=0, layers=2)
+    (folder / "subj" / "model").rename(folder / "opt-mini")
+    return folder
+
+
+def compared(acceptance: Path, out: Path, *options: str) -> str:
+    """What `accuracy.py` prints of tiny runs."""
+    given = ["--forwards", str(FORWARDS), "--points", "2", "--workers", "1"]
+    given += ["--acceptance", str(acceptance), "--out", str(out)]
+    return run("accuracy.py", *given, "--picture", str(out.with_suffix(".png")), *options)
+
+
+def stored(method: str, seed: int, lr: float = LR, loss: float = 0.6, **more: Any) -> str:
+    """A row, with a curve of before tokens and seconds were in it."""
+    name = {"method": method, "seed": seed, "forwards": FORWARDS, "lr": lr, "search": False}
+    curve = [[8, 0.7, 0.4], [FORWARDS, loss, 0.5]] if loss < 1 else [[8, 0.7, 0.4]]
+    found = {"loss": loss, "accuracy": 0.5, "spent": FORWARDS, "seconds": 1.0, "curve": curve}
+    return json.dumps({**name, **found, **more}) + "\n"
+
+
+def test_a_diverged_run_is_reported_and_left_out_of_differences(acceptance: Path, tmp_path: Path):
+    out = tmp_path / "out.jsonl"
+    rows = [stored(name, seed) for name in METHODS for seed in (1, 2)]
+    out.write_text("".join([stored("projections", 0, loss=float("inf")), *rows]))
+    printed = compared(acceptance, out, "--methods", *METHODS, "--seeds", "3", "--lr", str(LR))
+    shown = [" ".join(line.split()) for line in printed.splitlines()]
+    assert any("│ projections │ 3 (1 diverged) │" in line for line in shown), printed
+    assert any("│ projections │ 2 (seed 0 left out: diverged) │" in line for line in shown), printed
+    found = json.loads(printed.splitlines()[-1])["methods"]
+    assert found.keys() == METHODS.keys()
+    for name in METHODS:
+        assert found[name].keys() == {"accuracy", "loss", "forwards", "seconds"}
+    assert found["projections"]["loss"] == 0.6
+    (new,) = (json.loads(line) for line in out.read_text().splitlines()[5:])
+    assert (new["method"], new["seed"]) == ("mezo", 0)
+    assert [len(point) for point in new["curve"]] == [5, 5]
+    (_, _, _, half, _), (_, _, _, tokens, seconds) = new["curve"]
+    assert 0 < half < tokens
+    assert 0 < seconds == pytest.approx(new["seconds"], abs=0.06)
+    assert out.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_a_run_diverges_at_a_rate_that_is_far_too_high(acceptance: Path, tmp_path: Path):
+    options = ["--methods", *METHODS, "--seeds", "1", "--lr", "1e30"]
+    found = json.loads(compared(acceptance, tmp_path / "out", *options).splitlines()[-1])
+    for name in METHODS:
+        assert found["methods"][name]["loss"] is None
+        assert found["methods"][name]["accuracy"] == 0.0
+
+
+def test_the_best_rate_at_the_edge_of_a_grid_is_called_so(acceptance: Path, tmp_path: Path):
+    out = tmp_path / "out.jsonl"
+    searched = [
+        stored("mezo", 1000, lr, loss, search=True)
+        for lr, loss in ((2e-5, 0.7), (4e-5, float("nan")), (8e-5, 0.6))
+    ]
+    out.write_text("".join([*searched, stored("mezo", 0, 8e-5)]))
+    options = ["--methods", "mezo", "--seeds", "1"]
+    assert "8e-05 (edge of its grid)" in compared(acceptance, out, *options)
+    assert "8e-05 (best, edge of its grid)" in compared(acceptance, out, *options, "--search")
+
+
+def test_seconds_of_a_run_that_goes_on_add_up(acceptance: Path, tmp_path: Path):
+    kept = tmp_path / "out.jsonl.kept" / f"mezo, seed 0, {FORWARDS}, {LR:g}, False"
+    kept.mkdir(parents=True)
+    weights = dict(load_causal_lm(acceptance / "opt-mini").float().named_parameters())
+    save_file({name: value.detach() for name, value in weights.items()},
+              kept / "weights.safetensors", {"step": "5"})  # fmt: skip
+    (kept / "curve.json").write_text(json.dumps([40.0, [[8, 0.7, 0.4]]]))
+    (kept / "seconds").write_text("4 40.0\n5 50.0\n6 60.0\n7 7")  # cut off
+    options = ["--methods", "mezo", "--seeds", "1", "--lr", str(LR)]
+    compared(acceptance, tmp_path / "out.jsonl", *options)
+    found = json.loads((tmp_path / "out.jsonl").read_text())
+    assert 50.0 < found["seconds"] < 60.0
+    assert [point[0] for point in found["curve"]] == [8, FORWARDS]
+    assert found["curve"][1][3] > 0
+    assert not kept.exists()
+
+
+def test_a_line_goes_through_what_half_of_the_runs_reached():
+    points = run_path(str(FOLDER / "accuracy_report.py"))["points"]
+    diverged = {"curve": [[2, 0.9, 0.5, 20, 1.0]]}
+    whole = {"curve": [[2, 0.7, 0.6, 30, 2.0], [4, 0.5, 0.7, 60, 4.0]]}
+    old = {"curve": [[2, 0.8, 0.5], [4, 0.6, 0.6]]}
+    assert points([diverged, whole], 0, 1) == [(2, [0.9, 0.7]), (4, [0.5])]
+    assert points([diverged, whole, old], 0, 1) == [(2, [0.9, 0.7, 0.8]), (4, [0.5, 0.6])]
+    assert points([diverged, whole], 3, 2) == [(25, [0.5, 0.6]), (60, [0.7])]
+    assert points([diverged, old, old], 4, 1) == points([old], 3, 1) == []
 
 
 def on_a_cpu(out: Path, *options: str) -> dict[str, Any]:

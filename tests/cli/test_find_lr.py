@@ -102,6 +102,11 @@ def test_a_directory_below_a_file(task, tmp_path):
         (["--trial-steps", "3"], STEPS, "--trial-steps: goes with --find-lr"),
         (["--find-lr", "--trial-steps", "1025"], 2000, "--trial-steps: at most 1,024, found 1,025"),
         (["--find-lr"], 0, "--steps: expected 1 to"),
+        (
+            ["--find-lr", "--first-order", "full"],
+            STEPS,
+            "--first-order full: --find-lr tries rates of zeroth-order steps only; leave one",
+        ),
     ],
 )
 def test_what_cannot_be_asked(task, tmp_path, flags, steps, words):
@@ -122,6 +127,21 @@ def test_no_rate_is_tried_with_a_dead_eps(task, tmp_path):
     done = invoke([*task.arguments(output, config=config), "--find-lr"])
     assert_one_line(done, "zeroth_order.eps: no learning rate can help: eps 1e-12 is dead: .*raise")
     assert not [*output.iterdir()]
+
+
+def test_an_objective_that_does_not_change_ends_the_search_at_once(task, tmp_path):
+    config, output = with_eps(task, tmp_path, 1e-12), tmp_path / "out"
+    flags = ["--find-lr", "--trial-steps", "3", "--objective", "accuracy"]
+    done = invoke([*task.arguments(output, config=config), *flags])
+    assert done.exit_code == 0, done.output
+    told = json.loads((output / "find_lr.json").read_text())
+    assert told["lr"] is None
+    assert [row["losses"] for row in told["grid"]] == [[told["loss_before"]]]
+    words = "the objective does not change: held out it is "
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith(words))
+    assert "before and after 3 steps at " in line
+    assert "take another --objective (the loss " in line
+    assert "--trial-steps" not in done.stdout
 
 
 def test_a_run_with_a_dead_eps_says_so_once_and_in_its_summary(task, tmp_path):

@@ -62,6 +62,44 @@ def test_nothing_is_proposed_where_no_try_lowered_the_loss():
         assert len(found.rates) == MOST  # down, in search of one
 
 
+def score(changes_at: float):
+    """Of few values: as it was below a rate, better from there on, worse far above."""
+    return lambda lr, number: 0.5 if lr < changes_at else 0.2 if lr < 20 * changes_at else 0.7
+
+
+@pytest.mark.parametrize("guess", [1e-5, 1e-3, 1e-1, 1.0])
+def test_rates_that_leave_a_score_as_it_was_are_left_upwards(guess: float):
+    found = search(score(0.05), guess, before=0.5)
+    assert found.best is not None
+    assert found.best.lr == 0.1
+    assert len(found.rates) <= MOST
+
+
+def test_no_rate_below_one_that_left_the_score_as_it_was_is_tried():
+    found = search(lambda lr, number: 0.5 if lr < 0.05 else 0.7, 1e-2, before=0.5)
+    assert found.best is None
+    assert [rate.lr for rate in found.rates] == [1e-3, 3e-3, 1e-2, 3e-2, 0.1]
+
+
+def test_a_score_that_no_rate_changes_is_tried_upwards_and_once():
+    tried = Counter()
+
+    def attempt(lr: float, number: int) -> float:
+        tried[lr] += 1
+        return 0.5
+
+    found = search(attempt, 1e-3, before=0.5)
+    assert found.is_flat
+    assert set(tried.values()) == {1}
+    assert (found.rates[0].lr, found.rates[-1].lr, len(tried)) == (1e-4, 100.0, MOST)
+
+
+def test_a_try_without_any_slope_says_all_that_others_would():
+    found = search(lambda lr, number: 0.5, 1e-3, before=0.5, moves=lambda: False)
+    assert found.is_flat
+    assert len(found.rates) == 1
+
+
 def test_a_rate_that_diverges_in_a_later_round_is_not_the_best():
     rates = [Rate(1.0, [0.5, 0.5, 0.5]), Rate(3.0, [0.1, 0.1, math.inf])]
     assert judge(rates, before=1.0).best is rates[0]

@@ -107,6 +107,15 @@ def test_rounds_go_along_other_directions_than_each_other_and_the_run():
         assert stepper.draws()[0][2].seed == seed_of(0, 1)
 
 
+def test_a_try_says_whether_anything_moved():
+    flat = Objective(lambda model, batch, outputs: (1.0, 2.0), smooth=False)
+    for objective, moves in ((flat, False), (Objective(), True)):
+        with Stepper(model(), tried("full"), objective=objective) as stepper:
+            trials = trials_of(stepper)
+            trials.attempt(LR, 0)
+            assert trials.moved is moves
+
+
 def test_a_try_whose_losses_run_away_is_cut_short():
     config = ZOConfig(eps=1e-3, update=UpdateConfig(lag=40))
     with Stepper(Product(), config) as stepper:

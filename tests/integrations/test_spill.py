@@ -226,15 +226,45 @@ def test_experts_that_are_missing_are_not_made_up(tmp_path: Path, room: Path, mi
         load_causal_lm(folder)
 
 
-def test_no_code_of_a_pickle_is_run(tmp_path: Path, room: Path):
-    class Hostile:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return Path.touch, (tmp_path / "ran",)
-
+def with_bin(tmp_path: Path, content: Any) -> Path:
+    """A checkpoint whose weights are in a pickle."""
     folder = saved(tmp_path, "opt")
     for path in folder.glob("model*"):
         path.unlink()
-    torch.save({"a": Hostile()}, folder / "pytorch_model.bin")  # noqa: TID251 others may
-    with pytest.raises(ModelError, match="could not be loaded"):
+    torch.save(content, folder / "pytorch_model.bin")  # noqa: TID251 others may
+    return folder
+
+
+def test_no_code_of_a_pickle_is_run(tmp_path: Path, room: Path):
+    class Hostile:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    folder = with_bin(tmp_path, {"a": Hostile()})
+    with pytest.raises(ModelError) as raised:
         load_causal_lm(folder)
     assert not (tmp_path / "ran").exists()
+    assert str(raised.value) == (
+        f"{folder}: a .bin file of weights asks to run posix.system, and no code of a checkpoint "
+        "is run; take its weights as safetensors (save_pretrained writes them), or fetch its files "
+        "again"
+    )
+
+
+def test_a_bin_file_that_is_no_pickle_is_said_to_be_damaged(tmp_path: Path, room: Path):
+    folder = with_bin(tmp_path, {})
+    (folder / "pytorch_model.bin").write_bytes(b"x" * 100)
+    with pytest.raises(ModelError) as raised:
+        load_causal_lm(folder)
+    assert str(raised.value) == (
+        f"{folder}: a .bin file of weights cannot be read: it is damaged, or holds more than "
+        "tensors; take its weights as safetensors (save_pretrained writes them), or fetch its "
+        "files again"
+    )
+
+
+def test_code_of_a_library_in_a_pickle_is_named(tmp_path: Path, room: Path):
+    folder = with_bin(tmp_path, {"a": Path("here")})
+    with pytest.raises(ModelError, match=r"asks to run pathlib\.PosixPath, and no code") as raised:
+        load_causal_lm(folder)
+    assert "weights_only" not in str(raised.value)

@@ -76,6 +76,11 @@ def find(options: FindOptions, reporter: Reporter) -> Found | None:
 
 
 def _asked(options: FindOptions) -> tuple[dict[str, Any], Any, dict[str, Any]]:
+    if options.run.first_order is not None:
+        raise ConfigError(
+            f"--first-order {options.run.first_order}: --find-lr tries rates of zeroth-order steps "
+            "only; leave one of the two out"
+        )
     if options.steps > MOST_STEPS:
         raise ConfigError(
             f"--trial-steps: at most {MOST_STEPS:,}, found {options.steps:,}; lower it"
@@ -127,7 +132,7 @@ def _tried(engine: Any, task: Any, options: FindOptions, reporter: Reporter) -> 
     _refuse_dead(trials)
     guess = _guess(found, stepper, length) or float(group["lr"])
     attempt = partial(_attempt, trials, reporter, options.steps)
-    verdict = search(attempt, guess, before)
+    verdict = search(attempt, guess, before, lambda: trials.moved)
     for_run = (len(task.dev[:MOST_HELD_OUT]), options.run.steps, options.steps)
     told = trials.watch.finding.text if trials.watch.finding else None
     whole = options.run.steps * trials.forwards_of_step

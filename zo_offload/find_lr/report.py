@@ -160,6 +160,9 @@ def lines(found: Found) -> list[str]:
         f"cost: {found.forwards:,} forwards, {found.forwards / found.run_forwards:.0%} of those of "
         f"the run's {found.steps:,} steps",
     ]
+    if verdict.is_flat:
+        told.append(_flat(found))
+        return told
     if verdict.best is None:
         told.append(
             f"no rate lowered the held-out loss ({verdict.before:.4f}) in {found.tried_steps} "
@@ -174,6 +177,16 @@ def lines(found: Found) -> list[str]:
         f"root of {found.tried_steps} / {found.steps}"
     )
     return told
+
+
+def _flat(found: Found) -> str:
+    verdict, rates = found.verdict, [found.for_run(rate.lr) for rate in found.verdict.rates]
+    tried = f"at {rates[0]:g}" if len(rates) == 1 else f"at {len(rates)} rates up to {rates[-1]:g}"
+    return (
+        f"the objective does not change: held out it is {verdict.before:.4f} before and after "
+        f"{found.tried_steps} steps {tried}: none is proposed; take another --objective (the loss "
+        "changes with every step), a template at which it changes, larger batches or a larger eps"
+    )
 
 
 def draw(found: Found, path: Path) -> None:

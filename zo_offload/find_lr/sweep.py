@@ -34,6 +34,10 @@ class Rate:
         """In any round."""
         return not all(map(math.isfinite, self.losses))
 
+    def equals(self, loss: float) -> bool:
+        """In every round."""
+        return not self.diverged and all(found == loss for found in self.losses)
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -51,14 +55,28 @@ class Verdict:
     rates: Sequence[Rate]
     before: float
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether no try changed anything."""
+        return all(rate.equals(self.before) for rate in self.rates)
 
-def search(attempt: Callable[[float, int], float], guess: float, before: float) -> Verdict:
+
+def search(
+    attempt: Callable[[float, int], float],
+    guess: float,
+    before: float,
+    moves: Callable[[], bool] = lambda: True,
+) -> Verdict:
     """Try rates around a guess, further out while an end is best, then the best ones again.
+
+    A score (accuracy, F1) stays what it was where steps are too short to change an answer. So the
+    way leads up, not down, while no try is better than `before` and the best ones equal it.
 
     Args:
         attempt: From rate and round to the loss that it ends with.
         guess: Where to begin.
         before: Loss without a step.
+        moves: Whether a try has moved anything yet; if none has, no other rate can.
 
     Example:
         >>> found = search(lambda lr, number: (math.log10(lr) + 4) ** 2, guess=0.1, before=5.0)
@@ -74,10 +92,13 @@ def search(attempt: Callable[[float, int], float], guess: float, before: float) 
     middle = place_of(guess)
     for place in range(middle - FIRST // 2, middle + FIRST // 2 + 1):
         attempt_at(place)
-    while len(rates) < MOST and (place := _beyond(rates)) is not None:
+        if not moves():
+            break
+    while moves() and len(rates) < MOST and (place := _beyond(rates, before)) is not None:
         attempt_at(place)
-    best = _lowest(rates)
-    for number in range(1, ROUNDS):
+    best = _best(rates, before)
+    is_flat = all(rate.equals(before) for rate in rates.values())
+    for number in range(1, 1 if is_flat else ROUNDS):
         for place in (best - 1, best, best + 1):
             rate = rates.get(place)
             if rate is not None and not rate.diverged:
@@ -141,17 +162,19 @@ def rate_at(place: int) -> float:
     return float(f"{3 if odd else 1}e{power}")
 
 
-def _lowest(rates: Mapping[int, Rate]) -> int:
-    """The best place; of equal ones, the lowest rate."""
-    return min(sorted(rates), key=lambda place: rates[place].losses[0])
+def _best(rates: Mapping[int, Rate], before: float) -> int:
+    """The best place; of equal ones the lowest rate, or the highest if it left all as it was."""
+    lowest = min(rate.losses[0] for rate in rates.values())
+    places = [place for place in sorted(rates) if rates[place].losses[0] == lowest]
+    return places[-1 if rates[places[0]].equals(before) else 0]
 
 
-def _beyond(rates: Mapping[int, Rate]) -> int | None:
+def _beyond(rates: Mapping[int, Rate], before: float) -> int | None:
     """The next place at an end of the grid that is best, or where all diverged: the lower one."""
-    best, low, high = _lowest(rates), min(rates), max(rates)
-    if best == low:
-        return low - 1
-    return high + 1 if best == high else None
+    best, low, high = _best(rates, before), min(rates), max(rates)
+    if best == high:
+        return high + 1
+    return low - 1 if best == low and not rates[best].equals(before) else None
 
 
 def _is_tied(rate: Rate, best: Rate) -> bool:

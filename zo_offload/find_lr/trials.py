@@ -67,6 +67,7 @@ class Trials:
         watch: Sees the losses of every step.
         forwards: Of a micro-batch or a batch held out, on all ranks together.
         taken: Steps.
+        moved: Whether any of them moved a weight.
     """
 
     stepper: Stepper
@@ -76,6 +77,7 @@ class Trials:
     weight_decay: float = 0.0
     forwards: int = 0
     taken: int = 0
+    moved: bool = False
 
     def __post_init__(self) -> None:
         weights = self.stepper.weights
@@ -109,6 +111,7 @@ class Trials:
                 return math.inf
             self.taken += 1
             self.forwards += self._per_step
+            self.moved |= any(result.measured_grads) or self.weight_decay != 0.0
             if result.skipped:
                 return math.inf
             self.watch.observe(step, result.lane_losses, result.measured_grads)

@@ -1,8 +1,10 @@
 """Loading and recognising Hugging Face models and tokenizers, every fault in one line."""
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from pickle import UnpicklingError  # noqa: TID251 nothing is read by it
 from tempfile import gettempdir
 from typing import Any
 
@@ -17,6 +19,7 @@ from zo_offload.kinds import CALLED, LOADED_BY, Kind
 from zo_offload.trainable.peft import base_of, load_adapter
 
 LONGEST_REASON = 300
+SAFE = "take its weights as safetensors (save_pretrained writes them), or fetch its files again"
 TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")  # their files
 
 
@@ -220,6 +223,8 @@ def _load(auto_class: Any, name: str | Path, what: str, **options: Any) -> Any:
         return auto_class.from_pretrained(str(name), trust_remote_code=False, **options)
     except StoreError:
         raise
+    except UnpicklingError as error:
+        raise ModelError(f"{name}: {_unread(error)}; {SAFE}") from error
     except Exception as error:  # the loaders raise whatever the layers below them raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         if len(reason) > LONGEST_REASON:
@@ -233,3 +238,11 @@ def _load(auto_class: Any, name: str | Path, what: str, **options: Any) -> Any:
         raise ModelError(
             f"{name}: the {what} could not be loaded: {reason}; mend or fetch its files again"
         ) from error
+
+
+def _unread(error: UnpicklingError) -> str:
+    """What is wrong with a `.bin` file. Torch's own words advise to run its code."""
+    asked = re.search(r"\bGLOBAL (\S+)", str(error))
+    if asked is None:
+        return "a .bin file of weights cannot be read: it is damaged, or holds more than tensors"
+    return f"a .bin file of weights asks to run {asked[1]}, and no code of a checkpoint is run"

@@ -52,11 +52,11 @@ def boolq(row: Node) -> Items:
 def wsc(row: Node) -> Items:
     """SuperGLUE's JSONL, which nests the spans, or flat rows."""
     nested = "target" in row
-    spans = row["target"] if nested else row
+    spans, text = row["target"] if nested else row, row["text"].text()
     texts = {
-        "text": row["text"].text(),
-        "noun": spans["span1_text"].text(),
-        "pronoun": spans["span2_text"].text().lower(),
+        "text": text,
+        "noun": _in_text(spans, "span1", text),
+        "pronoun": _in_text(spans, "span2", text).lower(),
     }
     yield Item(texts, row.where, (row["label"].index_of(BOOLEANS),))
 
@@ -107,7 +107,7 @@ def squad(row: Node) -> Items:
     """SQuAD's JSON, an article an object with paragraphs and questions in it, or flat rows."""
     if "data" not in row:
         answers = tuple(each.text() for each in row["answers"]["text"].items(least=1))
-        yield _asked(row.where, row["title"], row["context"], row["question"], answers)
+        yield asked_item(row.where, row["title"], row["context"], row["question"], answers)
         return
     for article in row["data"].items(least=1):
         for paragraph in article["paragraphs"].items():
@@ -115,23 +115,34 @@ def squad(row: Node) -> Items:
                 found = asked["answers"].items(least=1)
                 answers = tuple(each["text"].text() for each in found)
                 title, context = article["title"], paragraph["context"]
-                yield _asked(asked.where, title, context, asked["question"], answers)
+                yield asked_item(asked.where, title, context, asked["question"], answers)
 
 
-def drop(row: Node) -> Items:
-    """DROP's JSON, an object with a passage and its questions under each key, or flat rows."""
-    if "answers_spans" in row:
-        answers = tuple(each.text() for each in row["answers_spans"]["spans"].items(least=1))
-        yield _asked(row.where, None, row["passage"], row["question"], answers)
-        return
-    for _, passage in row.pairs():
-        for asked in passage["qa_pairs"].items():
-            found = [asked["answer"]]
-            found += asked["validated_answers"].items() if "validated_answers" in asked else []
-            answers = tuple(dict.fromkeys(text for each in found for text in _drop_answers(each)))
-            if not answers:
-                asked.refuse("no answer", "expected a number, a date or spans")
-            yield _asked(asked.where, None, passage["passage"], asked["question"], answers)
+def asked_item(
+    where: str, title: Node | None, context: Node, question: Node, answers: tuple[str, ...]
+) -> Item:
+    """A question on a text; the first answer is learnt from."""
+    texts = {"context": context.text(), "question": question.text().strip()}
+    if title is not None:
+        texts["title"] = title.text()
+    return Item(texts, where, answers=answers)
+
+
+def _in_text(spans: Node, name: str, text: str) -> str:
+    """A span, mended where it is no part of the text, as `wsc.fixed` of `datasets` mends it.
+
+    Its first letter takes the case of the word at its index, a final full stop goes, a line end is
+    a blank. What is no part of the text even so (it has words between) stays as it is.
+    """
+    span = spans[f"{name}_text"].text()
+    if span in text:
+        return span
+    mended, index = span.rstrip(".").replace("\n", " "), f"{name}_index"
+    if index in spans:
+        words = text.split()
+        first = words[spans[index].integer(0, len(words) - 1)][0]
+        mended = (mended[:1].lower() if first.islower() else mended[:1].upper()) + mended[1:]
+    return mended if mended and mended in text else span
 
 
 def _lowered(choice: str) -> str:
@@ -156,27 +167,3 @@ def _cloze(
         row.refuse(f"no answer among the {len(entities)} entities", "expected one of them")
     choices = tuple(asked.replace(PLACEHOLDER, entity) for entity in entities)
     return Item({"passage": passage.replace("@highlight\n", "- ")}, row.where, right, choices)
-
-
-def _asked(
-    where: str, title: Node | None, context: Node, question: Node, answers: tuple[str, ...]
-) -> Item:
-    texts = {"context": context.text(), "question": question.text().strip()}
-    if title is not None:
-        texts["title"] = title.text()
-    return Item(texts, where, answers=answers)
-
-
-def _drop_answers(answer: Node) -> Iterator[str]:
-    """A number, the words of a date, or spans."""
-    if "number" in answer and (number := answer["number"].text(empty=True)):
-        yield number
-    elif "date" in answer and (parts := [part for part in _date(answer["date"]) if part]):
-        yield " ".join(parts)
-    elif "spans" in answer:
-        yield from (span.text() for span in answer["spans"].items())
-
-
-def _date(date: Node) -> list[str]:
-    names = [name for name in ("day", "month", "year") if name in date]
-    return [date[name].text(empty=True).strip() for name in names]

@@ -12,6 +12,7 @@ Reference:
 
 from zo_offload.kinds import Kind
 from zo_offload.tasks import formats
+from zo_offload.tasks.drop import drop
 from zo_offload.tasks.masked_suite import MASKED_TASKS
 from zo_offload.tasks.node import BOOLEANS
 from zo_offload.tasks.spec import Counts, Hub, Manner, TaskSpec
@@ -161,7 +162,7 @@ TASKS = (
         name="DROP",
         template=Template("Passage: {context}\nQuestion: {question}\nAnswer:"),
         option=Template(" {choice}\n"),
-        items=formats.drop,
+        items=drop,
         manner=GENERATED,
         files=DROP,
         folders=("drop_dataset", "drop"),
