@@ -192,6 +192,16 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path):
         Stepper(model(), block)
 
 
+def test_no_code_of_an_adapters_pickle_is_run(tmp_path: Path):
+    made_of(model()).save_pretrained(tmp_path)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    torch.save({"a": Path("here")}, tmp_path / "adapter_model.bin")  # noqa: TID251 others may
+    block = ZOConfig.model_validate({"trainable": {"mode": "peft", "adapter": str(tmp_path)}})
+    with pytest.raises(ConfigError, match=r"asks to run pathlib\.PosixPath, and no code") as raised:
+        Stepper(model(), block)
+    assert "weights_only" not in str(raised.value)
+
+
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ConfigError, match=r"needs the peft library \(.*\); pip install peft"):

@@ -1,10 +1,8 @@
 """Loading and recognising Hugging Face models and tokenizers, every fault in one line."""
 
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from pickle import UnpicklingError  # noqa: TID251 nothing is read by it
 from tempfile import gettempdir
 from typing import Any
 
@@ -12,6 +10,7 @@ from zo_offload.converted import is_converted, read_converted, refuse_unfinished
 from zo_offload.errors import ModelError, StoreError
 from zo_offload.integrations.hub import check_reached
 from zo_offload.integrations.model_kind import kind_of
+from zo_offload.integrations.pickled import SAFE, UnpicklingError, unread
 from zo_offload.integrations.quantized import refuse_quantized
 from zo_offload.integrations.skeleton import skeleton
 from zo_offload.integrations.spill import spilled
@@ -19,7 +18,6 @@ from zo_offload.kinds import CALLED, LOADED_BY, Kind
 from zo_offload.trainable.peft import base_of, load_adapter
 
 LONGEST_REASON = 300
-SAFE = "take its weights as safetensors (save_pretrained writes them), or fetch its files again"
 TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")  # their files
 
 
@@ -224,7 +222,7 @@ def _load(auto_class: Any, name: str | Path, what: str, **options: Any) -> Any:
     except StoreError:
         raise
     except UnpicklingError as error:
-        raise ModelError(f"{name}: {_unread(error)}; {SAFE}") from error
+        raise ModelError(f"{name}: {unread(error)}; {SAFE}") from error
     except Exception as error:  # the loaders raise whatever the layers below them raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         if len(reason) > LONGEST_REASON:
@@ -238,11 +236,3 @@ def _load(auto_class: Any, name: str | Path, what: str, **options: Any) -> Any:
         raise ModelError(
             f"{name}: the {what} could not be loaded: {reason}; mend or fetch its files again"
         ) from error
-
-
-def _unread(error: UnpicklingError) -> str:
-    """What is wrong with a `.bin` file. Torch's own words advise to run its code."""
-    asked = re.search(r"\bGLOBAL (\S+)", str(error))
-    if asked is None:
-        return "a .bin file of weights cannot be read: it is damaged, or holds more than tensors"
-    return f"a .bin file of weights asks to run {asked[1]}, and no code of a checkpoint is run"

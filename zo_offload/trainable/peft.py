@@ -18,6 +18,7 @@ from torch import nn
 from zo_offload.config import ZOConfig
 from zo_offload.converted import converted_of
 from zo_offload.errors import ConfigError, ModelError
+from zo_offload.integrations.pickled import SAFE, UnpicklingError, unread
 from zo_offload.trainable.moving import Moving
 from zo_offload.trainable.selection import PATH
 from zo_offload.trainable.trainable import Trainable, Values
@@ -209,6 +210,8 @@ def load_adapter(model: nn.Module, directory: str | Path, where: str = "") -> An
         config = peft.PeftConfig.from_pretrained(str(directory))
         prompts = config.is_prompt_learning
         adapted = peft.PeftModel.from_pretrained(model, str(directory), is_trainable=not prompts)
+    except UnpicklingError as error:
+        raise ConfigError(f"{where}{directory}: {unread(error)}; {SAFE}") from error
     except (ValueError, RuntimeError, OSError, KeyError) as error:
         raise ConfigError(
             f"{where}{directory}: {one_line(error)[:300]}; give an adapter of this model"
