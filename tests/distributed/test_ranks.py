@@ -56,6 +56,7 @@ def model_for(launcher: str) -> str:
     ("launcher", "ranks", "calls", "link"),
     [
         ("deepspeed", 2, "train_batch", "SocketLink"),
+        pytest.param("deepspeed", 4, "train_batch", "SocketLink", marks=pytest.mark.thorough),
         ("none", 4, "forward", "SocketLink"),
         pytest.param("torchrun", 2, "forward", "SocketLink", marks=pytest.mark.thorough),
         ("mpirun", 2, "train_batch", "MPILink"),
