@@ -91,6 +91,8 @@ class Placing:
             head=head,
             head_chunk=self.config.head_chunk,
             copied=copied,
+            num_paths=len(self.config.offload_param.nvme_path or ()) or 1,
+            stripe_bytes=self.aio.block_size,
         )
 
     def place(self, model_map: ModelMap, disk: Disk | None) -> Placement:

@@ -187,6 +187,24 @@ def test_lossless_matrices_have_room_for_not_shrinking(where: str):
     assert tiers.host_bytes == pytest.approx(plan.host_bytes, rel=0.02)
 
 
+@pytest.mark.parametrize("wire", ["identity", "int8"])
+@pytest.mark.parametrize("unit", ["block", "sublayer", "linear"])
+@pytest.mark.parametrize("name", ["opt-175b", "llama-3-8b", "qwen3-235b-a22b"])
+def test_files_are_as_large_as_the_plan_says(tmp_path: Path, name: str, unit: str, wire: str):
+    config = config_like(name, num_hidden_layers=12)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    offload = OffloadConfig.model_validate({"device": "nvme", "nvme_path": str(tmp_path)})
+    options: Any = {"offload_param": offload, "unit": unit, "wire": wire}
+    tokens = torch.randint(4, 500, (1, 16))
+    with closing(Stepper(model, ZOConfig(**options), dtype=torch.bfloat16)) as stepper:
+        for _ in range(2):  # updates are written by the next visit
+            stepper.train_step([{"input_ids": tokens, "labels": tokens}], lr=1e-3)
+        files = sum(path.stat().st_size for path in tmp_path.rglob("units.bin"))
+        assert stepper.plan.nvme_bytes == files
+    tiers = planned(config, torch.bfloat16, replace(BASE, unit=unit, lowest="nvme", wire=wire))
+    assert tiers.nvme_bytes == files
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 2.0])
 @pytest.mark.parametrize(
     ("tier", "wire"), [("device", "identity"), ("host", "identity"), ("device", "int8")]

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 
 from zo_offload.errors import StoreError
 from zo_offload.factors import factor_bytes
+from zo_offload.offload.aio import Aio
 from zo_offload.offload.folders import SPARES
+from zo_offload.offload.manifest import Geometry
 from zo_offload.offload.packing import NUM_BUFFERS
 from zo_offload.offload.residency import DEVICE, HOST, NVME, most_that_fit
-from zo_offload.offload.staged import num_staged, staged_bytes, stored
+from zo_offload.offload.slot import slot_bytes
+from zo_offload.offload.staged import num_staged, staged_bytes
 from zo_offload.offload.streamer import slot_size
 from zo_offload.ops import ALIGNMENT, Segment, Span
 from zo_offload.overlays import kept_bytes
@@ -92,6 +95,8 @@ class Needs:
         head: Name of the head, where it is perturbed ``head_chunk`` rows at a time.
         head_chunk: Rows.
         copied: Names of matrices in units of which perturbed copies are made.
+        num_paths: Disks that units are striped over.
+        stripe_bytes: Of each stripe.
     """
 
     model_map: ModelMap
@@ -104,6 +109,8 @@ class Needs:
     head: str | None = None
     head_chunk: int | None = None
     copied: Collection[str] = ()
+    num_paths: int = 1
+    stripe_bytes: int = Aio.block_size
 
     def plan(self, tiers: Mapping[int, str]) -> Plan:
         """Add up what a run will hold with units in these tiers, by index."""
@@ -132,7 +139,7 @@ class Needs:
             )
             + self._packing(streamed)
             + num_staged(self.num_slots) * staged_bytes(on_disk),
-            nvme_bytes=_disk_bytes(on_disk),
+            nvme_bytes=self._disk_bytes(on_disk),
             overlays=kept_bytes(self.model_map),
             factors=factor_bytes(self.model_map, self.num_draws),
             unit_copies=sum(size for _, size in self._unit_copies()),
@@ -182,6 +189,10 @@ class Needs:
             if segment.name in self.copied and self.model_map.is_low_rank(span)
         }
 
+    def _disk_bytes(self, units: Collection[Unit]) -> int:
+        slots = (slot_bytes(unit.wire_bytes, unit.rest_bytes) for unit in units)
+        return disk_bytes(len(units), max(slots, default=0), self.num_paths, self.stripe_bytes)
+
     def _packing(self, streamed: Collection[Unit]) -> int:
         """Where units are packed on their way."""
         packs = self.host_moves and any(unit.packs_on_its_way for unit in streamed)
@@ -209,9 +220,24 @@ class Needs:
         return self.lags and any(unit.index != AMBIENT and not unit.is_frozen for unit in units)
 
 
-def _disk_bytes(units: Collection[Unit]) -> int:
-    slot = max((stored(unit).slot_bytes for unit in units), default=0)
-    return (len(units) + SPARES) * slot if units else 0
+def disk_bytes(
+    num_units: int, largest: int, num_paths: int = 1, stripe_bytes: int = Aio.block_size
+) -> int:
+    """Of the files of a run: slots that any unit fits in, for every unit and the spare ones.
+
+    Args:
+        num_units: That rest there.
+        largest: Bytes of the largest one's slot.
+        num_paths: Files that they are striped over.
+        stripe_bytes: Of each stripe.
+
+    Example:
+        >>> disk_bytes(2, 16 << 20) >> 20, disk_bytes(0, 0)
+        (96, 0)
+    """
+    if not num_units:
+        return 0
+    return Geometry(num_paths, stripe_bytes, largest, num_units + SPARES).total_bytes
 
 
 def _wire(unit: Unit) -> int:

@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from zo_offload.exact_head import OTHER_CHUNK_BYTES
 from zo_offload.offload.packing import NUM_BUFFERS
+from zo_offload.offload.planner import disk_bytes
+from zo_offload.offload.slot import slot_bytes
 from zo_offload.ops import layout_of
 from zo_offload.plan.formats import GROUP, packs, rest_bytes, room_bytes, wire_bytes
 from zo_offload.plan.layout import Counts, Layout
@@ -19,8 +21,6 @@ from zo_offload.plan.request import Budgets, Request
 ADAPTER_RANK = 8  # of an adapter on every matrix
 VALUE_BYTES = 4  # of what moves over a frozen base, fp32
 CHOSEN_BYTES = 8  # of one and its 32-bit place
-HEADER = PAGE = 4096  # of a unit on disk, and what its parts are padded to
-SPARE_RECORDS = 4
 SUMS_BYTES = 64  # a token, of a loss that is computed in chunks
 
 
@@ -52,7 +52,7 @@ class Tiers:
     Attributes:
         device: By purpose.
         host: By purpose.
-        nvme_bytes: Records and spare ones.
+        nvme_bytes: Of the files there.
         residents: Units on the device, in host memory, on disk; in order of the model.
         sizes: Of units.
         short: Bytes that a tier lacks, by tier; empty when everything fits.
@@ -281,20 +281,12 @@ def _how_many(bytes_each: Counts, room: int | None) -> int:
     return int(np.searchsorted(np.cumsum(bytes_each), room, side="right"))
 
 
-def _record(sizes: Sizes) -> int:
-    """Bytes of the largest unit on disk."""
-    return int(_records(sizes).max())
-
-
-def _records(sizes: Sizes) -> Counts:
-    return HEADER + _padded(sizes.wire) + _padded(sizes.rest)
-
-
-def _padded(counts: Counts) -> Counts:
-    return -(-counts // PAGE) * PAGE
+def _record(sizes: Sizes, first: int = 0) -> int:
+    """Bytes on disk of the largest unit from ``first`` on."""
+    parts = zip(sizes.wire[first:].tolist(), sizes.rest[first:].tolist(), strict=True)
+    return max((slot_bytes(*pair) for pair in set(parts)), default=0)
 
 
 def _on_disk(sizes: Sizes, first: int) -> int:
-    """Records of the units from ``first`` on, with spare slots."""
-    count = len(sizes.wire) - first
-    return int(_records(sizes)[first:].sum()) + SPARE_RECORDS * _record(sizes) if count else 0
+    """Files that hold the units from ``first`` on."""
+    return disk_bytes(len(sizes.wire) - first, _record(sizes, first))
