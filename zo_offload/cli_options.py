@@ -198,9 +198,8 @@ PLAN_OPTIONS = (
     click.option("--tflops", type=POSITIVE, help="Of the device, 10^12 a second (100)."),
     click.option("--unit", type=click.Choice(["block", "sublayer", "linear"]),
                  help="What moves together (default: the plan's choice)."),
-    click.option("--wire", type=click.Choice(
-                     ["identity", "bf16", "lossless12", "fp8_e4m3", "int8", "int4", "nf4"]),
-                 help="What crosses the bus."),
+    click.option("--wire", metavar="CODEC",
+                 help="What crosses the bus: nf4, int8:64, ... as in the JSON."),
     click.option("--share", type=click.FloatRange(0, 1, min_open=True),
                  help="Of the weights, that a mask chooses (0.001)."),
     click.option("--trainable", type=click.Choice(["full", "sparse", "peft", "scales"]),

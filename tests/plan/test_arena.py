@@ -64,7 +64,9 @@ def test_the_arena_peaks_where_the_plan_says(name: str, unit: str, head_chunk: i
 
 
 @pytest.mark.parametrize("device", ["cpu", "none"])
-@pytest.mark.parametrize("wire", ["int4", "nf4", "int8", "lossless12"])
+@pytest.mark.parametrize(
+    "wire", ["int4", "nf4", "int8", "lossless12", "int4:64", "nf4:64", "int8:64", "fp8_e4m3:64"]
+)
 def test_a_frozen_base_takes_what_its_wire_takes(wire: str, device: Any):
     config = config_like("llama-3-8b")
     model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -119,7 +121,7 @@ def test_chosen_weights_take_what_is_planned(tmp_path: Path, name: str, device: 
 
 
 @pytest.mark.parametrize("device", ["cpu", "none"])
-@pytest.mark.parametrize("wire", ["int4", "int8"])
+@pytest.mark.parametrize("wire", ["int4", "int8", "int4:64"])
 def test_scales_take_what_the_plan_says(wire: str, device: Any):
     config = config_like("llama-3-8b")
     model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -135,7 +137,7 @@ def test_scales_take_what_the_plan_says(wire: str, device: Any):
     lowest = {"cpu": "host", "none": "device"}[device]
     request = replace(BASE, unit="block", lowest=lowest, wire=wire, trainable="scales")
     tiers = planned(config, torch.bfloat16, request)
-    rounding = 2 * 7 * 128 * 4 + 7 * 128 * 4 + 2 * 64  # every matrix's scales up to 128
+    rounding = 2 * 7 * 128 * 4 + 7 * 128 * 4 + 2 * 64 + 2 * 64  # every matrix's scales up to 128
     assert weights_of(tiers) <= plan.device_bytes <= weights_of(tiers) + rounding
     assert tiers.host_bytes <= plan.host_bytes <= tiers.host_bytes + rounding
 
@@ -159,7 +161,10 @@ def test_scales_take_what_the_plan_says(wire: str, device: Any):
         ("cpu", {"wire": "int4", "lag": 4, "unit": "linear"}, torch.bfloat16),
         ("cpu", {"wire": "fp8_e4m3", "master": "bf16_sr"}, torch.bfloat16),
         ("cpu", {"wire": "bf16"}, torch.float32),
+        ("cpu", {"wire": "fp16"}, torch.float32),
         ("cpu", {"wire": "nf4"}, torch.float16),
+        ("cpu", {"wire": "nf4:64", "lag": 4}, torch.bfloat16),
+        ("cpu", {"wire": "int8:64", "where": "device"}, torch.bfloat16),
         ("none", {"wire": "int8"}, torch.bfloat16),
     ],
 )

@@ -17,12 +17,15 @@ from zo_offload.errors import ConfigError
 from zo_offload.offload.aio import Aio
 from zo_offload.plan.advice import nearest, quicker
 from zo_offload.plan.budget import SUMS_BYTES, place, sizes_of
-from zo_offload.plan.formats import PACKED, WIRES
 from zo_offload.plan.rates import OVERHEAD, Rates, flops_of
 from zo_offload.plan.request import TRAINABLES, Budgets, Request, read_json
 from zo_offload.plan.search import Layouts, Planned, plan
 
 RATES = Rates()
+WIRES = (
+    "identity", "bf16", "fp16", "lossless12", "fp8_e4m3", "int8", "int4", "nf4",
+    "fp8_e4m3:64", "int8:64", "int4:64", "nf4:64",
+)  # fmt: skip
 SHORT = Request(length=16)
 ON_HOST = replace(SHORT, unit="block", where="host", lowest="host", only=True)
 
@@ -112,7 +115,7 @@ def test_bytes_are_those_of_all_parameters(granularity: str):
     assert not packed.rest.any()
 
 
-@pytest.mark.parametrize("wire", PACKED)
+@pytest.mark.parametrize("wire", WIRES[1:])
 def test_a_wire_packs_what_travels_and_not_the_scratch(wire: str):
     layout = layouts().at("block", "fp32")
     plain = place(layout, ON_HOST, Budgets())
@@ -120,7 +123,7 @@ def test_a_wire_packs_what_travels_and_not_the_scratch(wire: str):
     assert packed.device["scratch"] == plain.device["scratch"]
     assert packed.device["slots"] <= plain.device["slots"]
     assert packed.host["units"] == plain.host["units"]  # which rest as they are
-    assert packed.host["packing"] == (0 if wire == "bf16" else packed.device["slots"])
+    assert packed.host["packing"] == (0 if wire in ("bf16", "fp16") else packed.device["slots"])
 
 
 def test_a_chunk_of_the_head_takes_its_share():

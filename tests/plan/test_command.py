@@ -1,6 +1,7 @@
 """``zo-offload plan`` as a user runs it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,20 @@ def test_a_json_bounds_the_tiers_and_the_budgets(tmp_path: Path):
     assert "it would fit with weights in host memory" in refused.stderr
     assert "unknown key" in configured(probs=2).stderr
     assert "a plan divides blocks itself" in configured(unit=["OPTDecoderLayer"]).stderr
+
+
+@pytest.mark.parametrize(("wire", "bytes_each"), [("int4:64", 0.53125), ("nf4:128", 0.515625)])
+def test_a_wire_may_name_its_group(wire: str, bytes_each: float):
+    found = planned("--model", "opt-13b", "--trainable", "sparse", "--unit", "linear",
+                    "--wire", wire)  # fmt: skip
+    assert found["unit_bytes"] == pytest.approx(bytes_each * 5120 * 20480, rel=0.001)
+
+
+@pytest.mark.parametrize("wire", ["nf5", "int8:65", "bf16:64", ""])
+def test_a_wire_that_is_none_is_one_line(wire: str):
+    result = plan("--model", "opt-125m", "--wire", wire)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert re.match(r"Error: --wire: .*; .*\n\Z", result.stderr)
 
 
 def test_rates_bound_the_step():

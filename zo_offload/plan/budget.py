@@ -14,7 +14,8 @@ from zo_offload.offload.packing import NUM_BUFFERS
 from zo_offload.offload.planner import disk_bytes
 from zo_offload.offload.slot import slot_bytes
 from zo_offload.ops import layout_of
-from zo_offload.plan.formats import GROUP, packs, rest_bytes, room_bytes, wire_bytes
+from zo_offload.ops.layout import GROUPS
+from zo_offload.plan.formats import packs, rest_bytes, room_bytes, wire_bytes
 from zo_offload.plan.layout import Counts, Layout
 from zo_offload.plan.request import Budgets, Request
 
@@ -189,7 +190,7 @@ def _scales(elements: int, request: Request) -> int:
     """Of so many elements of matrices, where they move."""
     if request.trainable != "scales":
         return 0
-    return elements // (layout_of(request.wire).group or GROUP) * VALUE_BYTES
+    return elements // (layout_of(request.wire).group or GROUPS[-1]) * VALUE_BYTES
 
 
 def _whole_on_device(layout: Layout, request: Request, sizes: Sizes) -> dict[str, int]:

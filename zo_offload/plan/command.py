@@ -1,10 +1,12 @@
 """``zo-offload plan``: from options to a plan, written down."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from zo_offload.config_trainable import integer_layout
-from zo_offload.errors import StoreError
+from zo_offload.errors import ConfigError, StoreError
+from zo_offload.ops import layout_of
 from zo_offload.plan.advice import nearest, quicker
 from zo_offload.plan.rates import Rates
 from zo_offload.plan.report import as_json, as_table, refusal
@@ -56,7 +58,7 @@ def run(options: PlanOptions) -> Written:
     request, budgets, dtype = Request(), Budgets(), None
     if options.config is not None:
         request, budgets, dtype = read_json(options.config)
-    request = with_options(request, options.request)
+    request = with_options(request, {**options.request, "wire": _wire(options.request)})
     if request.trainable == "scales":
         integer_layout(request.wire)
     for tier, size in options.memory.items():
@@ -76,3 +78,13 @@ def run(options: PlanOptions) -> Written:
         error = StoreError(refusal(options.model, planned, fitting))
     text = write(options.model, planned, rates, advice)
     return Written(text if options.json or error is None else "", error)
+
+
+def _wire(said: Mapping[str, Any]) -> str | None:
+    """The codec that is asked for, as a JSON may name it."""
+    if said.get("wire") is None:
+        return None
+    try:
+        return layout_of(said["wire"]).name
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("codec", "--wire", 1)) from error

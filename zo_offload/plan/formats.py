@@ -6,19 +6,10 @@ forward reads it, beside the lower part of its master.
 
 import torch
 
-GROUP = 128  # elements that share a scale of two bytes
+from zo_offload.codec import codec_of
 
-PACKED = {
-    "bf16": 2.0,
-    "lossless12": 1.51,
-    "fp8_e4m3": 1 + 2 / GROUP,
-    "int8": 1 + 2 / GROUP,
-    "int4": 0.5 + 2 / GROUP,
-    "nf4": 0.5 + 2 / GROUP,
-}
-"""Bytes a parameter; ``identity`` has the forward's."""
-
-WIRES = ("identity", *PACKED)
+ELEMENTS = 1 << 20  # so many that padding does not count
+LOSSLESS = 1.51  # bytes of an element that lossless12 shrinks, as weights of language models do
 MASTERS = {"fp32": 4, "bf16+8": 3, "bf16_sr": 2}
 """Bytes a parameter."""
 
@@ -29,8 +20,15 @@ def wire_bytes(wire: str, dtype: torch.dtype) -> float:
     Example:
         >>> wire_bytes("identity", torch.bfloat16), wire_bytes("nf4", torch.bfloat16)
         (2, 0.515625)
+        >>> wire_bytes("nf4:64", torch.bfloat16), wire_bytes("fp16", torch.float32)
+        (0.53125, 2.0)
     """
-    return PACKED.get(wire, dtype.itemsize)
+    codec = codec_of(wire)
+    if not codec.shrinks(dtype):
+        return dtype.itemsize
+    if codec.layout.kind == "lossless12":
+        return LOSSLESS
+    return codec.capacity(ELEMENTS, dtype) / ELEMENTS
 
 
 def packs(wire: str, dtype: torch.dtype) -> bool:
