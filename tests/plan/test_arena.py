@@ -23,7 +23,7 @@ ACTIVATIONS = ("activations", "logits")
 
 
 def planned(config: Any, dtype: torch.dtype, request: Request) -> Tiers:
-    layout = Layouts(config, dtype).at(request.unit or "block", request.master)
+    layout = Layouts(config, dtype).at(request)
     return place(layout, request, Budgets())
 
 
@@ -221,7 +221,7 @@ def test_budgets_of_the_json_are_filled_as_the_engine_fills_them(
     request = replace(BASE, unit="block", lowest="nvme", wire=wire)
     config = config_like("opt-175b")
     config.num_hidden_layers = 24
-    layout = Layouts(config, torch.bfloat16).at("block", request.master)
+    layout = Layouts(config, torch.bfloat16).at(request)
     least = place(layout, request, Budgets(host_weights=0))
     units = int((least.sizes.wire + least.sizes.rest).sum())
     held = {"device": weights_of(least), "host": least.host_bytes}[tier]

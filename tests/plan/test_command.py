@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 
 from plan.smaller import config_like
 from zo_offload import cli
+from zo_offload.config_check import without_auto
 from zo_offload.plan.request import GIB
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -149,6 +150,24 @@ def test_a_wire_that_is_none_is_one_line(wire: str):
     result = plan("--model", "opt-125m", "--wire", wire)
     assert (result.exit_code, result.stdout) == (1, "")
     assert re.match(r"Error: --wire: .*; .*\n\Z", result.stderr)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_file_that_users_copy_is_planned(tmp_path: Path, path: Path):
+    config = json.loads(path.read_text())
+    if path.stem == "trainer":
+        config = without_auto(config)
+    (tmp_path / "ds.json").write_text(json.dumps(config))
+    found = planned("--model", "opt-1.3b", "--config", tmp_path / "ds.json", "--length", 256)
+    said = config["zeroth_order"].get("trainable", {})
+    assert found["zeroth_order"]["trainable"].items() >= said.items()
+
+
+def test_what_moves_is_said_in_the_block():
+    found = planned("--model", "opt-125m", "--trainable", "peft", "--wire", "nf4")
+    said = found["zeroth_order"]["trainable"]
+    assert said["peft_config"] == {"peft_type": "LORA", "r": 8, "target_modules": "all-linear"}
+    assert not any("does not take" in note for note in found["notes"])
 
 
 def test_rates_bound_the_step():

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from zo_offload.config_trainable import integer_layout
 from zo_offload.errors import ConfigError, StoreError
 from zo_offload.ops import layout_of
 from zo_offload.plan.advice import nearest, quicker
@@ -59,8 +58,6 @@ def run(options: PlanOptions) -> Written:
     if options.config is not None:
         request, budgets, dtype = read_json(options.config)
     request = with_options(request, {**options.request, "wire": _wire(options.request)})
-    if request.trainable == "scales":
-        integer_layout(request.wire)
     for tier, size in options.memory.items():
         if size is not None:
             budgets = replace(budgets, **{tier: int(size * GIB)})
