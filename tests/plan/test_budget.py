@@ -191,7 +191,7 @@ def test_a_frozen_base_has_no_masters_and_no_perturbed_head():
     assert tiers.host_bytes == pytest.approx(ambient + tiers.sizes.wire.sum(), rel=0.01)
     step = made(request, Budgets()).step
     assert step.bus_down == 0
-    assert step.host_kernel == pytest.approx(2 * 4 * chosen, rel=0.06)
+    assert step.host_kernel == pytest.approx(2 * 4 * chosen, rel=0.1)
 
 
 def test_masters_on_disk_are_read_and_written_once_in_lag_steps():

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import save_file
 
 from plan.smaller import config_like
 from zo_offload import cli
 from zo_offload.config_check import without_auto
+from zo_offload.mask import FORMAT
 from zo_offload.plan.request import GIB
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -183,3 +186,60 @@ def test_what_a_window_costs_is_said(tmp_path: Path, kind: str, said: int):
     path.write_text(json.dumps({"train_batch_size": 1, "zeroth_order": block}))
     notes = planned("--model", "opt-125m", "--device-gb", 8, "--config", path)["notes"]
     assert sum("draws each weight's noise 44 times, some 3.5 ns" in note for note in notes) == said
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--device-gb", "nan"), ("--device-gb", "inf"), ("--host-gb", "1e300"),
+        ("--nvme-gb", "inf"), ("--pcie-gbps", "nan"), ("--tflops", "inf"),
+        ("--batch-size", 10**30), ("--length", 10**30), ("--probes", 10**30), ("--lag", 10**30),
+    ],
+)  # fmt: skip
+def test_a_number_that_is_none_is_one_line(option: tuple[str, Any]):
+    result = plan("--model", "opt-125m", *option)
+    assert (result.exit_code, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"Error: {option[0]} ")
+    assert "expected" in line
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_attention_heads": 0}, {"hidden_size": "64"}, {"hidden_size": None},
+        {"hidden_size": 10**12}, {"vocab_size": 0}, {"vocab_size": -5}, {"num_hidden_layers": 0},
+        {"hidden_size": 10**9, "ffn_dim": 10**12}, {"activation_function": "nosuch"},
+        {"dtype": "float33"}, {"dtype": "int8"}, {"dtype": "float64"},
+        {"max_position_embeddings": "x"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_configuration_that_cannot_be_is_one_line(tmp_path: Path, values: dict[str, Any]):
+    config = {**config_like("opt-175b").to_dict(), **values}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    result = plan("--model", tmp_path)
+    assert (result.exit_code, result.stdout) == (1, ""), result.stdout
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: ")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"candidates": "x"}, {"candidates": None}, {"candidates": -1}, {"candidates": 0.5},
+     {"candidates": 10**30}, {"share": "0.1"}, {"share": 7}, {"method": 3}],
+    ids=str,
+)  # fmt: skip
+def test_a_mask_that_says_what_cannot_be_is_one_line(tmp_path: Path, changed: dict[str, Any]):
+    name = "model.decoder.layers.0.fc1.weight"
+    tensors = {f"{name}.indices": torch.arange(9), f"{name}.scores": torch.ones(9)}
+    origin = {"method": "random", "scope": "global", "share": 0.1, "candidates": 1000, **changed}
+    path = tmp_path / "mask.safetensors"
+    save_file(tensors, path, {FORMAT: json.dumps(origin)})
+    trainable = {"mode": "sparse", "mask": str(path)}
+    ds = {"train_batch_size": 1, "zeroth_order": {"wire": "nf4", "trainable": trainable}}
+    (tmp_path / "ds.json").write_text(json.dumps(ds))
+    result = plan("--model", "opt-125m", "--config", tmp_path / "ds.json")
+    assert (result.exit_code, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert f"{path}: no mask of this zo_offload: its metadata" in line
