@@ -221,7 +221,7 @@ def planned(
         lowest=TIERS[setting.offload],
         only=True,
     )
-    tiers = place(_layouts(shape).at("block", master), request, Budgets())
+    tiers = place(_layouts(shape).at(request), request, Budgets())
     return {"device": tiers.device_bytes, "host": tiers.host_bytes}
 
 

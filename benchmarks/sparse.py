@@ -123,8 +123,9 @@ def planned(folder: Path, tokens: int) -> int:
 
     request, _, _ = read_json(folder / "ds.json")
     changed = {"length": tokens, "unit": "block", "micro_batches": 1, "batch_size": 1}
-    layout = Layouts(AutoConfig.from_pretrained(folder), torch.bfloat16).at("block", "fp32")
-    tiers = place(layout, type(request)(**{**vars(request), **changed}), Budgets())
+    request = type(request)(**{**vars(request), **changed})
+    layout = Layouts(AutoConfig.from_pretrained(folder), torch.bfloat16).at(request)
+    tiers = place(layout, request, Budgets())
     return tiers.device_bytes + tiers.host_bytes
 
 

@@ -77,7 +77,7 @@ def test_a_json_that_trains(tmp_path: Path):
     """With room on the device for little more than a block of logits: units rest on the host."""
     task, output = make_task(tmp_path), tmp_path / "new.json"
     given = ["config", "new", "--model", str(task.folder / "model"), "--output", str(output)]
-    memory = ["--device-gb", "0.06266", "--host-gb", "1"]
+    memory = ["--device-gb", "0.0626", "--host-gb", "1"]
     result = invoke([*given, *memory])
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[0] == f"{output}: written"

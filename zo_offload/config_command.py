@@ -10,9 +10,10 @@ from zo_offload.config_check import collected, mistakes, summary, without_auto
 from zo_offload.deepspeed_json import read_settings
 from zo_offload.errors import ConfigError, StoreError
 from zo_offload.plan.advice import nearest
+from zo_offload.plan.command import in_bytes
 from zo_offload.plan.rates import Rates
 from zo_offload.plan.report import exact, refusal
-from zo_offload.plan.request import DEFAULT_LENGTH, GIB, request_of
+from zo_offload.plan.request import DEFAULT_LENGTH, request_of
 from zo_offload.plan.search import Layouts, Planned, plan
 from zo_offload.plan.shapes import config_of
 
@@ -50,7 +51,7 @@ def checked(
     layouts = Layouts(shape, dtype or own)
     length = min(DEFAULT_LENGTH, layouts.most_length or DEFAULT_LENGTH)
     request = replace(request, length=length)
-    sizes = {tier: int(size * GIB) for tier, size in memory.items() if size is not None}
+    sizes = {tier: in_bytes(tier, size) for tier, size in memory.items() if size is not None}
     budgets = replace(budgets, **sizes)
     planned: list[Planned] = []
 

@@ -16,9 +16,10 @@ import torch
 from zo_offload.errors import ConfigError, StoreError
 from zo_offload.offload.disk import errors_of
 from zo_offload.plan.advice import nearest
+from zo_offload.plan.command import in_bytes
 from zo_offload.plan.rates import Rates
 from zo_offload.plan.report import DEVICES, refusal
-from zo_offload.plan.request import GIB, Budgets, Request, request_of
+from zo_offload.plan.request import Budgets, Request, request_of
 from zo_offload.plan.search import Layouts, Planned, plan
 from zo_offload.plan.shapes import config_of
 from zo_offload.plan.shortage import Machine, this_machine
@@ -88,8 +89,8 @@ def _budgets(options: NewOptions, machine: Machine) -> tuple[Budgets, str]:
 
     Where forwards run on the CPU and there is a disk, a half is for them and a half for staging.
     """
-    host = machine.host if options.host_gb is None else int(options.host_gb * GIB)
-    device = machine.device if options.device_gb is None else int(options.device_gb * GIB)
+    host = machine.host if options.host_gb is None else in_bytes("host", options.host_gb)
+    device = machine.device if options.device_gb is None else in_bytes("device", options.device_gb)
     if device is not None:
         return Budgets(device=device, host=host), "nvme" if options.nvme_path else "host"
     if options.nvme_path is None:

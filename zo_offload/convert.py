@@ -54,7 +54,7 @@ class Conversion:
         directory: The converted model.
         num_units: In it.
         parameters: In all of it.
-        disk_bytes: Of the units.
+        disk_bytes: Of the units' files.
         settings: What the config of a run must agree with.
         has_tokenizer: Whether one was found beside the model.
         seconds: That it took.
@@ -120,7 +120,7 @@ def convert(
         folders[0],
         len(model_map.units),
         model_map.num_parameters,
-        sum(stored(unit).slot_bytes for unit in model_map.units),
+        writer.disk_bytes,
         record.settings,
         has_tokenizer,
         time.monotonic() - began,
@@ -138,6 +138,7 @@ class _Writer:
     def __post_init__(self) -> None:
         self.map: ModelMap = self.placing.map()
         self.aio: Aio = self.placing.aio
+        self.disk_bytes = 0
 
     def write(self, aside: Sequence[Path], further: list[str]) -> Record:
         """Write all files but the record.
@@ -175,6 +176,7 @@ class _Writer:
             identity = base_identity(sha256, IDENTITY)
             create_store(folders, identity, units, self.aio, spares=0)
             with UnitStore(folders, identity, units, self.aio) as store:
+                self.disk_bytes = store.held_bytes
                 counted = self.reporter.counted("writing units", self.map.units, len(units))
                 for unit in counted:
                     with weights.lent(unit) as lease:

@@ -50,6 +50,19 @@ class Origin:
     share: float
     candidates: int
 
+    def check(self) -> None:
+        """That a file says what can be.
+
+        Raises:
+            ValueError: Of what.
+        """
+        words = isinstance(self.method, str) and isinstance(self.scope, str)
+        share, count = self.share, self.candidates
+        if not words or type(share) not in (int, float) or not 0 <= share <= 1:
+            raise ValueError("its metadata name no method, scope and share")
+        if type(count) is not int or not 0 <= count < 2**63:
+            raise ValueError(f"its metadata count {count!r} candidates")
+
 
 @dataclass(frozen=True)
 class Mask:
@@ -181,6 +194,7 @@ def read_mask(path: Path) -> Mask:
         if FORMAT not in metadata:
             raise ValueError(f"its metadata lack {FORMAT!r}")
         origin = Origin(**json.loads(metadata[FORMAT]))
+        origin.check()
         names = sorted(name.removesuffix(INDICES) for name in tensors if name.endswith(INDICES))
         chosen = {name: Chosen(tensors.pop(name + INDICES), tensors.pop(name + SCORES))
                   for name in names}  # fmt: skip

@@ -72,8 +72,6 @@ class Placing:
         """Bytes of weights, by purpose; ``copied`` are tables that turned out to be read whole."""
         gathered = surely_gathered(self.model, model_map.ambient.segments)
         head = chunked_head(self.model, model_map.ambient.segments)
-        if self.config.head_chunk is not None and head is not None:
-            gathered = gathered | {head}
         copied = set(copied)
         if model_map.low_rank is not None:
             otherwise = read_otherwise(self.model, model_map)
@@ -91,6 +89,8 @@ class Placing:
             head=head,
             head_chunk=self.config.head_chunk,
             copied=copied,
+            num_paths=len(self.config.offload_param.nvme_path or ()) or 1,
+            stripe_bytes=self.aio.block_size,
         )
 
     def place(self, model_map: ModelMap, disk: Disk | None) -> Placement:

@@ -270,7 +270,7 @@ def map_model(
                 parameter.requires_grad and computes_in == torch.bfloat16 and parameter.ndim <= 1
             )
             packs = index != AMBIENT and parameter.ndim > 1
-            packed_by = _codec_for(codec, computes_in) if packs else IDENTITY
+            packed_by = codec_for(codec, computes_in) if packs else IDENTITY
             low, trains = moving.low_rank, parameter.requires_grad
             factored = trains and low is not None and low.sides(parameter.shape) is not None
             kind = Kind(
@@ -430,7 +430,7 @@ def _owners(model: nn.Module, blocks: Sequence[nn.Module]) -> dict[int, int]:
     }
 
 
-def _codec_for(name: str, dtype: torch.dtype) -> str:
+def codec_for(name: str, dtype: torch.dtype) -> str:
     """The codec, or none where it would save nothing."""
     codec = codec_of(name)
     try:

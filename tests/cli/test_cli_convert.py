@@ -7,6 +7,7 @@ import pytest
 
 from cli.common import At, Child, Task, assert_one_line, invoke, results, tree, write_config
 from cli.conftest import Finished
+from zo_offload.wording import as_bytes
 
 POINTS = [
     At("zo_offload.convert", "create_store", 1),
@@ -28,7 +29,8 @@ def test_a_run_on_it_is_the_run_on_the_model(
 ):
     done = invoke([*command(task, tmp_path / "base"), "--stripe", str(tmp_path / "disk")])
     assert done.exit_code == 0, done.output
-    assert f"{tmp_path}/base: 2 units, " in done.stdout
+    files = sum(path.stat().st_size for path in tmp_path.rglob("units.bin"))
+    assert f"{tmp_path}/base: 2 units, {as_bytes(files)}, in " in done.stdout
     assert "for runs that compute in float32, with master fp32, unit block" in done.stdout
     before = tree(tmp_path / "base")
     config = write_config(tmp_path / "ds.json", nvme=tmp_path / "run-files" if nvme else None)

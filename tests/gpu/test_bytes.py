@@ -49,7 +49,7 @@ def asked_for(device: torch.device) -> int:
 
 
 def planned(shape: dict[str, Any], request: Request) -> Tiers:
-    layout = Layouts(config_like("opt-175b", **shape), BF16).at("block", request.master)
+    layout = Layouts(config_like("opt-175b", **shape), BF16).at(request)
     return place(layout, request, Budgets())
 
 

@@ -86,7 +86,7 @@ def test_a_block_holds_what_is_planned(name: str):
     watched(decoder.layers[1])
     with torch.no_grad():
         model(torch.randint(4, 500, (1, TOKENS)), use_cache=False)
-    dims = Layouts(config, torch.float32).at("block", "fp32").dims
+    dims = Layouts(config, torch.float32).at(Request()).dims
     planned = dims.inner * TOKENS * 4
     assert 0.8 * planned <= peaks[0] <= planned
 
@@ -110,7 +110,7 @@ def test_a_lane_before_an_expert_holds_what_is_planned():
     block.forward = run
     with torch.no_grad():
         model(torch.randint(4, 500, (1, TOKENS)), use_cache=False)
-    planned = Layouts(config, torch.float32).at("linear", "fp32").dims.boundary * TOKENS * 4
+    planned = Layouts(config, torch.float32).at(Request(unit="linear")).dims.boundary * TOKENS * 4
     assert 0.8 * planned <= peaks[0] <= planned
 
 
@@ -133,7 +133,7 @@ def test_a_head_holds_what_is_planned(head_chunk: int | None):
     chunked = ZOConfig(head_chunk=head_chunk)
     with closing(Stepper(model, chunked, dtype=torch.bfloat16)) as stepper:
         stepper.evaluate({"input_ids": tokens, "labels": tokens})
-    layout = Layouts(config, torch.bfloat16).at("block", "fp32")
+    layout = Layouts(config, torch.bfloat16).at(Request())
     planned = place(layout, replace(request, lowest="device"), Budgets()).device["logits"]
     assert held[0] <= planned
     if head_chunk:

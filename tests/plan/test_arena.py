@@ -23,7 +23,7 @@ ACTIVATIONS = ("activations", "logits")
 
 
 def planned(config: Any, dtype: torch.dtype, request: Request) -> Tiers:
-    layout = Layouts(config, dtype).at(request.unit or "block", request.master)
+    layout = Layouts(config, dtype).at(request)
     return place(layout, request, Budgets())
 
 
@@ -64,7 +64,9 @@ def test_the_arena_peaks_where_the_plan_says(name: str, unit: str, head_chunk: i
 
 
 @pytest.mark.parametrize("device", ["cpu", "none"])
-@pytest.mark.parametrize("wire", ["int4", "nf4", "int8", "lossless12"])
+@pytest.mark.parametrize(
+    "wire", ["int4", "nf4", "int8", "lossless12", "int4:64", "nf4:64", "int8:64", "fp8_e4m3:64"]
+)
 def test_a_frozen_base_takes_what_its_wire_takes(wire: str, device: Any):
     config = config_like("llama-3-8b")
     model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -119,7 +121,7 @@ def test_chosen_weights_take_what_is_planned(tmp_path: Path, name: str, device: 
 
 
 @pytest.mark.parametrize("device", ["cpu", "none"])
-@pytest.mark.parametrize("wire", ["int4", "int8"])
+@pytest.mark.parametrize("wire", ["int4", "int8", "int4:64"])
 def test_scales_take_what_the_plan_says(wire: str, device: Any):
     config = config_like("llama-3-8b")
     model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -135,7 +137,7 @@ def test_scales_take_what_the_plan_says(wire: str, device: Any):
     lowest = {"cpu": "host", "none": "device"}[device]
     request = replace(BASE, unit="block", lowest=lowest, wire=wire, trainable="scales")
     tiers = planned(config, torch.bfloat16, request)
-    rounding = 2 * 7 * 128 * 4 + 7 * 128 * 4 + 2 * 64  # every matrix's scales up to 128
+    rounding = 2 * 7 * 128 * 4 + 7 * 128 * 4 + 2 * 64 + 2 * 64  # every matrix's scales up to 128
     assert weights_of(tiers) <= plan.device_bytes <= weights_of(tiers) + rounding
     assert tiers.host_bytes <= plan.host_bytes <= tiers.host_bytes + rounding
 
@@ -159,7 +161,10 @@ def test_scales_take_what_the_plan_says(wire: str, device: Any):
         ("cpu", {"wire": "int4", "lag": 4, "unit": "linear"}, torch.bfloat16),
         ("cpu", {"wire": "fp8_e4m3", "master": "bf16_sr"}, torch.bfloat16),
         ("cpu", {"wire": "bf16"}, torch.float32),
+        ("cpu", {"wire": "fp16"}, torch.float32),
         ("cpu", {"wire": "nf4"}, torch.float16),
+        ("cpu", {"wire": "nf4:64", "lag": 4}, torch.bfloat16),
+        ("cpu", {"wire": "int8:64", "where": "device"}, torch.bfloat16),
         ("none", {"wire": "int8"}, torch.bfloat16),
     ],
 )
@@ -187,6 +192,24 @@ def test_lossless_matrices_have_room_for_not_shrinking(where: str):
     assert tiers.host_bytes == pytest.approx(plan.host_bytes, rel=0.02)
 
 
+@pytest.mark.parametrize("wire", ["identity", "int8"])
+@pytest.mark.parametrize("unit", ["block", "sublayer", "linear"])
+@pytest.mark.parametrize("name", ["opt-175b", "llama-3-8b", "qwen3-235b-a22b"])
+def test_files_are_as_large_as_the_plan_says(tmp_path: Path, name: str, unit: str, wire: str):
+    config = config_like(name, num_hidden_layers=12)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    offload = OffloadConfig.model_validate({"device": "nvme", "nvme_path": str(tmp_path)})
+    options: Any = {"offload_param": offload, "unit": unit, "wire": wire}
+    tokens = torch.randint(4, 500, (1, 16))
+    with closing(Stepper(model, ZOConfig(**options), dtype=torch.bfloat16)) as stepper:
+        for _ in range(2):  # updates are written by the next visit
+            stepper.train_step([{"input_ids": tokens, "labels": tokens}], lr=1e-3)
+        files = sum(path.stat().st_size for path in tmp_path.rglob("units.bin"))
+        assert stepper.plan.nvme_bytes == files
+    tiers = planned(config, torch.bfloat16, replace(BASE, unit=unit, lowest="nvme", wire=wire))
+    assert tiers.nvme_bytes == files
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 2.0])
 @pytest.mark.parametrize(
     ("tier", "wire"), [("device", "identity"), ("host", "identity"), ("device", "int8")]
@@ -198,7 +221,7 @@ def test_budgets_of_the_json_are_filled_as_the_engine_fills_them(
     request = replace(BASE, unit="block", lowest="nvme", wire=wire)
     config = config_like("opt-175b")
     config.num_hidden_layers = 24
-    layout = Layouts(config, torch.bfloat16).at("block", request.master)
+    layout = Layouts(config, torch.bfloat16).at(request)
     least = place(layout, request, Budgets(host_weights=0))
     units = int((least.sizes.wire + least.sizes.rest).sum())
     held = {"device": weights_of(least), "host": least.host_bytes}[tier]

@@ -14,14 +14,19 @@ from transformers import XLMConfig
 
 from plan.smaller import config_like
 from zo_offload.errors import ConfigError
+from zo_offload.offload.aio import Aio
+from zo_offload.ops.layout import HEADER_BYTES
 from zo_offload.plan.advice import nearest, quicker
-from zo_offload.plan.budget import SUMS_BYTES, place, sizes_of
-from zo_offload.plan.formats import PACKED, WIRES
+from zo_offload.plan.budget import SUMS_BYTES, place
 from zo_offload.plan.rates import OVERHEAD, Rates, flops_of
 from zo_offload.plan.request import TRAINABLES, Budgets, Request, read_json
 from zo_offload.plan.search import Layouts, Planned, plan
 
 RATES = Rates()
+WIRES = (
+    "identity", "bf16", "fp16", "lossless12", "fp8_e4m3", "int8", "int4", "nf4",
+    "fp8_e4m3:64", "int8:64", "int4:64", "nf4:64",
+)  # fmt: skip
 SHORT = Request(length=16)
 ON_HOST = replace(SHORT, unit="block", where="host", lowest="host", only=True)
 
@@ -29,6 +34,16 @@ ON_HOST = replace(SHORT, unit="block", where="host", lowest="host", only=True)
 @cache
 def layouts() -> Layouts:
     return Layouts(config_like("opt-175b"), torch.bfloat16)
+
+
+def _allowed(request: Request) -> bool:
+    """Whether training takes what is asked for together."""
+    integers = request.wire.partition(":")[0] in ("int4", "int8")
+    if request.trainable == "low_rank" and request.lag:
+        return False
+    if request.trainable == "scales" and not integers:
+        return False
+    return request.trainable == "full" or request.master == "fp32"
 
 
 requests = st.builds(
@@ -47,7 +62,7 @@ requests = st.builds(
     head_chunk=st.sampled_from([None, 100, 400]),
     num_slots=st.integers(1, 3),
     lowest=st.sampled_from(["device", "host", "nvme"]),
-)
+).filter(_allowed)
 sizes = st.one_of(st.none(), st.integers(1, 2_000_000))
 # Beside the weights of these models there are the buffers of the head.
 device_sizes = st.one_of(st.none(), st.integers(66_000_000, 70_000_000))
@@ -99,31 +114,36 @@ def test_more_memory_never_harms(
 
 @pytest.mark.parametrize("granularity", ["block", "sublayer", "linear"])
 def test_bytes_are_those_of_all_parameters(granularity: str):
-    layout = layouts().at(granularity, "fp32")
-    found = sizes_of(layout, SHORT)
-    whole = layout.num_parameters - layout.ambient_numel
+    request = replace(SHORT, unit=granularity)
+    layout = layouts().at(request)
+    found = layout.sizes("identity")
+    whole = layout.num_parameters - layout.model_map.ambient.num_parameters
     padding = 128 * 2 * len(layout.names) * 8
     assert 0 <= int(found.wire.sum()) - 2 * whole < padding
     assert 0 <= int((found.wire + found.rest).sum()) - 4 * whole < 2 * padding
-    packed = sizes_of(layout, Request(wire="nf4", trainable="sparse"))
-    matrices = packed.wire.sum() - layout.others_wire.sum()
-    assert matrices == pytest.approx(layout.matrices.sum() * 0.516, rel=0.002)
+    frozen = layouts().at(replace(request, trainable="sparse"))
+    plain, packed = frozen.sizes("identity"), frozen.sizes("nf4")
+    spans = frozen.spans
+    matrices = int(spans.elements[spans.is_packed].sum())
+    saved = int((plain.wire - packed.wire).sum())
+    assert saved == pytest.approx(matrices * (2 - 0.516), rel=0.002)
     assert not packed.rest.any()
 
 
-@pytest.mark.parametrize("wire", PACKED)
+@pytest.mark.parametrize("wire", WIRES[1:])
 def test_a_wire_packs_what_travels_and_not_the_scratch(wire: str):
-    layout = layouts().at("block", "fp32")
+    layout = layouts().at(ON_HOST)
     plain = place(layout, ON_HOST, Budgets())
     packed = place(layout, replace(ON_HOST, wire=wire), Budgets())
     assert packed.device["scratch"] == plain.device["scratch"]
-    assert packed.device["slots"] <= plain.device["slots"]
+    headers = ON_HOST.num_slots * HEADER_BYTES  # of lossless12, which has room for the worst
+    assert packed.device["slots"] <= plain.device["slots"] + headers
     assert packed.host["units"] == plain.host["units"]  # which rest as they are
-    assert packed.host["packing"] == (0 if wire == "bf16" else packed.device["slots"])
+    assert packed.host["packing"] == (0 if wire in ("bf16", "fp16") else packed.device["slots"])
 
 
 def test_a_chunk_of_the_head_takes_its_share():
-    layout = layouts().at("block", "fp32")
+    layout = layouts().at(ON_HOST)
     whole = place(layout, ON_HOST, Budgets()).device
     last = whole["ambient_copies"], whole["logits"]
     for rows in (512, 256, 64):
@@ -157,17 +177,21 @@ def test_a_head_in_chunks_is_the_way_out_where_it_alone_is_too_much():
 
 
 def test_a_frozen_base_has_no_masters_and_no_perturbed_head():
-    layout = layouts().at("block", "fp32")
-    request = replace(ON_HOST, trainable="sparse")
+    request = replace(ON_HOST, trainable="sparse", share=0.05)
+    layout = layouts().at(request)
     tiers = place(layout, request, Budgets())
     assert tiers.device["ambient_copies"] == 0
+    spans = layout.spans
+    matrices = spans.elements * spans.is_packed
     chosen, in_one = (
-        int(count * 0.001) for count in (layout.matrices.sum(), layout.matrices.max())
+        int(count * 0.05) for count in (matrices.sum(), spans.summed(matrices, 99).max())
     )
-    assert tiers.device["sparse"] == 8 * chosen + 4 * in_one
-    assert tiers.host_bytes == layout.ambient_wire + 4 * chosen + tiers.sizes.wire.sum()
+    assert tiers.device["sparse"] == pytest.approx(8 * chosen + 4 * in_one, rel=0.05)
+    ambient = tiers.device["ambient"] + 4 * chosen
+    assert tiers.host_bytes == pytest.approx(ambient + tiers.sizes.wire.sum(), rel=0.01)
     step = made(request, Budgets()).step
-    assert step.host_kernel == step.bus_down == 0
+    assert step.bus_down == 0
+    assert step.host_kernel == pytest.approx(2 * 4 * chosen, rel=0.1)
 
 
 def test_masters_on_disk_are_read_and_written_once_in_lag_steps():
@@ -179,8 +203,9 @@ def test_masters_on_disk_are_read_and_written_once_in_lag_steps():
     assert (now.step.disk_read, now.step.disk_written) == (masters, masters)
     assert lagging.step.disk_read == wire + (masters - wire) / 4
     assert lagging.step.disk_written == masters / 4
-    records = now.tiers.nvme_bytes / (len(now.layout.names) + 4)
-    assert 4096 < records - masters / len(now.layout.names) < 3 * 4096
+    units = len(now.layout.names)
+    slots = (units + 4) * (masters / units + 4096)
+    assert slots < now.tiers.nvme_bytes < slots + (units + 4) * 2 * 4096 + Aio.block_size
 
 
 def test_lanes_that_are_not_alive_at_once_move_the_weights_again():

@@ -1,14 +1,19 @@
 """``zo-offload plan`` as a user runs it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import save_file
 
 from plan.smaller import config_like
 from zo_offload import cli
+from zo_offload.config_check import without_auto
+from zo_offload.mask import FORMAT
 from zo_offload.plan.request import GIB
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -136,6 +141,38 @@ def test_a_json_bounds_the_tiers_and_the_budgets(tmp_path: Path):
     assert "a plan divides blocks itself" in configured(unit=["OPTDecoderLayer"]).stderr
 
 
+@pytest.mark.parametrize(("wire", "bytes_each"), [("int4:64", 0.53125), ("nf4:128", 0.515625)])
+def test_a_wire_may_name_its_group(wire: str, bytes_each: float):
+    found = planned("--model", "opt-13b", "--trainable", "sparse", "--unit", "linear",
+                    "--wire", wire)  # fmt: skip
+    assert found["unit_bytes"] == pytest.approx(bytes_each * 5120 * 20480, rel=0.001)
+
+
+@pytest.mark.parametrize("wire", ["nf5", "int8:65", "bf16:64", ""])
+def test_a_wire_that_is_none_is_one_line(wire: str):
+    result = plan("--model", "opt-125m", "--wire", wire)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert re.match(r"Error: --wire: .*; .*\n\Z", result.stderr)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_file_that_users_copy_is_planned(tmp_path: Path, path: Path):
+    config = json.loads(path.read_text())
+    if path.stem == "trainer":
+        config = without_auto(config)
+    (tmp_path / "ds.json").write_text(json.dumps(config))
+    found = planned("--model", "opt-1.3b", "--config", tmp_path / "ds.json", "--length", 256)
+    said = config["zeroth_order"].get("trainable", {})
+    assert found["zeroth_order"]["trainable"].items() >= said.items()
+
+
+def test_what_moves_is_said_in_the_block():
+    found = planned("--model", "opt-125m", "--trainable", "peft", "--wire", "nf4")
+    said = found["zeroth_order"]["trainable"]
+    assert said["peft_config"] == {"peft_type": "LORA", "r": 8, "target_modules": "all-linear"}
+    assert not any("does not take" in note for note in found["notes"])
+
+
 def test_rates_bound_the_step():
     found = planned("--model", "opt-125m", "--tflops", 0.001)
     assert found["bound_by"] == "compute"
@@ -149,3 +186,60 @@ def test_what_a_window_costs_is_said(tmp_path: Path, kind: str, said: int):
     path.write_text(json.dumps({"train_batch_size": 1, "zeroth_order": block}))
     notes = planned("--model", "opt-125m", "--device-gb", 8, "--config", path)["notes"]
     assert sum("draws each weight's noise 44 times, some 3.5 ns" in note for note in notes) == said
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--device-gb", "nan"), ("--device-gb", "inf"), ("--host-gb", "1e300"),
+        ("--nvme-gb", "inf"), ("--pcie-gbps", "nan"), ("--tflops", "inf"),
+        ("--batch-size", 10**30), ("--length", 10**30), ("--probes", 10**30), ("--lag", 10**30),
+    ],
+)  # fmt: skip
+def test_a_number_that_is_none_is_one_line(option: tuple[str, Any]):
+    result = plan("--model", "opt-125m", *option)
+    assert (result.exit_code, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"Error: {option[0]} ")
+    assert "expected" in line
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_attention_heads": 0}, {"hidden_size": "64"}, {"hidden_size": None},
+        {"hidden_size": 10**12}, {"vocab_size": 0}, {"vocab_size": -5}, {"num_hidden_layers": 0},
+        {"hidden_size": 10**9, "ffn_dim": 10**12}, {"activation_function": "nosuch"},
+        {"dtype": "float33"}, {"dtype": "int8"}, {"dtype": "float64"},
+        {"max_position_embeddings": "x"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_configuration_that_cannot_be_is_one_line(tmp_path: Path, values: dict[str, Any]):
+    config = {**config_like("opt-175b").to_dict(), **values}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    result = plan("--model", tmp_path)
+    assert (result.exit_code, result.stdout) == (1, ""), result.stdout
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: ")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"candidates": "x"}, {"candidates": None}, {"candidates": -1}, {"candidates": 0.5},
+     {"candidates": 10**30}, {"share": "0.1"}, {"share": 7}, {"method": 3}],
+    ids=str,
+)  # fmt: skip
+def test_a_mask_that_says_what_cannot_be_is_one_line(tmp_path: Path, changed: dict[str, Any]):
+    name = "model.decoder.layers.0.fc1.weight"
+    tensors = {f"{name}.indices": torch.arange(9), f"{name}.scores": torch.ones(9)}
+    origin = {"method": "random", "scope": "global", "share": 0.1, "candidates": 1000, **changed}
+    path = tmp_path / "mask.safetensors"
+    save_file(tensors, path, {FORMAT: json.dumps(origin)})
+    trainable = {"mode": "sparse", "mask": str(path)}
+    ds = {"train_batch_size": 1, "zeroth_order": {"wire": "nf4", "trainable": trainable}}
+    (tmp_path / "ds.json").write_text(json.dumps(ds))
+    result = plan("--model", "opt-125m", "--config", tmp_path / "ds.json")
+    assert (result.exit_code, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert f"{path}: no mask of this zo_offload: its metadata" in line

@@ -6,6 +6,7 @@ from transformers import OPTConfig
 
 from zo_offload.errors import ModelError
 from zo_offload.granularity import GRANULARITIES
+from zo_offload.plan.request import Request
 from zo_offload.plan.search import Layouts
 from zo_offload.plan.shapes import READY, build, config_of
 
@@ -23,7 +24,7 @@ def test_parameters_are_the_published_ones(name: str):
     config, dtype = config_of(name.upper())
     layouts = Layouts(config, dtype)
     for granularity in GRANULARITIES:
-        layout = layouts.at(granularity, "fp32")
+        layout = layouts.at(Request(unit=granularity))
         assert layout.num_parameters == pytest.approx(PUBLISHED[name] * 1e9, rel=0.01)
         assert len(set(layout.names)) == len(layout.names)
 
@@ -34,16 +35,16 @@ def test_every_ready_shape_is_checked():
 
 def test_active_parameters_of_experts_are_the_published_22b():
     config, dtype = config_of("qwen3-235b-a22b")
-    dims = Layouts(config, dtype).at("block", "fp32").dims
+    dims = Layouts(config, dtype).at(Request()).dims
     assert dims.active == pytest.approx(22e9, rel=0.03)
 
 
 def test_experts_are_divided():
     config, dtype = config_of("qwen3-235b-a22b")
     layouts = Layouts(config, dtype)
-    linear = layouts.at("linear", "fp32")
+    linear = layouts.at(Request(unit="linear"))
     assert linear.names.count("model.layers.0.mlp.experts[127:128]") == 1
-    assert int((linear.matrices * 2).max()) == 2 * 4096 * 8192  # a query projection
+    assert int(linear.sizes("identity").wire.max()) == 2 * 4096 * 8192  # a query projection
 
 
 def test_nothing_is_allocated():

@@ -82,6 +82,11 @@ class Geometry:
         stripes = -(-self.num_slots * self.slot_bytes // self.stripe_bytes)
         return -(-stripes // self.num_paths) * self.stripe_bytes
 
+    @property
+    def total_bytes(self) -> int:
+        """Of all paths' files."""
+        return self.num_paths * self.file_bytes
+
 
 def geometry_for(
     num_paths: int, units: Sequence[StoredUnit], spares: int, stripe_bytes: int

@@ -131,7 +131,7 @@ class UnitStore:
     @property
     def held_bytes(self) -> int:
         """Size of the files."""
-        return self._geometry.file_bytes * self._geometry.num_paths
+        return self._geometry.total_bytes
 
     @property
     def life_bytes(self) -> int:

@@ -1,19 +1,29 @@
 """How many bytes of weights each tier will hold, decided before anything is allocated."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
 
 from zo_offload.errors import StoreError
 from zo_offload.factors import factor_bytes
+from zo_offload.offload.aio import Aio
+from zo_offload.offload.disk import padded
 from zo_offload.offload.folders import SPARES
+from zo_offload.offload.manifest import Geometry
 from zo_offload.offload.packing import NUM_BUFFERS
 from zo_offload.offload.residency import DEVICE, HOST, NVME, most_that_fit
-from zo_offload.offload.staged import num_staged, staged_bytes, stored
-from zo_offload.offload.streamer import slot_size
+from zo_offload.offload.slot import slot_bytes
+from zo_offload.offload.staged import num_staged
 from zo_offload.ops import ALIGNMENT, Segment, Span
 from zo_offload.overlays import kept_bytes
 from zo_offload.units import AMBIENT, ModelMap, Unit
 
+Counts = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+TIERS = (DEVICE, HOST, NVME)
 SMALL_BYTES = 1 << 16
 """Ambient tensors up to this size keep a perturbed copy a draw; larger ones have one, or none."""
 
@@ -29,7 +39,11 @@ class Plan:
         ambient_copies: Perturbed ones.
         resident: Units that rest on the device, with their masters and the ambient's, and room for
             a copy of one where masters lag.
-        host_bytes: Everything that rests in host memory, or passes through it.
+        host_ambient: Ambient parameters that rest in host memory, with their masters.
+        host_units: Units that rest there, with theirs.
+        spare: Room for a copy of one of both, where masters lag.
+        packing: Where units are packed on their way.
+        staging: Where units from the disk pass through host memory.
         nvme_bytes: Of the files on the disk.
         overlays: What overlays keep on the device, beside their values.
         factors: Small factors of low-rank directions.
@@ -41,7 +55,11 @@ class Plan:
     ambient: int
     ambient_copies: int
     resident: int
-    host_bytes: int
+    host_ambient: int
+    host_units: int
+    spare: int
+    packing: int
+    staging: int
     nvme_bytes: int = 0
     overlays: int = 0
     factors: int = 0
@@ -52,6 +70,11 @@ class Plan:
         """The peak on the device."""
         ambient = self.ambient + self.ambient_copies + self.overlays
         return self.slots + self.scratch + ambient + self.resident + self.factors + self.unit_copies
+
+    @property
+    def host_bytes(self) -> int:
+        """Everything that rests in host memory, or passes through it."""
+        return self.host_ambient + self.host_units + self.spare + self.packing + self.staging
 
     def check(self, device_budget: int | None, host_budget: int | None) -> None:
         """Refuse what cannot fit.
@@ -78,6 +101,48 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class UnitBytes:
+    """Bytes of the ambient pseudo-unit and of every unit behind it: arrays, an entry each.
+
+    Attributes:
+        wire: As they rest.
+        rest: That stay with the masters.
+        packed: The most that cross the bus where the wire is packed.
+        plain: That the forward reads.
+        moves: Whether something in it is trained.
+        packs: Whether some of it is packed each time that it travels.
+    """
+
+    wire: Counts
+    rest: Counts
+    packed: Counts
+    plain: Counts
+    moves: Flags
+    packs: Flags
+
+    @classmethod
+    def of(cls, units: Sequence[Unit]) -> "UnitBytes":
+        """Of these, the ambient one first."""
+        rows = [(u.wire_bytes, u.rest_bytes, u.packed_bytes, u.plain_bytes) for u in units]
+        wire, rest, packed, plain = np.array(rows, dtype=np.int64).T
+        return cls(
+            wire,
+            rest,
+            packed,
+            plain,
+            np.array([not unit.is_frozen for unit in units]),
+            np.array([unit.packs_on_its_way for unit in units]),
+        )
+
+    @cached_property
+    def slots(self) -> Counts:
+        """On disk."""
+        parts = list(zip(self.wire.tolist(), self.rest.tolist(), strict=True))
+        known = {pair: slot_bytes(*pair) for pair in set(parts)}
+        return np.array([known[pair] for pair in parts], dtype=np.int64)
+
+
+@dataclass(frozen=True)
 class Needs:
     """What a run asks for, beside where units rest.
 
@@ -92,6 +157,9 @@ class Needs:
         head: Name of the head, where it is perturbed ``head_chunk`` rows at a time.
         head_chunk: Rows.
         copied: Names of matrices in units of which perturbed copies are made.
+        num_paths: Disks that units are striped over.
+        stripe_bytes: Of each stripe.
+        given: Sizes of units, where they are others than the map's.
     """
 
     model_map: ModelMap
@@ -104,38 +172,52 @@ class Needs:
     head: str | None = None
     head_chunk: int | None = None
     copied: Collection[str] = ()
+    num_paths: int = 1
+    stripe_bytes: int = Aio.block_size
+    given: UnitBytes | None = None
+
+    @cached_property
+    def sizes(self) -> UnitBytes:
+        """Of units as they are mapped, or as they were given."""
+        return self.given or UnitBytes.of(self.model_map.everything)
 
     def plan(self, tiers: Mapping[int, str]) -> Plan:
         """Add up what a run will hold with units in these tiers, by index."""
-        units, ambient = self.model_map.units, self.model_map.ambient
-        streamed = [unit for unit in units if tiers[unit.index] != DEVICE]
-        on_device, on_host, on_disk = (
-            [unit for unit in self.model_map.everything if tiers[unit.index] == tier]
-            for tier in (DEVICE, HOST, NVME)
+        return self.count(
+            np.array([TIERS.index(tiers[unit.index]) for unit in self.model_map.everything])
         )
-        slot = max((slot_size(unit, self.whole_slots) for unit in streamed), default=0)
-        slot += _largest(streamed, _rest) if self.whole_slots else 0
-        ambient_at_home = tiers[AMBIENT] == DEVICE
+
+    def count(self, tiers: Counts) -> Plan:
+        """The same, with tiers by their place in ``TIERS``: of the ambient ones, then of units."""
+        sizes, units = self.sizes, np.arange(len(tiers)) > 0
+        on_device, on_host, on_disk = (tiers == place for place in range(len(TIERS)))
+        streamed = ~on_device & units
+        whole = sizes.wire + sizes.rest
+        lagging = sizes.moves & units if self.lags else np.zeros_like(units)
+        there = on_host if self.host_moves and (lagging & on_host).any() else on_host & False
+        largest_on_disk = (_largest(sizes.wire, on_disk), _largest(sizes.rest, on_disk))
         return Plan(
-            slots=min(self.num_slots, len(streamed)) * slot,
-            scratch=_largest(units, _plain) + self._packed_here(tiers),
-            ambient=ambient.wire_bytes,
-            ambient_copies=self._copies(),
-            resident=sum(map(_whole, on_device))
-            - (ambient.wire_bytes if ambient_at_home else 0)
-            + (_largest(on_device, _rest) if self._lag_there(on_device) else 0),
-            host_bytes=sum(map(_whole, on_host))
-            + (
-                _largest(on_host, _wire) + _largest(on_host, _rest)
-                if self.host_moves and self._lag_there(on_host)
-                else 0
-            )
-            + self._packing(streamed)
-            + num_staged(self.num_slots) * staged_bytes(on_disk),
-            nvme_bytes=_disk_bytes(on_disk),
-            overlays=kept_bytes(self.model_map),
-            factors=factor_bytes(self.model_map, self.num_draws),
-            unit_copies=sum(size for _, size in self._unit_copies()),
+            slots=min(self.num_slots, int(streamed.sum())) * self._slot(streamed),
+            scratch=_largest(sizes.plain, units) + self._packed_here(on_device),
+            ambient=int(sizes.wire[0]),
+            ambient_copies=self._copies,
+            resident=int(whole[on_device].sum())
+            - (int(sizes.wire[0]) if on_device[0] else 0)
+            + (_largest(sizes.rest, on_device) if (lagging & on_device).any() else 0),
+            host_ambient=int(whole[0]) if on_host[0] else 0,
+            host_units=int(whole[on_host & units].sum()),
+            spare=_largest(sizes.wire, there) + _largest(sizes.rest, there),
+            packing=self._packing(streamed),
+            staging=num_staged(self.num_slots) * sum(map(padded, largest_on_disk)),
+            nvme_bytes=disk_bytes(
+                int(on_disk.sum()),
+                _largest(sizes.slots, on_disk),
+                self.num_paths,
+                self.stripe_bytes,
+            ),
+            overlays=self._scalars[0],
+            factors=self._scalars[1],
+            unit_copies=self._scalars[2],
         )
 
     def least(self, tier: str) -> Plan:
@@ -168,11 +250,30 @@ class Needs:
             most_that_fit(farthest, lambda chosen: fits(self.plan(with_these(chosen))))
         )
 
-    def _packed_here(self, tiers: Mapping[int, str]) -> int:
+    def _slot(self, streamed: Flags) -> int:
+        """Bytes of a slot; of frozen units and of those that are never packed both are alike."""
+        sizes = self.sizes
+        if not self.whole_slots:
+            return _largest(sizes.packed, streamed)
+        most = np.maximum(sizes.packed, sizes.wire)
+        return _largest(most, streamed) + _largest(sizes.rest, streamed)
+
+    def _packed_here(self, on_device: Flags) -> int:
         """Where the device packs what it has updated."""
-        units = [unit for unit in self.model_map.units if unit.packs_on_its_way]
-        at_hand = self.whole_slots or any(tiers[unit.index] == DEVICE for unit in units)
-        return _largest(units, _packed) if at_hand else 0
+        packs = self.sizes.packs
+        at_hand = self.whole_slots or bool((packs & on_device).any())
+        return _largest(self.sizes.packed, packs) if at_hand else 0
+
+    def _packing(self, streamed: Flags) -> int:
+        """Where units are packed on their way."""
+        packs = self.host_moves and bool((self.sizes.packs & streamed).any())
+        return NUM_BUFFERS * _largest(self.sizes.packed, streamed) if packs else 0
+
+    @cached_property
+    def _scalars(self) -> tuple[int, int, int]:
+        """What does not depend on where units rest: overlays, factors, copies of matrices."""
+        copies = sum(size for _, size in self._unit_copies())
+        return kept_bytes(self.model_map), factor_bytes(self.model_map, self.num_draws), copies
 
     def _unit_copies(self) -> set[tuple[int, int]]:
         return {
@@ -182,11 +283,7 @@ class Needs:
             if segment.name in self.copied and self.model_map.is_low_rank(span)
         }
 
-    def _packing(self, streamed: Collection[Unit]) -> int:
-        """Where units are packed on their way."""
-        packs = self.host_moves and any(unit.packs_on_its_way for unit in streamed)
-        return NUM_BUFFERS * _largest(streamed, _packed) if packs else 0
-
+    @cached_property
     def _copies(self) -> int:
         laid_over = {overlay.name for overlay in self.model_map.overlays.values()}
         trained = [
@@ -197,45 +294,41 @@ class Needs:
         return sum(
             copy_bytes(span, segment) * (self.num_draws if is_small(span, segment) else 1)
             for span, segment in trained
-            if segment.name not in self.gathered
+            if not self._is_gathered(segment.name)
         ) + sum(
             rows_bytes(span, segment, self.head_chunk)
             for span, segment in trained
             if self.head_chunk is not None and segment.name == self.head
         )
 
-    def _lag_there(self, units: Iterable[Unit]) -> bool:
-        """Whether copies of some of these are asked for; ambient parameters never lag."""
-        return self.lags and any(unit.index != AMBIENT and not unit.is_frozen for unit in units)
+    def _is_gathered(self, name: str) -> bool:
+        """Whether it is never copied whole; a head in chunks is not."""
+        in_chunks = self.head_chunk is not None and name == self.head and name not in self.copied
+        return in_chunks or name in self.gathered
 
 
-def _disk_bytes(units: Collection[Unit]) -> int:
-    slot = max((stored(unit).slot_bytes for unit in units), default=0)
-    return (len(units) + SPARES) * slot if units else 0
+def disk_bytes(
+    num_units: int, largest: int, num_paths: int = 1, stripe_bytes: int = Aio.block_size
+) -> int:
+    """Of the files of a run: slots that any unit fits in, for every unit and the spare ones.
+
+    Args:
+        num_units: That rest there.
+        largest: Bytes of the largest one's slot.
+        num_paths: Files that they are striped over.
+        stripe_bytes: Of each stripe.
+
+    Example:
+        >>> disk_bytes(2, 16 << 20) >> 20, disk_bytes(0, 0)
+        (96, 0)
+    """
+    if not num_units:
+        return 0
+    return Geometry(num_paths, stripe_bytes, largest, num_units + SPARES).total_bytes
 
 
-def _wire(unit: Unit) -> int:
-    return unit.wire_bytes
-
-
-def _plain(unit: Unit) -> int:
-    return unit.plain_bytes
-
-
-def _rest(unit: Unit) -> int:
-    return unit.rest_bytes
-
-
-def _packed(unit: Unit) -> int:
-    return unit.packed_bytes
-
-
-def _whole(unit: Unit) -> int:
-    return unit.wire_bytes + unit.rest_bytes
-
-
-def _largest(units: Collection[Unit], size: Callable[[Unit], int]) -> int:
-    return max(map(size, units), default=0)
+def _largest(sizes: Counts, among: Flags) -> int:
+    return int(sizes.max(initial=0, where=among))
 
 
 def is_small(span: Span, segment: Segment) -> bool:

@@ -23,6 +23,16 @@ CRC = struct.Struct("<I")
 CRC_AT = HEADER_BYTES - CRC.size
 
 
+def slot_bytes(wire_bytes: int, rest_bytes: int) -> int:
+    """On disk, of a unit: a header, and each part up to a whole page.
+
+    Example:
+        >>> slot_bytes(5000, 100)
+        16384
+    """
+    return HEADER_BYTES + padded(wire_bytes) + padded(rest_bytes)
+
+
 @dataclass(frozen=True)
 class StoredUnit:
     """What a store knows of a unit.
@@ -44,7 +54,7 @@ class StoredUnit:
     @property
     def slot_bytes(self) -> int:
         """On disk: a header, and each part up to a whole page."""
-        return HEADER_BYTES + padded(self.wire_bytes) + padded(self.rest_bytes)
+        return slot_bytes(self.wire_bytes, self.rest_bytes)
 
     @property
     def rest_offset(self) -> int:

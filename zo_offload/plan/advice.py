@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from zo_offload.errors import ConfigError, ModelError
 from zo_offload.plan.formats import wire_bytes
 from zo_offload.plan.rates import Rates
-from zo_offload.plan.request import GIB, TRAINABLES, Budgets, Request
+from zo_offload.plan.request import FROZEN, GIB, TRAINABLES, Budgets, Request
 from zo_offload.plan.search import Layouts, Planned, plan
 
 LEAST_GAIN = 1.02
@@ -33,7 +34,10 @@ def quicker(layouts: Layouts, request: Request, planned: Planned, rates: Rates) 
     """Changes that pay, the best first."""
     found = []
     for change, other, budgets in _variations(request, planned.budgets, layouts):
-        tried = plan(layouts, other, budgets, rates)
+        try:
+            tried = plan(layouts, other, budgets, rates)
+        except (ConfigError, ModelError):  # what training refuses is no advice
+            continue
         gain = planned.seconds_per_forward_token / tried.seconds_per_forward_token
         if tried.fits and gain >= LEAST_GAIN:
             found.append(Advice(change, gain))
@@ -88,18 +92,24 @@ def nearest(
     needed is taken back, the harshest first.
     """
 
-    def tried(chosen: Sequence[Change | None]) -> Planned:
+    def tried(chosen: Sequence[Change | None]) -> Planned | None:
         values = {key: value for change in chosen if change for key, value in change.values}
-        return plan(layouts, replace(request, **values), budgets, rates)
+        try:
+            found = plan(layouts, replace(request, **values), budgets, rates)
+        except (ConfigError, ModelError):  # training refuses it
+            return None
+        return found if found.fits else None
 
     groups = list(_changes(layouts, request))
     furthest = [group[-1] for group in groups]
     starts = [[change] for group in groups for change in group]
-    starts += [_with_mode(furthest, mode) for mode in TRAINABLES[1:]]
+    starts += [_with_mode(furthest, mode) for mode in FROZEN]
     for start in starts:
-        if tried(start).fits:
-            chosen = start if len(start) == 1 else _relaxed(start, groups, lambda c: tried(c).fits)
-            return ", ".join(change.words for change in chosen if change), tried(chosen)
+        if tried(start) is not None:
+            chosen = start if len(start) == 1 else _relaxed(start, groups, lambda c: bool(tried(c)))
+            found = tried(chosen)
+            assert found is not None
+            return ", ".join(change.words for change in chosen if change), found
     return None
 
 
@@ -154,7 +164,7 @@ def _changes(layouts: Layouts, request: Request) -> Iterator[list[Change]]:
     if smaller:
         yield [Change(f"--wire {wire}", (("wire", wire),)) for wire in smaller]
     if request.trainable == TRAINABLES[0]:
-        yield [_trainable(mode) for mode in TRAINABLES[1:]]
+        yield [_trainable(mode) for mode in FROZEN]
     if request.length > 128:
         yield [
             Change(f"--length {length}", (("length", length),))

@@ -1,10 +1,12 @@
 """A model's units as arrays of numbers: what the plan computes with.
 
-Whole parameters are padded to 128 elements as in training. Matrices are kept apart from the rest,
-because a wire format packs matrices alone. Units are those of training (``units.py``).
+Units are those of training (``placing.py``), of a model that training's own mode has prepared. A
+map keeps what a codec packs apart from the rest, so that one serves every wire format.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,13 +14,13 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from zo_offload.ambient import chunked_head, surely_gathered
 from zo_offload.blocks import repeated_blocks
-from zo_offload.offload.planner import copy_bytes, is_small, rows_bytes
-from zo_offload.ops import Segment, Span
-from zo_offload.units import ModelMap, Unit, map_model
-
-Counts = npt.NDArray[np.int64]
+from zo_offload.offload.planner import Counts, Flags, Needs, UnitBytes, copy_bytes
+from zo_offload.ops import layout_of
+from zo_offload.placing import Placing
+from zo_offload.plan.formats import LOSSLESS, wire_bytes
+from zo_offload.plan.request import Request
+from zo_offload.units import IDENTITY, ModelMap, codec_for, in_units
 
 
 @dataclass(frozen=True)
@@ -43,101 +45,197 @@ class Dims:
 
 
 @dataclass(frozen=True)
+class Spans:
+    """What lies in units: arrays, an entry a span.
+
+    Attributes:
+        unit: In which; 0 is the ambient pseudo-unit, unit i is i + 1.
+        elements: With padding.
+        plain: Bytes that the forward reads.
+        rest: Bytes that stay with the masters.
+        moves: Whether it is trained.
+        is_packed: Whether a codec packs it.
+        dtypes: What the forward computes in.
+    """
+
+    unit: Counts
+    elements: Counts
+    plain: Counts
+    rest: Counts
+    moves: Flags
+    is_packed: Flags
+    dtypes: tuple[torch.dtype, ...]
+
+    @classmethod
+    def of(cls, model_map: ModelMap) -> "Spans":
+        """Of a model."""
+        found = [
+            (number, span) for number, u in enumerate(model_map.everything) for span in u.spans
+        ]
+        rows = [(i, span.elements, span.plain_bytes, span.rest_bytes) for i, span in found]
+        unit, elements, plain, rest = np.array(rows, dtype=np.int64).T
+        moves = np.array([span.trainable for _, span in found])
+        is_packed = np.array([span.codec != IDENTITY for _, span in found])
+        dtypes = tuple(span.dtype for _, span in found)
+        return cls(unit, elements, plain, rest, moves, is_packed, dtypes)
+
+    def summed(self, counts: npt.NDArray, num_units: int) -> Counts:
+        """By unit."""
+        return np.bincount(self.unit, counts, num_units).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of every unit under a request.
+
+    Attributes:
+        of: As a run counts them, the ambient pseudo-unit's first.
+        shrinks: Of what crosses the bus, as far as lossless12 is expected to save them.
+        moving: Of the masters (wire and rest) that a step moves; the ambient ones first.
+    """
+
+    of: UnitBytes
+    shrinks: Counts
+    moving: Counts
+
+    @property
+    def wire(self) -> Counts:
+        """What rests of each unit and travels, packed only where it is frozen."""
+        return self.of.wire[1:]
+
+    @property
+    def rest(self) -> Counts:
+        """What stays with the masters."""
+        return self.of.rest[1:]
+
+    def travels(self, as_masters: bool) -> Counts:
+        """What crosses the bus: packed, or as it rests where the device updates it."""
+        return (self.of.wire if as_masters else self.of.packed)[1:] - self.shrinks[1:]
+
+
+@dataclass(frozen=True, eq=False)
 class Layout:
-    """A model at one granularity. Arrays have an entry a unit.
+    """A model at one granularity, as one mode moves it.
 
     Attributes:
         granularity: See ``granularity.py``.
         dtype: What the forward computes in.
-        names: Of the units.
-        matrices: Elements that a wire format packs, padded.
-        others_wire: Bytes of all other parameters.
-        others_rest: Bytes that stay with their masters.
-        edges: Rows plus columns of the matrices.
-        numel: Parameters, unpadded.
-        ambient_wire: Bytes of ambient parameters, which lie on the device.
-        ambient_rest: Bytes that stay with their masters.
-        ambient_numel: Ambient parameters.
-        small_copies: Bytes of ambient tensors that keep a copy a probe and sign.
-        large_copies: Bytes of those that keep one.
-        head: The head among them, if it is there; it may be perturbed some rows at a time.
+        needs: What a run asks for.
+        spans: Of its units.
+        num_parameters: Of the model.
         dims: Of the model.
     """
 
     granularity: str
     dtype: torch.dtype
-    names: tuple[str, ...]
-    matrices: Counts
-    others_wire: Counts
-    others_rest: Counts
-    edges: Counts
-    numel: Counts
-    ambient_wire: int
-    ambient_rest: int
-    ambient_numel: int
-    small_copies: int
-    large_copies: int
-    head: tuple[Span, Segment] | None
+    needs: Needs
+    spans: Spans
+    num_parameters: int
     dims: Dims
-
-    def copies_bytes(self, num_draws: int, head_chunk: int | None) -> int:
-        """Bytes of perturbed copies of ambient parameters.
-
-        Args:
-            num_draws: Probes times signs.
-            head_chunk: Rows of the head at a time (None: all).
-        """
-        whole = self.small_copies * num_draws + self.large_copies
-        if head_chunk is None or self.head is None:
-            return whole
-        copy = copy_bytes(*self.head) * (num_draws if is_small(*self.head) else 1)
-        return whole - copy + rows_bytes(*self.head, head_chunk)
+    _sizes: dict[str, Sizes] = field(default_factory=dict)
+    _needs: dict[tuple, Needs] = field(default_factory=dict)
 
     @property
-    def num_parameters(self) -> int:
-        """Of the model."""
-        return int(self.numel.sum()) + self.ambient_numel
+    def model_map(self) -> ModelMap:
+        """The model's units."""
+        return self.needs.model_map
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the units."""
+        return tuple(unit.name for unit in self.model_map.units)
+
+    @property
+    def interval(self) -> int:
+        """Steps between two moves of masters, where the mode says so."""
+        low_rank = self.model_map.low_rank
+        return low_rank.interval if low_rank is not None else 1
+
+    @cached_property
+    def values_bytes(self) -> int:
+        """Of what lies over matrices."""
+        names = {overlay.name for overlay in self.model_map.overlays.values()}
+        segments = self.model_map.ambient.segments
+        return sum(copy_bytes(span, s) for span, s in segments if s.name in names)
+
+    def sizes(self, wire: str) -> Sizes:
+        """Bytes of units whose matrices a codec packs.
+
+        Raises:
+            ConfigError: The codec cannot serve the forward.
+        """
+        if wire not in self._sizes:
+            self._sizes[wire] = _priced(self.spans, wire, len(self.model_map.units) + 1)
+        return self._sizes[wire]
+
+    def needs_of(self, request: Request) -> Needs:
+        """What a run of a request asks for."""
+        at_hand = request.where == "device"
+        said = {
+            "num_slots": request.num_slots,
+            "num_draws": request.draws,
+            "lags": request.lag > 0 or self.model_map.low_rank is not None,
+            "whole_slots": at_hand,
+            "host_moves": not at_hand,
+            "head_chunk": request.head_chunk,
+            "num_paths": request.num_paths,
+            "stripe_bytes": request.stripe_bytes,
+        }
+        key = (request.wire, *said.values())
+        if key not in self._needs:
+            self._needs[key] = replace(self.needs, given=self.sizes(request.wire).of, **said)
+        return self._needs[key]
 
 
-def lay_out(
-    model: nn.Module, config: Any, granularity: str, dtype: torch.dtype, master: str = "fp32"
-) -> Layout:
-    """Divide a model on the meta device.
+def _priced(spans: Spans, wire: str, num_units: int) -> Sizes:
+    packed, shrinks = spans.plain.copy(), np.zeros(len(spans.plain))
+    packs = spans.is_packed.copy()
+    for dtype in set(spans.dtypes):
+        members = spans.is_packed & np.array([each == dtype for each in spans.dtypes])
+        if not members.any():
+            continue
+        codec = codec_for(wire, dtype)
+        if codec == IDENTITY:
+            packs &= ~members
+            continue
+        layout = layout_of(codec)
+        most = {n: layout.capacity(n, dtype) for n in set(spans.elements[members].tolist())}
+        packed[members] = [most[n] for n in spans.elements[members].tolist()]
+        usual = np.ceil(spans.elements[members] * wire_bytes(wire, dtype))
+        shrinks[members] = np.maximum(packed[members] - usual, 0) * (codec == LOSSLESS)
+    wire_of = np.where(packs & ~spans.moves, packed, spans.plain)
+    found = UnitBytes(
+        wire=spans.summed(wire_of, num_units),
+        rest=spans.summed(spans.rest, num_units),
+        packed=spans.summed(packed, num_units),
+        plain=spans.summed(spans.plain, num_units),
+        moves=spans.summed(spans.moves, num_units) > 0,
+        packs=spans.summed(spans.moves & packs, num_units) > 0,
+    )
+    moving = spans.summed((wire_of + spans.rest) * spans.moves, num_units)
+    return Sizes(found, spans.summed(shrinks, num_units), moving)
+
+
+def lay_out(placing: Placing, num_parameters: int, dims: Callable[[bool], Dims]) -> Layout:
+    """Divide a prepared model on the meta device.
 
     Args:
-        model: A causal language model of transformers.
-        config: Its configuration.
-        granularity: ``block``, ``sublayer`` or ``linear``.
-        dtype: What the forward computes in.
-        master: What updates accumulate in, as in the JSON.
+        placing: The model, and what is asked of it.
+        num_parameters: Of the model before it was prepared.
+        dims: Gives widths, of a model whose experts are divided or not.
+
+    Raises:
+        ConfigError, ModelError: Training would refuse it.
     """
-    model_map = map_model(model, granularity, None, dtype, master)
-    rows = [_numbers(unit, dtype) for unit in model_map.units]
-    matrices, wire, rest, edges, numel = np.array(rows, dtype=np.int64).T
-    ambient = model_map.ambient
-    gathered = surely_gathered(model, ambient.segments)
-    head = chunked_head(model, ambient.segments)
-    copied = [
-        (span, segment)
-        for span, segment in ambient.segments
-        if span.trainable and segment.name not in gathered
-    ]
+    model_map = placing.map()
+    assert placing.dtype is not None
     return Layout(
-        granularity=granularity,
-        dtype=dtype,
-        names=tuple(unit.name for unit in model_map.units),
-        matrices=matrices,
-        others_wire=wire,
-        others_rest=rest,
-        edges=edges,
-        numel=numel,
-        ambient_wire=ambient.wire_bytes,
-        ambient_rest=ambient.rest_bytes,
-        ambient_numel=ambient.num_parameters,
-        small_copies=sum(copy_bytes(*pair) for pair in copied if is_small(*pair)),
-        large_copies=sum(copy_bytes(*pair) for pair in copied if not is_small(*pair)),
-        head=next((pair for pair in copied if pair[1].name == head), None),
-        dims=dims_of(model_map, config, model, dtype),
+        granularity=placing.config.unit if isinstance(placing.config.unit, str) else "block",
+        dtype=placing.dtype,
+        needs=placing.needs(model_map),
+        spans=Spans.of(model_map),
+        num_parameters=num_parameters,
+        dims=dims(bool(model_map.divided)),
     )
 
 
@@ -145,21 +243,7 @@ def _holds_experts(shape: tuple[int, ...]) -> bool:
     return len(shape) == 3 and min(shape) > 1  # a convolution of depth has a 1
 
 
-def _numbers(unit: Unit, dtype: torch.dtype) -> tuple[int, ...]:
-    """Matrices, wire and rest bytes of the others, edges, parameters."""
-    matrices = others_wire = others_rest = edges = numel = 0
-    for span, segment in unit.segments:
-        numel += segment.numel
-        if len(segment.shape) > 1 and span.dtype == dtype:
-            matrices += segment.padded
-            edges += segment.numel // segment.shape[-1] + segment.numel // segment.shape[-2]
-        else:
-            others_wire += segment.padded * span.dtype.itemsize
-            others_rest += segment.padded * span.rest_bytes // span.elements
-    return matrices, others_wire, others_rest, edges, numel
-
-
-def dims_of(model_map: ModelMap, config: Any, model: Any, dtype: torch.dtype) -> Dims:
+def dims_of(config: Any, model: Any, dtype: torch.dtype, divided: bool) -> Dims:
     """Widths, from the configuration and the matrices of the largest block.
 
     A block holds its input, the stream and the normed stream; beside them every product of the MLP
@@ -179,7 +263,7 @@ def dims_of(model_map: ModelMap, config: Any, model: Any, dtype: torch.dtype) ->
     chosen = int(getattr(text, "num_experts_per_tok", None) or 1)
     experts = [_across(shape[1:], hidden) for shape in shapes if len(shape) == 3]
     boundary = 2 * hidden + max(widest, others)
-    if model_map.divided:
+    if divided:
         count = max(shape[0] for shape in shapes if len(shape) == 3)
         table = chosen * (count + 1) * (torch.int64.itemsize // dtype.itemsize)  # one hot
         boundary = max(boundary, 6 * hidden + max(experts) + count + table + 5 * chosen)
@@ -193,7 +277,7 @@ def dims_of(model_map: ModelMap, config: Any, model: Any, dtype: torch.dtype) ->
         attention=heads * head_dim * int(text.num_hidden_layers),
         boundary=boundary,
         inner=inner,
-        active=_active(model_map, chosen, model),
+        active=_active(chosen, model),
     )
 
 
@@ -207,13 +291,12 @@ def _a_block(model: nn.Module) -> nn.Module:
     return max(blocks, key=lambda block: sum(p.numel() for p in block.parameters()))
 
 
-def _active(model_map: ModelMap, chosen: int, model: Any) -> int:
+def _active(chosen: int, model: Any) -> int:
     """Parameters of a token's matrix products; a table that is only gathered has none."""
-    total = 0
-    for unit in model_map.units:
-        for _, segment in unit.segments:
-            shape = tuple(model_map.parameters[segment.name].shape)
-            experts = shape[0] if _holds_experts(shape) else 1
-            total += segment.numel * min(chosen, experts) // experts
+    total, inside = 0, in_units(model)
+    for name, parameter in model.named_parameters():
+        if name in inside:
+            experts = parameter.shape[0] if _holds_experts(tuple(parameter.shape)) else 1
+            total += parameter.numel() * min(chosen, experts) // experts
     head = getattr(model.get_output_embeddings(), "weight", None)
     return total + (0 if head is None else head.numel())

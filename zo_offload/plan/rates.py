@@ -82,18 +82,20 @@ def step_of(layout: Layout, request: Request, tiers: Tiers, rates: Rates) -> Ste
     on_device, in_memory, _ = tiers.residents
     sizes, below = tiers.sizes, on_device + in_memory
     visits = -(-request.lanes // min(request.live_lanes or request.lanes, request.lanes))
-    every = max(1, request.lag)
-    travels = float(sizes.travels[on_device:].sum())
-    moved = float(sizes.trained[on_device:].sum()) / every
-    on_disk = float(sizes.trained[below:].sum()) / every
-    rest = float((sizes.rest[on_device:]).sum()) / every
+    every = max(1, request.lag, layout.interval)
     device_updates = request.where == "device"
+    travels = float(sizes.travels(device_updates)[on_device:].sum())
+    moving = sizes.moving[1:]
+    moved = float(moving[on_device:].sum()) / every
+    written = (sizes.wire + sizes.rest) * (moving > 0)  # whole units
+    on_disk = float(written[below:].sum()) / every
+    rest = float((sizes.rest[on_device:]).sum()) / every
     up = visits * travels + (rest if device_updates else 0.0)
     down = moved if device_updates else 0.0
     read = visits * float(sizes.wire[below:].sum()) + float(sizes.rest[below:].sum()) / every
     kernel = 0.0 if device_updates else 2 * moved
-    if request.trainable == "full" and on_device < len(layout.names):
-        kernel += 2.0 * (layout.ambient_wire + layout.ambient_rest)
+    if on_device < len(layout.names):
+        kernel += 2.0 * float(sizes.moving[0])
     flops = flops_of(layout, request)
     handoffs = HANDOFF_SECONDS * request.lanes * len(layout.names)
     seconds = {

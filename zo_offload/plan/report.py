@@ -10,13 +10,11 @@ from zo_offload.config import parse_config
 from zo_offload.config_update import DRAW_NS
 from zo_offload.errors import ConfigError
 from zo_offload.plan.advice import Advice
-from zo_offload.plan.budget import ADAPTER_RANK
 from zo_offload.plan.rates import Rates
 from zo_offload.plan.request import Request
 from zo_offload.plan.search import Planned
 from zo_offload.wording import as_bytes, as_traffic
 
-WITH_MODES = {"sparse": {"mask": "mask.safetensors"}}  # what a JSON must say beside the mode
 DEVICES = {"device": "none", "host": "cpu", "nvme": "nvme"}
 
 
@@ -36,7 +34,7 @@ def block_of(planned: Planned) -> dict[str, Any]:
     lowest = [tier for tier, count in zip(DEVICES, planned.tiers.residents, strict=True) if count]
     block: dict[str, Any] = {
         "probes": request.probes,
-        "trainable": {"mode": request.trainable, **WITH_MODES.get(request.trainable, {})},
+        "trainable": request.moves,
         "update": {"where": request.where, "lag": request.lag},
         "offload_param": {"device": DEVICES[lowest[-1]], "buffer_count": request.num_slots},
         "unit": request.unit,
@@ -74,7 +72,9 @@ def notes(planned: Planned) -> list[str]:
     if planned.request.trainable == "scales":
         found.append("scales: an fp32 number a group of the matrices' weights, on the device")
     if planned.request.trainable == "peft":
-        found.append(f"peft: adapters of rank {ADAPTER_RANK} on every matrix, with their units")
+        words = planned.request.moves
+        said = words.get("adapter") or json.dumps(words.get("peft_config"))
+        found.append(f"peft: {said}, on the device")
     window = planned.request.window
     if window > 1:
         found.append(
@@ -99,7 +99,7 @@ def as_json(model: str, planned: Planned, rates: Rates, advice: list[Advice]) ->
             "parameters": planned.layout.num_parameters,
             "unit": request.unit,
             "units": dict(zip(DEVICES, tiers.residents, strict=True)),
-            "unit_bytes": int(tiers.sizes.travels.max()),
+            "unit_bytes": _largest(planned),
             "device": tiers.device,
             "host": tiers.host,
             "short_bytes": tiers.short,
@@ -155,6 +155,11 @@ def refusal(model: str, planned: Planned, fitting: tuple[str, Planned] | None) -
     return f"{model} does not fit by units of {_units(planned.request)}: {lacks} ({inside}); {mend}"
 
 
+def _largest(planned: Planned) -> int:
+    """Bytes on the wire of the largest unit."""
+    return int(planned.tiers.sizes.travels(planned.request.where == "device").max())
+
+
 def _units(request: Request) -> str:
     return {"block": "a block", "sublayer": "a sublayer", "linear": "a linear layer"}[
         request.unit or "block"
@@ -166,7 +171,7 @@ def _heading(model: str, planned: Planned) -> Iterator[str]:
     yield f"{model}: {layout.num_parameters:,} parameters, {str(layout.dtype)[6:]}"
     yield (
         f"unit: {request.unit}, {len(layout.names)} of them, the largest "
-        f"{exact(int(planned.tiers.sizes.travels.max()))} on the wire ({request.wire})"
+        f"{exact(_largest(planned))} on the wire ({request.wire})"
     )
     where = request.where if any(planned.tiers.residents[1:]) else "device"
     yield (

@@ -1,7 +1,7 @@
 """What is asked of a plan: a choice of everything that matters, some of it open."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,19 @@ from zo_offload.config import BLOCK, ZOConfig, load_json, parse_config
 from zo_offload.config_update import momentum_of
 from zo_offload.errors import ConfigError
 from zo_offload.mask import read_mask
+from zo_offload.offload.aio import Aio
 
 TIERS = ("device", "host", "nvme")
 """From fast to large."""
 LOWEST_TIERS = {"none": "device", "cpu": "host", "nvme": "nvme"}
-TRAINABLES = ("full", "sparse", "peft", "scales")
+TRAINABLES = ("full", "low_rank", "sparse", "peft", "scales")
+FROZEN = TRAINABLES[2:]
+"""Modes whose base rests in its wire format."""
+SAYS: dict[str, dict[str, Any]] = {
+    "sparse": {"mask": "mask.safetensors"},
+    "peft": {"peft_config": {"peft_type": "LORA", "r": 8, "target_modules": "all-linear"}},
+}
+"""What a JSON has to say beside a mode, where nothing is said."""
 GIB = 2**30
 DEFAULT_LENGTH = 2048
 
@@ -53,10 +61,11 @@ class Request:
         unit: Granularity of units.
         wire: Wire format of matrices.
         master: What updates accumulate in.
-        trainable: ``full``; ``sparse``: a static mask of the base, which is frozen; ``peft``:
-            adapters beside a frozen base; ``scales``: its group scales. A frozen base rests in its
-            wire format.
-        share: Of the matrices' weights, that a mask chooses.
+        trainable: ``full``; ``low_rank``: matrices by small factors; ``sparse``: a static mask of
+            the base, which is frozen; ``peft``: adapters beside a frozen base; ``scales``: its
+            group scales. A frozen base rests in its wire format.
+        choice: What the JSON says of a mode (``zeroth_order.trainable``).
+        share: Of the matrices' weights, that a mask chooses which is not there.
         where: Where masters in host memory are updated.
         lag: Steps that masters may be behind.
         window: Steps whose directions each update draws.
@@ -70,6 +79,8 @@ class Request:
         head_chunk: Rows of the head at a time (None: all).
         joined_rows: Tokens of a forward up to which lanes share products (None: they do not).
         num_slots: Units in flight on the device.
+        num_paths: Disks that units are striped over.
+        stripe_bytes: Of each stripe.
         lowest: Furthest tier that units may rest in.
         only: Whether the JSON says so: then they rest nearer only as far as its own budgets say.
     """
@@ -78,6 +89,7 @@ class Request:
     wire: str = "identity"
     master: str = "fp32"
     trainable: str = "full"
+    choice: Mapping[str, Any] = field(default_factory=dict)
     share: float = 1e-3
     where: str | None = None
     lag: int = 0
@@ -92,8 +104,26 @@ class Request:
     head_chunk: int | None = None
     joined_rows: int | None = None
     num_slots: int = 2
+    num_paths: int = 1
+    stripe_bytes: int = Aio.block_size
     lowest: str = "nvme"
     only: bool = False
+
+    @property
+    def moves(self) -> dict[str, Any]:
+        """``zeroth_order.trainable``, of this mode."""
+        mode, said = self.trainable, dict(self.choice)
+        if said.pop("mode", TRAINABLES[0]) != mode:  # another one is asked for
+            said = {}
+        if not {"mask", "adapter", "peft_config"} & said.keys():
+            said |= SAYS.get(mode, {})
+        return {"mode": mode, **said}
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether there is a file that says which weights move."""
+        mask = self.choice.get("mask")
+        return mask is not None and Path(mask).exists()
 
     @property
     def draws(self) -> int:
@@ -132,11 +162,6 @@ def request_of(config: Mapping[str, Any]) -> tuple[Request, Budgets, torch.dtype
 
     check_keys(config)
     block = parse_config(config)
-    if block.trainable.mode not in TRAINABLES:
-        raise ConfigError(
-            f"{BLOCK}.trainable.mode: a plan counts {', '.join(TRAINABLES)}, found "
-            f'"{block.trainable.mode}"; "full" holds as many masters and moves more of them'
-        )
     if isinstance(block.unit, tuple):
         raise ConfigError(
             f'{BLOCK}.unit: a plan divides blocks itself; write "block", "sublayer", "linear" or '
@@ -150,6 +175,7 @@ def request_of(config: Mapping[str, Any]) -> tuple[Request, Budgets, torch.dtype
         wire=block.wire or "identity",
         master=block.master,
         trainable=block.trainable.mode,
+        choice=block.trainable.model_dump(exclude_none=True, mode="json"),
         share=_share(block.trainable.mask),
         where=block.update.where,
         lag=block.update.lag,
@@ -163,6 +189,8 @@ def request_of(config: Mapping[str, Any]) -> tuple[Request, Budgets, torch.dtype
         head_chunk=block.head_chunk,
         joined_rows=block.joined_rows,
         num_slots=block.offload_param.buffer_count or 2,
+        num_paths=len(block.offload_param.nvme_path or ()) or 1,
+        stripe_bytes=block.aio.block_size,
         lowest=LOWEST_TIERS[block.offload_param.device] if said else "nvme",
         only=said,
     )
@@ -170,8 +198,11 @@ def request_of(config: Mapping[str, Any]) -> tuple[Request, Budgets, torch.dtype
 
 
 def with_options(request: Request, options: Mapping[str, Any]) -> Request:
-    """The request with those options that are not None."""
-    return replace(request, **{k: value for k, value in options.items() if value is not None})
+    """The request with those options that are not None; a share is of a mask yet to be made."""
+    said = {key: value for key, value in options.items() if value is not None}
+    if "share" in said:
+        said["choice"] = {k: v for k, v in request.choice.items() if k != "mask"}
+    return replace(request, **said)
 
 
 def _share(mask: str | None) -> float:

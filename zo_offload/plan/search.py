@@ -4,22 +4,29 @@ What is open is a short list of choices, all of which are tried; so more memory 
 fits, and never makes a plan slower.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from zo_offload.ambient import head_of
-from zo_offload.errors import ConfigError
+from zo_offload.config_trainable import TrainableConfig, check_trainable
+from zo_offload.errors import ConfigError, ModelError
 from zo_offload.granularity import GRANULARITIES
+from zo_offload.placing import Placing
 from zo_offload.plan.budget import Tiers, place
-from zo_offload.plan.layout import Layout, lay_out
+from zo_offload.plan.layout import Dims, Layout, dims_of, lay_out
+from zo_offload.plan.prepared import block_for, key_of, prepared
 from zo_offload.plan.rates import Rates, Step, step_of
 from zo_offload.plan.request import Budgets, Request
 from zo_offload.plan.shapes import build
+from zo_offload.trainable.moving import Moving
 
 MOST_LANES = 64  # alive at once
+CPU = torch.device("cpu")
 
 
 class Layouts:
@@ -34,17 +41,41 @@ class Layouts:
         self.dtype = dtype
         self._config = config
         self._model = build(config)
-        self._made: dict[tuple[str, str], Layout] = {}
+        self._prepared: dict[tuple, tuple[nn.Module, Moving]] = {}
+        self._made: dict[tuple, Layout | ConfigError | ModelError] = {}
         self.vocabulary = int(config.get_text_config().vocab_size)
         self.has_head = head_of(self._model) is not None
         self.most_length = getattr(config.get_text_config(), "max_position_embeddings", None)
 
-    def at(self, granularity: str, master: str) -> Layout:
-        """The layout at a granularity."""
-        key = (granularity, master)
+    def at(self, request: Request) -> Layout:
+        """The layout at a request's granularity (left open: of blocks), as its mode moves it.
+
+        Raises:
+            ConfigError, ModelError: Training would refuse it.
+        """
+        request = replace(request, unit=request.unit or "block")
+        key = (request.unit, request.master, *key_of(request))
         if key not in self._made:
-            self._made[key] = lay_out(self._model, self._config, granularity, self.dtype, master)
-        return self._made[key]
+            try:
+                self._made[key] = self._lay_out(request)
+            except (ConfigError, ModelError) as error:
+                self._made[key] = error
+        found = self._made[key]
+        if not isinstance(found, Layout):
+            raise found
+        return found
+
+    def _lay_out(self, request: Request) -> Layout:
+        key = key_of(request)
+        if key not in self._prepared:
+            self._prepared[key] = prepared(self._config, request, self.dtype)
+        model, moving = self._prepared[key]
+        placing = Placing(model, block_for(request), CPU, self.dtype, {}, moving)
+        count = sum(parameter.numel() for parameter in self._model.parameters())
+        return lay_out(placing, count, self._dims)
+
+    def _dims(self, divided: bool) -> Dims:
+        return dims_of(self._config, self._model, self.dtype, divided)
 
 
 @dataclass(frozen=True)
@@ -84,15 +115,22 @@ def plan(layouts: Layouts, request: Request, budgets: Budgets, rates: Rates) -> 
     """
     _check(layouts, request)
     best: tuple[tuple, Planned] | None = None
+    refused: ConfigError | ModelError | None = None
     for choice in choices(request):
-        layout = layouts.at(choice.unit or "block", choice.master)
+        try:
+            layout = layouts.at(choice)
+        except (ConfigError, ModelError) as error:  # there may be other units
+            refused = refused or error
+            continue
         tiers = place(layout, choice, budgets)
         step = step_of(layout, choice, tiers, rates)
         found = Planned(choice, budgets, layout, tiers, step)
         rank = (sum(tiers.short.values()), step.step_seconds)
         if best is None or rank < best[0]:  # of equals the first: the coarsest
             best = rank, found
-    assert best is not None
+    if best is None:
+        assert refused is not None
+        raise refused
     return best[1]
 
 
@@ -118,6 +156,8 @@ def _lives(request: Request) -> list[int]:
 
 
 def _check(layouts: Layouts, request: Request) -> None:
+    moves = TrainableConfig.model_validate_json(json.dumps(request.moves))
+    check_trainable(moves, request.wire, request.lag, request.master)
     if request.master != "fp32" and layouts.dtype != torch.bfloat16:
         raise ConfigError(
             f'zeroth_order.master: "{request.master}" is for forwards in bfloat16; write "bf16": '

@@ -18,7 +18,15 @@ from zo_offload.errors import ModelError
 from zo_offload.integrations.hub import check_reached
 from zo_offload.integrations.model_kind import kind_of_config
 from zo_offload.kinds import LOADED_BY
+from zo_offload.units import FORWARD_DTYPES
 from zo_offload.wording import one_line
+
+MOST = 10**9  # of anything that a model counts
+# What modules raise where a configuration holds what cannot be.
+BAD_VALUES = (
+    OSError, ValueError, ImportError, TypeError, KeyError, AttributeError, ArithmeticError,
+    RuntimeError, AssertionError, IndexError,
+)  # fmt: skip
 
 
 def _opt(width: int, layers: int, heads: int, **others: Any) -> tuple[str, dict[str, Any]]:
@@ -92,6 +100,7 @@ def config_of(name: str) -> tuple[Any, torch.dtype]:
         ModelError: It cannot be read.
     """
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
 
     ready = READY.get(name.lower())
     if ready is not None:
@@ -102,13 +111,31 @@ def config_of(name: str) -> tuple[Any, torch.dtype]:
     check_reached(name)
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (*BAD_VALUES, StrictDataclassError) as error:
         raise ModelError(
             f"{name}: no configuration to be read ({one_line(str(error))[:160]}); give a "
             f"directory, a model id, or one of {', '.join(READY)}"
         ) from error
-    dtype = getattr(config, "dtype", None)
-    return config, dtype if isinstance(dtype, torch.dtype) else torch.float32
+    dtype = getattr(config, "dtype", None) or torch.float32
+    if dtype not in FORWARD_DTYPES:
+        raise ModelError(
+            f"{name}: config.json says dtype {dtype}; a forward may compute in float32, bfloat16 "
+            "or float16: write one of them there"
+        )
+    _check_sizes(name, config)
+    return config, dtype
+
+
+def _check_sizes(name: str, config: Any) -> None:
+    """Whether what counts is a count; of a model without one it is for others to say."""
+    text = config.get_text_config()
+    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+        value = getattr(text, key, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MOST:
+            raise ModelError(
+                f"{name}: config.json says {key} {value!r}, expected a whole number from 1 to "
+                f"{MOST}; correct it there"
+            )
 
 
 def build(config: Any) -> nn.Module:
@@ -123,7 +150,7 @@ def build(config: Any) -> nn.Module:
     try:
         with torch.device("meta"):
             return getattr(transformers, LOADED_BY[kind]).from_config(config, dtype=torch.float32)
-    except (ValueError, ImportError) as error:
+    except BAD_VALUES as error:
         raise ModelError(
             f"{type(config).__name__}: no language model ({one_line(str(error))[:160]})"
             "; give a causal LM"

@@ -30,7 +30,6 @@ from zo_offload.trainable.moving import Moving
 from zo_offload.trainable.overlay import Base, Overlay, Patch
 from zo_offload.trainable.selection import PATH, selected
 from zo_offload.units import forward_dtype, in_units
-from zo_offload.unmanageable import refuse_empty
 
 CLIP = 100.0  # the paper's
 PART = 1 << 20  # elements that are packed at once to find their scales
@@ -104,7 +103,6 @@ class Scales(LaidOver):
     def prepare(self, model: nn.Module) -> nn.Module:
         """See :class:`LaidOver`."""
         prepared = super().prepare(model)
-        refuse_empty(model)
         overlays = tuple(self._overlays(model))
         if not overlays:
             raise ConfigError(
@@ -155,6 +153,9 @@ def initial_scales(values: torch.Tensor, layout: Layout, dtype: torch.dtype) -> 
         >>> initial_scales(torch.full((1, 130), 7.0), ops.layout_of("int4"), torch.float32)
         tensor([1., 1.])
     """
+    if values.is_meta:  # whose bytes are counted
+        elements = -(-values.numel() // ALIGNMENT) * ALIGNMENT
+        return torch.empty(elements // layout.group, device="meta")
     found = []
     for part in values.detach().reshape(-1).split(PART):
         padded = -(-len(part) // ALIGNMENT) * ALIGNMENT

@@ -91,12 +91,24 @@ class Sparse(LaidOver):
                 f"{PATH}.mask: {self.mode} needs one, found null; write the path of a mask"
             )
         prepared = super().prepare(model)
-        overlays = tuple(_overlays(model, Path(path), self._config.unit))
+        overlays = tuple(self._overlays(model, Path(path)))
         whole = self._whole(model, {overlay.matrix for overlay in overlays})
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in whole)
         self.moving = Moving(resident=frozenset(whole), overlays=overlays)
         return prepared
+
+    def _overlays(self, model: nn.Module, path: Path) -> Iterator[Overlay]:
+        """In the model's order; on the meta device they have sizes and no values."""
+        mask = read_mask(path)
+        matrices = matrices_of(model, self._config.unit)
+        check_mask(path, mask, {name: tuple(p.shape) for name, p in matrices.items()})
+        for name, parameter in matrices.items():
+            if name in mask.chosen:
+                indices = mask.chosen[name].indices
+                values = parameter.detach().reshape(-1)[indices.to(parameter.device)].float()
+                values = values if values.is_meta else values.cpu()
+                yield Chosen(name, nn.Parameter(values), indices)
 
     def _whole(self, model: nn.Module, masked: set[str]) -> set[str]:
         """What moves beside the mask's weights, all of it."""
@@ -125,15 +137,3 @@ class Sparse(LaidOver):
         whole = Trainable.header(self, model) if self.moving.resident else {}
         return {"trainable": {"mode": self.mode, **whole.get("trainable", {}),
                               "mask": total.hexdigest()}}  # fmt: skip
-
-
-def _overlays(model: nn.Module, path: Path, unit: Any) -> Iterator[Chosen]:
-    """In the model's order."""
-    mask = read_mask(path)
-    matrices = matrices_of(model, unit)
-    check_mask(path, mask, {name: tuple(p.shape) for name, p in matrices.items()})
-    for name, parameter in matrices.items():
-        if name in mask.chosen:
-            indices = mask.chosen[name].indices
-            values = parameter.detach().reshape(-1)[indices.to(parameter.device)].float()
-            yield Chosen(name, nn.Parameter(values.cpu()), indices)
