@@ -243,3 +243,10 @@ def test_a_mask_that_says_what_cannot_be_is_one_line(tmp_path: Path, changed: di
     assert (result.exit_code, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
     assert f"{path}: no mask of this zo_offload: its metadata" in line
+
+
+def test_what_is_printed_is_taken_where_updates_on_the_device_would_be_quickest():
+    """With units on a disk training updates them in host memory, however slow that is."""
+    found = planned("--model", "llama-3-8b", "--device-gb", 8, "--host-gb", 16, "--host-gbps", 5)
+    assert found["units"]["nvme"] > 0
+    assert not any("training does not take this" in note for note in found["notes"])

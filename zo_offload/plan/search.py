@@ -123,6 +123,9 @@ def plan(layouts: Layouts, request: Request, budgets: Budgets, rates: Rates) -> 
             refused = refused or error
             continue
         tiers = place(layout, choice, budgets)
+        on_disk = tiers.residents[-1] > 0
+        if on_disk and choice.where == "device" and request.where is None:
+            continue  # training refuses it
         step = step_of(layout, choice, tiers, rates)
         found = Planned(choice, budgets, layout, tiers, step)
         rank = (sum(tiers.short.values()), step.step_seconds)
