@@ -31,6 +31,7 @@ class Timed:
         self._link = link
         self.rank, self.world_size = link.rank, link.world_size
         self.bytes_sent = 0
+        self.timeout = link.timeout
         self.sending = self.receiving = 0.0
 
     def send(self, peer: int, data: bytes) -> None:

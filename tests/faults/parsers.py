@@ -280,6 +280,7 @@ class Told:
     """A link on which certain bytes arrive, and then nothing more."""
 
     bytes_sent = 0
+    timeout = 1.0
 
     def __init__(self, rank: int, data: bytes) -> None:
         self.rank, self.world_size, self._data = rank, 2, data
