@@ -49,7 +49,7 @@ MISTAKES = [
     (
         block(replica={"xyz": 1}),
         "zeroth_order.replica.xyz: unknown key; valid keys: probe_parallel, check_interval, "
-        "on_mismatch",
+        "on_mismatch, timeout_seconds",
     ),
     (block(eps="1e-3"), 'zeroth_order.eps: expected a number, found "1e-3"'),
     (block(eps=True), "zeroth_order.eps: expected a number, found true"),

@@ -20,7 +20,8 @@ ADDRESSES = {"here": "127.0.1.1", "named": "10.0.0.4", "node1": "10.0.0.1"}
 @pytest.fixture(autouse=True)
 def host(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that Debian has installed, with two ways out; the first rank is behind the first."""
-    monkeypatch.delenv(interface.CHOSEN, raising=False)
+    monkeypatch.setenv(interface.CHOSEN, "")  # so that what is set here does not stay
+    monkeypatch.delenv(interface.CHOSEN)
     monkeypatch.setattr(interface.socket, "gethostname", lambda: "here")
     monkeypatch.setattr(interface, "_address_of", lambda name: ADDRESSES.get(name))
     monkeypatch.setattr(interface, "_source_to", {"10.0.0.1": "10.0.0.4"}.get)

@@ -1,17 +1,18 @@
 """What is said of a pickle that torch refuses. Its own words advise to run the code in it."""
 
 import re
-from pickle import UnpicklingError  # noqa: TID251 nothing is read by it
 
-__all__ = ["SAFE", "UnpicklingError", "unread"]
+import torch
+
+UnpicklingError: type[Exception] = torch.serialization.pickle.UnpicklingError  # pyright: ignore[reportPrivateImportUsage]
 SAFE = "take its weights as safetensors (save_pretrained writes them), or fetch its files again"
 
 
-def unread(error: UnpicklingError) -> str:
+def unread(error: Exception) -> str:
     """What is wrong with a `.bin` file.
 
     Example:
-        >>> unread(UnpicklingError("Trying to load unsupported GLOBAL posix.system whose ..."))
+        >>> unread(ValueError("Trying to load unsupported GLOBAL posix.system whose ..."))
         'a .bin file of weights asks to run posix.system, and no code of a checkpoint is run'
     """
     asked = re.search(r"\bGLOBAL (\S+)", str(error))
