@@ -6,7 +6,6 @@ mode would take from the weights have a size there, and no content.
 
 import warnings
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from zo_offload.trainable.moving import Moving
 from zo_offload.trainable.overlay import Overlay
 from zo_offload.trainable.selection import PATH, matrices_of
 from zo_offload.trainable.sparse import Scattered, Sparse
+from zo_offload.trainable.trainable import Trainable
 from zo_offload.wording import one_line
 
 PACKS = "int8"  # matrices of any dtype; what another codec takes is known of as many elements
@@ -116,12 +116,18 @@ def prepared(config: Any, request: Request, dtype: torch.dtype) -> tuple[nn.Modu
     mode = trainable_for(model, block, dtype)
     if request.trainable == "sparse" and not request.has_mask:
         mode = Shared(block, request.share)
-    adapts = request.trainable == "peft"  # and so makes new parameters
-    with warnings.catch_warnings(), torch.device("meta") if adapts else nullcontext():
+    if request.trainable == "peft":
+        return _adapted(model, mode), mode.moving
+    return mode.prepare(model), mode.moving
+
+
+def _adapted(model: nn.Module, mode: Trainable) -> nn.Module:
+    """With the new parameters of an adapter; peft warns of what a model of its own would lack."""
+    with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")
         try:
-            return mode.prepare(model), mode.moving
-        except (RuntimeError, NotImplementedError) as error:
+            return mode.prepare(model)
+        except RuntimeError as error:  # also what is not implemented on the meta device
             raise ConfigError(
                 f"{PATH}.peft_config: a plan cannot make this adapter without values "
                 f"({one_line(str(error))[:160]}); plan a LORA of its size"
